@@ -1,0 +1,72 @@
+//! Routes of the in-sandbox daemon that only the server calls. The proxy refuses them to everybody
+//! (control-plane 5.5 (3), executor 6.7).
+
+use std::collections::BTreeMap;
+
+use sandyard_types::InstanceId;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::control::Secret;
+
+/// TCP port of the daemon in every sandbox (executor 2.1).
+pub const DAEMON_PORT: u16 = 49983;
+
+/// Path of the call that gives a sandbox its identity, token and environment (executor 7).
+pub const INIT_PATH: &str = "/init";
+
+/// Header of [`INIT_PATH`] with the Ed25519 signature of [`init_signing_input`], 128 hex digits. It takes
+/// the place of the original's metadata service: user code can reach the daemon on the loopback
+/// address, and must not be able to set the token first.
+pub const INIT_SIGNATURE_HEADER: &str = "x-sandyard-signature";
+
+/// Path prefix of tunnels: `GET /sandyard/tunnel/<port>` with `Connection: Upgrade` and
+/// `Upgrade: sandyard-tunnel`. 101 once the port was dialled on 127.0.0.1, then ::1, and bytes follow
+/// both ways with half-closes; 503 if nothing listens on either (executor 9.3 (b)).
+pub const TUNNEL_PATH: &str = "/sandyard/tunnel/";
+
+/// Value of `Upgrade` for [`TUNNEL_PATH`].
+pub const TUNNEL_PROTOCOL: &str = "sandyard-tunnel";
+
+/// Header of [`TUNNEL_PATH`] with this sandbox's control token, given by [`InitBody::control_token`].
+/// Missing or wrong: 401.
+pub const CONTROL_TOKEN_HEADER: &str = "x-sandyard-control";
+
+/// The bytes the signature of a call to [`INIT_PATH`] is made over: the instance, so that a call for
+/// another sandbox means nothing here, and the body as sent. The body's `timestamp` makes an old call
+/// harmless: the daemon skips whatever is not newer than the newest it has seen.
+pub fn init_signing_input(instance: &InstanceId, body: &[u8]) -> Vec<u8> {
+    let mut input = format!("sandyard init v1\n{instance}\n").into_bytes();
+    input.extend_from_slice(body);
+    input
+}
+
+/// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InitBody {
+    /// Token that RPC and `/files` demand from now on; absent: everything is open (executor 3.2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<Secret>,
+    /// Replaces all user variables; absent: unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env_vars: Option<BTreeMap<String, String>>,
+    /// User of requests that name none; absent or empty: unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
+    /// Directory of processes that name none; absent or empty: unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_workdir: Option<String>,
+    /// Orders calls: what is not newer than the newest seen changes nothing. Never sets the clock.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub timestamp: Option<OffsetDateTime>,
+    /// Our own: the sandbox's id, for `E2B_SANDBOX_ID`.
+    #[serde(default, rename = "sandboxID", skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    /// Our own: the template's id, for `E2B_TEMPLATE_ID`.
+    #[serde(default, rename = "templateID", skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<String>,
+    /// Our own: what [`CONTROL_TOKEN_HEADER`] must carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_token: Option<Secret>,
+}

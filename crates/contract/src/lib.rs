@@ -1,0 +1,11 @@
+//! Wire forms: what goes between clients, server and executor, and nothing that acts on it.
+//!
+//! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
+//! - [`daemon`] is the part of the in-sandbox API that only the server uses.
+#![deny(missing_docs)]
+
+pub mod control;
+pub mod daemon;
+
+/// The executor version reported everywhere (control-plane 4.5): the behaviour we implement.
+pub const ENVD_VERSION: &str = "0.6.13";

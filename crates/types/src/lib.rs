@@ -1,0 +1,19 @@
+//! Ids, names, sizes and specifications that every part of sandyard speaks.
+//!
+//! Nothing here does I/O or knows a protocol, so everything may depend on it. Values are parsed once,
+//! at the edge, into these types; what holds a value of one of them need not check it again.
+#![deny(missing_docs)]
+
+mod ids;
+mod template;
+mod workspace;
+
+pub use ids::{
+    InstallationId, InstanceId, InvalidId, InvalidSandboxId, SandboxId, SessionId, TeamId,
+    TemplateId, TemplateName,
+};
+pub use template::{Template, TemplateKind};
+pub use workspace::{
+    Access, BucketName, Cache, Driver, InvalidWorkspace, KeyPrefix, MountSpec, TargetPath,
+    WorkspaceSpec,
+};

@@ -1,0 +1,45 @@
+//! Templates: what a sandbox starts from (design 3.1).
+
+use std::collections::BTreeMap;
+
+use crate::{TargetPath, TemplateId, TemplateName};
+
+/// Where a template comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TemplateKind {
+    /// Part of sandyard (`base`).
+    BuiltIn,
+    /// An entry of the server's configuration.
+    Configured,
+}
+
+/// What a sandbox starts from, as configured. Values a template leaves out were filled with the
+/// defaults before this exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its id for good.
+    pub id: TemplateId,
+    /// The name clients create by.
+    pub name: TemplateName,
+    /// Where it comes from.
+    pub kind: TemplateKind,
+    /// The engine's reference of the image, which must be on the engine or in a registry it can
+    /// reach.
+    pub image: String,
+    /// CPUs a sandbox may use, whole ones, at least 1.
+    pub cpu_count: u32,
+    /// Memory limit in MiB, at least 128.
+    pub memory_mib: u32,
+    /// Processes and threads a sandbox may have at once.
+    pub pids: u32,
+    /// User that commands run as when a request names none.
+    pub user: String,
+    /// Directory that commands start in when a request names none; the user's home if absent.
+    pub workdir: Option<String>,
+    /// Environment of every process, over the image's own `ENV`.
+    pub env: BTreeMap<String, String>,
+    /// Whether set-user-id programs work in it. Without, the engine's no-new-privileges holds.
+    pub sudo: bool,
+    /// Where a session's workspace appears; `{session_id}` in it stands for the session.
+    pub workspace_target: TargetPath,
+}
