@@ -1,0 +1,58 @@
+//! What has to be run for a mount, independent of the driver.
+
+use std::time::Duration;
+
+use sandyard_contract::control::{MountCall, Secret};
+use sandyard_types::Driver;
+
+use crate::s3fs;
+
+/// How long a program may take until its root directory answers (design 6.1 (6)).
+pub const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the first listing may take after the root directory answered. A program that lists a
+/// large prefix slowly is not broken, so the mount counts as ready when this is over.
+pub const LISTING_LIMIT: Duration = Duration::from_secs(2);
+
+/// Paths that the starter of the program has prepared, as the program sees them.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// Empty directory to mount on.
+    pub mount_point: &'a str,
+    /// Directory for cached file contents, used by no other program: the drivers name cache files by
+    /// bucket and path below the prefix, so two mounts of one bucket would share them.
+    pub cache: &'a str,
+}
+
+/// A program to start for one mount. It stays in the foreground; the mount lives as long as it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Path of the program in the root it is started in.
+    pub program: &'static str,
+    /// Arguments after the program's name.
+    pub arguments: Vec<String>,
+    /// The whole environment, names and values.
+    pub environment: Vec<(&'static str, &'static str)>,
+    /// The key, to be readable at a descriptor while the program starts.
+    pub key: KeyFile,
+    /// File system type in the mount table.
+    pub fs_type: &'static str,
+    /// Source in the mount table.
+    pub source: String,
+}
+
+/// A file that the program reads its key from, once, when it starts. It never has a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    /// Descriptor number at which the program expects it.
+    pub descriptor: i32,
+    /// What it holds.
+    pub content: Secret,
+}
+
+/// The program for a mount.
+pub fn plan(call: &MountCall, places: Places<'_>) -> Plan {
+    match call.driver {
+        Driver::S3fs => s3fs::plan(call, places),
+    }
+}

@@ -1,0 +1,108 @@
+//! s3fs 1.90: a closed file is in the store, whatever happens to the program afterwards (design 6.3).
+//!
+//! It reads nothing but its key file, mounts by itself (it runs as root), and exits when the mount is
+//! gone. `sync` has nothing to do for closed files: each close waits for the upload.
+
+use sandyard_contract::control::{MountCall, Secret};
+use sandyard_types::Access;
+
+use crate::plan::{KeyFile, Places, Plan};
+
+/// First descriptor after the standard ones.
+const KEY_DESCRIPTOR: i32 = 3;
+
+pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
+    let source = format!("{}:/{}", call.bucket, call.prefix.as_str().trim_end_matches('/'));
+    let mut options = vec![
+        format!("url={}", call.endpoint),
+        format!("passwd_file=/proc/self/fd/{KEY_DESCRIPTOR}"),
+        format!("uid={},gid={}", call.uid, call.gid),
+        // Without the cache truncate(2) of a path corrupts the file; the default free-space reserve
+        // is larger than a small cache, and then s3fs does not start.
+        format!("use_cache={},ensure_diskfree=20", places.cache),
+        "use_path_request_style,allow_other,umask=022".to_owned(),
+        "multireq_max=32,parallel_count=8,multipart_size=16".to_owned(),
+        "stat_cache_expire=5,max_stat_cache_size=100000".to_owned(),
+        "retries=5,connect_timeout=5".to_owned(),
+        format!("fsname={},subtype=s3fs", escape(&source)),
+    ];
+    if call.access == Access::ReadOnly {
+        options.push("ro".to_owned());
+    }
+    let content = format!("{}:{}\n", call.access_key_id, call.secret_access_key.reveal());
+    Plan {
+        program: "/bin/s3fs",
+        arguments: vec![
+            source.clone(),
+            places.mount_point.to_owned(),
+            "-f".to_owned(),
+            "-o".to_owned(),
+            options.join(","),
+        ],
+        environment: vec![("HOME", "/"), ("LANG", "C.UTF-8")],
+        key: KeyFile { descriptor: KEY_DESCRIPTOR, content: Secret::new(content) },
+        fs_type: "fuse.s3fs",
+        source,
+    }
+}
+
+/// A value inside an `-o` list: libfuse splits at commas unless a backslash is before them.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+#[cfg(test)]
+mod tests {
+    use sandyard_types::{Cache, Driver};
+
+    use super::*;
+
+    fn call(prefix: &str, access: Access) -> MountCall {
+        MountCall {
+            bucket: "sandyard".parse().expect("valid"),
+            prefix: prefix.parse().expect("valid"),
+            target: "/workspace".parse().expect("valid"),
+            access,
+            driver: Driver::S3fs,
+            endpoint: "http://172.17.0.1:3003".to_owned(),
+            access_key_id: "key".to_owned(),
+            secret_access_key: Secret::new("hush"),
+            uid: 1000,
+            gid: 1001,
+            cache: Cache::Disk { limit_mib: 1024 },
+        }
+    }
+
+    fn planned(prefix: &str, access: Access) -> Plan {
+        plan(&call(prefix, access), Places { mount_point: "/mnt/0", cache: "/tmp/0" })
+    }
+
+    #[test]
+    fn the_secret_is_in_the_key_file_and_nowhere_else() {
+        let plan = planned("sessions/a/", Access::ReadWrite);
+        assert_eq!(plan.key.content.reveal(), "key:hush\n");
+        assert!(!plan.arguments.iter().any(|argument| argument.contains("hush")));
+        assert!(!format!("{plan:?}").contains("hush"));
+    }
+
+    #[test]
+    fn the_mount_table_names_bucket_and_prefix() {
+        let plan = planned("sessions/a/", Access::ReadWrite);
+        assert_eq!(plan.source, "sandyard:/sessions/a");
+        assert_eq!(plan.arguments[..4], ["sandyard:/sessions/a", "/mnt/0", "-f", "-o"]);
+        assert!(plan.arguments[4].contains("fsname=sandyard:/sessions/a,subtype=s3fs"));
+    }
+
+    #[test]
+    fn a_prefix_cannot_add_options() {
+        let plan = planned("a,allow_root\\,b/", Access::ReadWrite);
+        assert!(plan.arguments[4].contains("fsname=sandyard:/a\\,allow_root\\\\\\,b,"));
+    }
+
+    #[test]
+    fn only_a_read_only_mount_says_ro() {
+        let ro = |access| planned("a/", access).arguments[4].split(',').any(|o| o == "ro");
+        assert!(ro(Access::ReadOnly));
+        assert!(!ro(Access::ReadWrite));
+    }
+}
