@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{TargetPath, TemplateId, TemplateName};
 
 /// Where a template comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum TemplateKind {
     /// Part of sandyard (`base`).
     BuiltIn,
@@ -15,7 +18,7 @@ pub enum TemplateKind {
 
 /// What a sandbox starts from, as configured. Values a template leaves out were filled with the
 /// defaults before this exists.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Template {
     /// Its id for good.
     pub id: TemplateId,

@@ -1,0 +1,164 @@
+//! What the scheduler needs from a container engine. No type of an engine crosses this line.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use sandyard_types::{Cache, InstanceId, SandboxId, Template};
+
+/// What a container gets at its creation and cannot get later: devices and capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// No workspace: neither /dev/fuse nor SYS_ADMIN.
+    Plain,
+    /// A workspace mounted by `init` inside (design 6.1, mode `sandbox`).
+    Workspace,
+}
+
+/// Everything that is fixed when a container is made. Identity, environment, token and mounts come
+/// later, with [`crate::Claim`].
+#[derive(Clone, Debug)]
+pub struct ContainerSpec {
+    /// The sandbox, which names the container.
+    pub id: SandboxId,
+    /// The container's own name for itself.
+    pub instance: InstanceId,
+    /// Image, limits and privileges.
+    pub template: Template,
+    /// Devices and capabilities.
+    pub profile: Profile,
+    /// Where a workspace's driver keeps file contents; unused by [`Profile::Plain`].
+    pub cache: Cache,
+}
+
+/// A container that exists on the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The sandbox it is.
+    pub id: SandboxId,
+    /// The container's own name for itself.
+    pub instance: InstanceId,
+    /// Where its ports are reached; `None` when it does not run.
+    pub address: Option<IpAddr>,
+    /// Devices and capabilities it was made with.
+    pub profile: Profile,
+}
+
+/// What an image says about itself (design 3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// Its `ENV`.
+    pub env: BTreeMap<String, String>,
+    /// Its `WORKDIR`, if it sets one.
+    pub workdir: Option<String>,
+}
+
+/// What happened on the engine without our doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// A container of ours ended or was removed.
+    Died(SandboxId),
+    /// Events may have been missed: compare with [`Runtime::list`].
+    Resync,
+}
+
+/// Why the engine did not do what was asked. Each text says what was tried and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The engine does not answer at all.
+    #[error("the container engine does not answer at {endpoint}; is it running? ({reason})")]
+    Unreachable {
+        /// Where it was looked for.
+        endpoint: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The image is neither on the engine nor in a registry it can reach.
+    #[error(
+        "image '{image}' of template '{template}' is not on the engine and could not be pulled: {reason}"
+    )]
+    ImageMissing {
+        /// The image's reference.
+        image: String,
+        /// The template that names it.
+        template: String,
+        /// What the engine said.
+        reason: String,
+    },
+    /// The host has no /dev/fuse.
+    #[error(
+        "the engine's host has no /dev/fuse, which a workspace needs: load the kernel module 'fuse' there ({0})"
+    )]
+    NoFuse(String),
+    /// The spec asks for something this runtime cannot do.
+    #[error("this runtime cannot do what the template asks: {0}")]
+    Unsupported(String),
+    /// Any other refusal or failure.
+    #[error("the engine failed to {call}: {reason}")]
+    Failed {
+        /// What was tried.
+        call: &'static str,
+        /// What the engine said.
+        reason: String,
+    },
+}
+
+/// What the scheduler needs from a container engine. Shaped so that another engine fits later.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Refuses a spec that this runtime cannot honour in full.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unsupported`], naming what.
+    fn validate(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Makes sure the template's image is there, and reads what it says about itself.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageMissing`] if it is nowhere to be had.
+    async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError>;
+
+    /// Makes and starts a container. Returns once it runs; the executor in it may not answer yet.
+    ///
+    /// # Errors
+    /// Whatever the engine refused; a container that was made but did not start is left for
+    /// [`Runtime::delete`].
+    async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError>;
+
+    /// The container of a sandbox, `None` if there is none.
+    ///
+    /// # Errors
+    /// The engine's failure to answer.
+    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError>;
+
+    /// All containers of this installation, running or not.
+    ///
+    /// # Errors
+    /// The engine's failure to answer.
+    async fn list(&self) -> Result<Vec<Instance>, RuntimeError>;
+
+    /// What happens to containers of this installation, from now on. Never ends; a broken connection
+    /// is made again and announced as [`RuntimeEvent::Resync`].
+    fn watch(&self) -> BoxStream<'static, RuntimeEvent>;
+
+    /// Asks PID 1 of the container to end and waits for it, `limit_secs` at most. For a container whose
+    /// `init` does not answer calls; without effect on one that does not run.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn stop(&self, id: &SandboxId, limit_secs: u32) -> Result<(), RuntimeError>;
+
+    /// Removes the container and its anonymous volumes. Idempotent: one that is already gone counts as
+    /// deleted.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// The last lines that `init` and the daemon printed, for an error's text.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError>;
+}

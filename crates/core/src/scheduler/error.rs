@@ -1,0 +1,127 @@
+//! Why the scheduler refuses or fails.
+
+use std::time::Duration;
+
+use sandyard_types::{InvalidWorkspace, SandboxId, SessionId};
+
+use crate::{ExecutorError, Op, RuntimeError, State, StoreError, UnknownTemplate, WorkspaceError};
+
+/// Why the scheduler refuses or fails: what was tried, on what; the source says why.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Unknown, ended, or of another team.
+    #[error("sandbox '{0}' doesn't exist or you don't have access to it")]
+    NotFound(SandboxId),
+    /// The state does not allow the operation.
+    #[error("cannot {op} sandbox '{id}': it is {state}")]
+    Conflict {
+        /// What was asked.
+        op: Op,
+        /// Of which sandbox.
+        id: SandboxId,
+        /// What it is doing.
+        state: State,
+    },
+    /// No such template or tag.
+    #[error(transparent)]
+    Template(#[from] UnknownTemplate),
+    /// A create with timeout zero.
+    #[error("timeout must be greater than 0")]
+    ZeroTimeout,
+    /// A timeout above the maximum.
+    #[error("timeout can't be greater than {} seconds ({} hours)", max.as_secs(), max.as_secs() / 3600)]
+    TimeoutTooLong {
+        /// The maximum.
+        max: Duration,
+    },
+    /// The sandbox has lived as long as any may.
+    #[error("sandbox '{id}' has reached the maximum length of {} seconds and cannot be extended", max.as_secs())]
+    LengthUsedUp {
+        /// Which.
+        id: SandboxId,
+        /// The maximum.
+        max: Duration,
+    },
+    /// The team has as many sandboxes as it may.
+    #[error(
+        "the limit of {max} concurrent sandboxes is reached: kill one, or raise limits.max_sandboxes"
+    )]
+    TooMany {
+        /// The maximum.
+        max: usize,
+    },
+    /// Another team has the session.
+    #[error("session '{0}' belongs to another team")]
+    SessionTaken(SessionId),
+    /// The workspace would appear where it cannot.
+    #[error(transparent)]
+    Workspace(#[from] InvalidWorkspace),
+    /// The object store could not offer the workspace.
+    #[error("cannot prepare the workspace of session '{session}'")]
+    ObjectStore {
+        /// Whose workspace.
+        session: SessionId,
+        /// Why.
+        source: WorkspaceError,
+    },
+    /// The engine refused or failed.
+    #[error("failed to {op} sandbox '{id}'")]
+    Runtime {
+        /// What was tried ("create", "delete").
+        op: &'static str,
+        /// On which sandbox.
+        id: SandboxId,
+        /// Why.
+        source: RuntimeError,
+    },
+    /// The engine could not say what it runs.
+    #[error("cannot compare sandboxes with the engine")]
+    Engine(#[source] RuntimeError),
+    /// The executor refused or failed.
+    #[error("sandbox '{id}' did not become ready")]
+    Executor {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: ExecutorError,
+    },
+    /// It failed, and so did undoing what had been done; the next start of the server tries again.
+    #[error("{failure}; undoing it failed too: {cleanup}")]
+    Cleanup {
+        /// What failed first.
+        failure: Box<SandboxError>,
+        /// What failed then.
+        cleanup: Box<SandboxError>,
+    },
+    /// The sandbox is gone, but not everything that was closed in it is known to be in the store.
+    #[error("sandbox '{id}' was ended, but its workspace was not wholly in the store after {} s{}", limit.as_secs(), left(*.bytes_left))]
+    DataLeft {
+        /// Which.
+        id: SandboxId,
+        /// The barrier's limit.
+        limit: Duration,
+        /// Bytes that were left, where the driver can tell.
+        bytes_left: Option<u64>,
+    },
+    /// The data base failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn left(bytes: Option<u64>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(": {bytes} bytes were left"))
+}
+
+impl SandboxError {
+    /// The error and all its sources in one line, for logs and for clients that should see why.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+}
