@@ -2,10 +2,15 @@
 //!
 //! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
+//! - `rpc` and `connect` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
+#[cfg(feature = "rpc")]
+pub mod connect;
 pub mod control;
 pub mod daemon;
+#[cfg(feature = "rpc")]
+pub mod rpc;
 
 /// The executor version reported everywhere (control-plane 4.5): the behaviour we implement.
 pub const ENVD_VERSION: &str = "0.6.13";
