@@ -1,0 +1,23 @@
+# shellcheck shell=bash
+# The set-up that all scripts share. Each part looks first whether it is done.
+
+# shellcheck source=scripts/lib/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/lib/engine.sh
+. "$ROOT/scripts/lib/engine.sh"
+# shellcheck source=scripts/lib/images.sh
+. "$ROOT/scripts/lib/images.sh"
+# shellcheck source=scripts/lib/binaries.sh
+. "$ROOT/scripts/lib/binaries.sh"
+# shellcheck source=scripts/lib/clients.sh
+. "$ROOT/scripts/lib/clients.sh"
+# shellcheck source=scripts/lib/minio.sh
+. "$ROOT/scripts/lib/minio.sh"
+
+# What a server needs to run sandboxes.
+setup_server() {
+    ensure_engine
+    ensure_base_image
+    ensure_fuse_tree
+    ensure_binaries
+}
