@@ -1,1 +1,16 @@
-//! Placeholder.
+//! [`sandyard_core::Runtime`] over the Docker Engine API, 1.41 (Docker 20.10) and later.
+//!
+//! Control goes through the engine, data never does: no exec, no attach, no copy on any request path
+//! (design 4). The only crate that names bollard.
+#![deny(missing_docs)]
+
+mod bundle;
+mod container;
+mod engine;
+mod error;
+mod events;
+mod network;
+
+pub use bundle::Bundle;
+pub use engine::{DockerRuntime, DockerSettings, EngineFacts};
+pub use error::DockerError;

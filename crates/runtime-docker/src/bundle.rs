@@ -1,0 +1,194 @@
+//! How the executor gets into every container: a volume, filled once (design 3).
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use bollard::body_try_stream;
+use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
+use bollard::query_parameters::{
+    ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder,
+    RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+};
+use futures::TryStreamExt as _;
+use sandyard_core::RuntimeError;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
+use tracing::info;
+
+use crate::engine::{DockerRuntime, LABEL_ROLE};
+use crate::error::{DockerError, failed, is_not_found};
+
+/// Where the volume appears in a container. Directly under `/`: a deeper path could be renamed away by
+/// root inside (design 6.1 (1)).
+pub(crate) const MOUNT_POINT: &str = "/.sandyard";
+
+/// Written last, so that a volume whose filling was cut short is not taken for a whole one.
+const COMPLETE: &str = ".complete";
+
+/// The executor and the FUSE programs as a tar file.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    path: PathBuf,
+    /// SHA-256 of the file, hex.
+    hash: String,
+}
+
+impl Bundle {
+    /// Reads the file once for its hash, which names the volume.
+    ///
+    /// # Errors
+    /// [`DockerError::Bundle`] if it cannot be read.
+    pub async fn open(path: &Path) -> Result<Self, DockerError> {
+        let cannot = |source| DockerError::Bundle {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = tokio::fs::File::open(path).await.map_err(cannot)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = file.read(&mut buffer).await.map_err(cannot)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+        }
+        let hash = hasher
+            .finalize()
+            .iter()
+            .fold(String::new(), |mut hex, byte| {
+                // Writing to a string cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            });
+        Ok(Self {
+            path: path.to_owned(),
+            hash,
+        })
+    }
+
+    /// The volume's name: by architecture and content, so that servers of one version share it.
+    pub(crate) fn volume(&self) -> String {
+        format!(
+            "sandyard-executor-{}-{}",
+            std::env::consts::ARCH,
+            &self.hash[..16]
+        )
+    }
+}
+
+impl DockerRuntime {
+    /// Makes sure the volume is there and whole. `image` is any image the engine has: a container of
+    /// it, never started, is the engine's way to reach a volume.
+    pub(crate) async fn ensure_volume(&self, image: &str) -> Result<(), RuntimeError> {
+        let mut ready = self.volume_ready.lock().await;
+        if *ready {
+            return Ok(());
+        }
+        let volume = self.bundle.volume();
+        let request = VolumeCreateRequest {
+            name: Some(volume.clone()),
+            labels: Some([(LABEL_ROLE.to_owned(), "executor".to_owned())].into()),
+            ..VolumeCreateRequest::default()
+        };
+        let fail = |call| move |error| failed(&self.endpoint, call, error);
+        self.docker
+            .create_volume(request)
+            .await
+            .map_err(fail("create the executor's volume"))?;
+        let helper = self.create_helper(image, &volume).await?;
+        let filled = self.fill_if_incomplete(&helper, &volume).await;
+        let options = RemoveContainerOptionsBuilder::default().force(true).build();
+        let removed = self.docker.remove_container(&helper, Some(options)).await;
+        filled?;
+        removed.map_err(fail(
+            "remove the container that filled the executor's volume",
+        ))?;
+        *ready = true;
+        Ok(())
+    }
+
+    async fn create_helper(&self, image: &str, volume: &str) -> Result<String, RuntimeError> {
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            entrypoint: Some(vec!["/never-started".to_owned()]),
+            labels: Some(self.labels("fill")),
+            host_config: Some(HostConfig {
+                mounts: Some(vec![Mount {
+                    target: Some(MOUNT_POINT.to_owned()),
+                    source: Some(volume.to_owned()),
+                    typ: Some(MountType::VOLUME),
+                    ..Mount::default()
+                }]),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::default().build();
+        let created = self.docker.create_container(Some(options), body).await;
+        let call = "create the container that fills the executor's volume";
+        Ok(created
+            .map_err(|error| failed(&self.endpoint, call, error))?
+            .id)
+    }
+
+    async fn fill_if_incomplete(&self, helper: &str, volume: &str) -> Result<(), RuntimeError> {
+        let fail = |call| move |error| failed(&self.endpoint, call, error);
+        let marker = format!("{MOUNT_POINT}/{COMPLETE}");
+        let options = ContainerArchiveInfoOptionsBuilder::default()
+            .path(&marker)
+            .build();
+        match self
+            .docker
+            .get_container_archive_info(helper, Some(options))
+            .await
+        {
+            Ok(_) => return Ok(()),
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => return Err(fail("look into the executor's volume")(error)),
+        }
+        info!(volume, "filling the executor's volume");
+        let file = tokio::fs::File::open(&self.bundle.path)
+            .await
+            .map_err(|error| {
+                let reason = format!("{}: {error}", self.bundle.path.display());
+                RuntimeError::Failed {
+                    call: "read the executor bundle",
+                    reason,
+                }
+            })?;
+        let upload = || {
+            UploadToContainerOptionsBuilder::default()
+                .path(MOUNT_POINT)
+                .build()
+        };
+        let body = body_try_stream(ReaderStream::with_capacity(file, 1 << 16).into_stream());
+        let sent = self
+            .docker
+            .upload_to_container(helper, Some(upload()), body)
+            .await;
+        sent.map_err(fail("fill the executor's volume"))?;
+        let marker = bollard::body_full(marker_tar()?.into());
+        let sent = self
+            .docker
+            .upload_to_container(helper, Some(upload()), marker)
+            .await;
+        sent.map_err(fail("finish the executor's volume"))
+    }
+}
+
+fn marker_tar() -> Result<Vec<u8>, RuntimeError> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o444);
+    header.set_cksum();
+    let mut builder = tar::Builder::new(Vec::new());
+    let done = builder
+        .append_data(&mut header, COMPLETE, std::io::empty())
+        .and_then(|()| builder.into_inner());
+    done.map_err(|error| RuntimeError::Failed {
+        call: "write the executor volume's marker",
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,187 @@
+//! From a [`ContainerSpec`] to what the engine is told, and back.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use bollard::models::{
+    ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, DeviceMapping,
+    EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
+    MountVolumeOptions, NetworkSettings, NetworkingConfig,
+};
+use bollard::query_parameters::{CreateContainerOptions, CreateContainerOptionsBuilder};
+use sandyard_core::{ContainerSpec, Instance, Profile};
+use sandyard_types::Cache;
+
+use crate::bundle::MOUNT_POINT;
+use crate::engine::{DockerRuntime, LABEL_INSTANCE, LABEL_PROFILE, LABEL_TEMPLATE, profile_name};
+
+/// What user code keeps (design 6.1 (5)). Everything else is not even given to the container, but for
+/// what `init` needs.
+const CAPABILITIES: [&str; 12] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+/// What `init` needs on top to make mounts and its own device nodes; it takes both away from everything
+/// it starts.
+const INIT_CAPABILITIES: [&str; 2] = ["SYS_ADMIN", "MKNOD"];
+
+/// The whole request for one container.
+pub(crate) fn plan(
+    runtime: &DockerRuntime,
+    spec: &ContainerSpec,
+) -> (CreateContainerOptions, ContainerCreateBody) {
+    let template = &spec.template;
+    let workspace = spec.profile == Profile::Workspace;
+    let mut labels = runtime.labels("sandbox");
+    labels.insert(LABEL_INSTANCE.to_owned(), spec.instance.to_string());
+    labels.insert(LABEL_TEMPLATE.to_owned(), template.id.to_string());
+    labels.insert(
+        LABEL_PROFILE.to_owned(),
+        profile_name(spec.profile).to_owned(),
+    );
+
+    let mut command: Vec<String> = [
+        "init",
+        "--instance",
+        spec.instance.as_str(),
+        "--control-key",
+        &runtime.settings.control_key,
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut cap_add: Vec<String> = CAPABILITIES.map(str::to_owned).into();
+    let mut devices = Vec::new();
+    let mut security = Vec::new();
+    let mut mounts = vec![Mount {
+        target: Some(MOUNT_POINT.to_owned()),
+        source: Some(runtime.bundle.volume()),
+        typ: Some(MountType::VOLUME),
+        read_only: Some(true),
+        volume_options: Some(no_copy()),
+        ..Mount::default()
+    }];
+    if workspace {
+        command.push("--workspace".to_owned());
+        cap_add.extend(INIT_CAPABILITIES.map(str::to_owned));
+        devices.push(DeviceMapping {
+            path_on_host: Some("/dev/fuse".to_owned()),
+            path_in_container: Some("/dev/fuse".to_owned()),
+            cgroup_permissions: Some("rwm".to_owned()),
+        });
+        if runtime.facts.apparmor {
+            // The engine's profile forbids mount to everybody, init too; what user code may do is
+            // limited by init's own filter.
+            security.push("apparmor=unconfined".to_owned());
+        }
+        if matches!(spec.cache, Cache::Disk { .. }) {
+            mounts.push(Mount {
+                target: Some(format!("{MOUNT_POINT}/cache")),
+                typ: Some(MountType::VOLUME),
+                volume_options: Some(no_copy()),
+                ..Mount::default()
+            });
+        }
+    }
+    if !template.sudo {
+        security.push("no-new-privileges".to_owned());
+    }
+    let memory = i64::from(template.memory_mib) << 20;
+    let log_options = [("max-size", "1m"), ("max-file", "2")];
+    let host_config = HostConfig {
+        memory: Some(memory),
+        // The same number: no swap on top of it.
+        memory_swap: Some(memory),
+        nano_cpus: Some(i64::from(template.cpu_count) * 1_000_000_000),
+        pids_limit: Some(i64::from(template.pids)),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(cap_add),
+        devices: Some(devices),
+        security_opt: Some(security),
+        mounts: Some(mounts),
+        network_mode: Some(runtime.network.name.clone()),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(
+                log_options
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .into(),
+            ),
+        }),
+        ..HostConfig::default()
+    };
+    let endpoints: HashMap<String, EndpointSettings> =
+        [(runtime.network.name.clone(), EndpointSettings::default())].into();
+    let body = ContainerCreateBody {
+        image: Some(template.image.clone()),
+        // The image's own entrypoint, user and directory are read, not used (design 3).
+        entrypoint: Some(vec![format!("{MOUNT_POINT}/executor")]),
+        cmd: Some(command),
+        user: Some("0:0".to_owned()),
+        working_dir: Some("/".to_owned()),
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..HealthConfig::default()
+        }),
+        labels: Some(labels),
+        host_config: Some(host_config),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(endpoints),
+        }),
+        ..ContainerCreateBody::default()
+    };
+    (
+        CreateContainerOptionsBuilder::default()
+            .name(spec.id.as_str())
+            .build(),
+        body,
+    )
+}
+
+/// An image that has files at the target must not get them copied into the volume.
+fn no_copy() -> MountVolumeOptions {
+    MountVolumeOptions {
+        no_copy: Some(true),
+        ..MountVolumeOptions::default()
+    }
+}
+
+/// The container's address on the sandboxes' network.
+pub(crate) fn address(settings: Option<NetworkSettings>, network: &str) -> Option<IpAddr> {
+    on_network(settings?.networks?.get(network)?)
+}
+
+fn on_network(endpoint: &EndpointSettings) -> Option<IpAddr> {
+    endpoint.ip_address.as_deref()?.parse().ok()
+}
+
+/// A listed container as an instance; `None` for one that is none of ours after all.
+pub(crate) fn from_summary(summary: ContainerSummary, network: &str) -> Option<Instance> {
+    let labels = summary.labels?;
+    let name = summary.names?.into_iter().next()?;
+    let runs = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
+    let networks = summary
+        .network_settings
+        .and_then(|settings| settings.networks);
+    let address = networks.and_then(|networks| on_network(networks.get(network)?));
+    Some(Instance {
+        id: name.trim_start_matches('/').parse().ok()?,
+        instance: labels.get(LABEL_INSTANCE)?.parse().ok()?,
+        address: address.filter(|_| runs),
+        profile: if labels.get(LABEL_PROFILE)? == profile_name(Profile::Workspace) {
+            Profile::Workspace
+        } else {
+            Profile::Plain
+        },
+    })
+}

@@ -1,0 +1,380 @@
+//! The connection to the engine and the [`Runtime`] made of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use bollard::query_parameters::{
+    CreateImageOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+};
+use bollard::{ClientVersion, Docker};
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use sandyard_core::{
+    ContainerSpec, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+};
+use sandyard_types::{InstallationId, SandboxId, Template};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::bundle::Bundle;
+use crate::container;
+use crate::error::{DockerError, failed, is_conflict, is_not_found};
+use crate::network::Network;
+
+pub(crate) const LABEL_INSTALLATION: &str = "dev.sandyard.installation";
+pub(crate) const LABEL_INSTANCE: &str = "dev.sandyard.instance";
+pub(crate) const LABEL_TEMPLATE: &str = "dev.sandyard.template";
+pub(crate) const LABEL_PROFILE: &str = "dev.sandyard.profile";
+/// What an object is for: `sandbox`, `fill`, `executor`, `network`.
+pub(crate) const LABEL_ROLE: &str = "dev.sandyard.role";
+
+/// The oldest API we are tested with.
+const OLDEST_API: ClientVersion = ClientVersion {
+    major_version: 1,
+    minor_version: 41,
+};
+
+/// Longest wait for one answer of the engine, in seconds. Removing a container whose disk is slow
+/// takes long; a create never does.
+const ANSWER_LIMIT_SECS: u64 = 120;
+
+/// What the runtime is told by the server's configuration.
+#[derive(Clone, Debug)]
+pub struct DockerSettings {
+    /// The engine: `unix://…` or `tcp://host:port`.
+    pub host: String,
+    /// Which containers are ours.
+    pub installation: InstallationId,
+    /// An existing network to put sandboxes on; absent: one of our own, made when missing.
+    pub network: Option<String>,
+    /// The installation's public key, 64 hex digits, for `init`'s command line.
+    pub control_key: String,
+}
+
+/// What the engine says about itself, for `doctor`.
+#[derive(Clone, Debug)]
+pub struct EngineFacts {
+    /// Its version.
+    pub version: String,
+    /// The API it speaks.
+    pub api_version: String,
+    /// Whether AppArmor confines containers there.
+    pub apparmor: bool,
+    /// `1` or `2`.
+    pub cgroup_version: String,
+}
+
+/// [`Runtime`] over the Docker Engine.
+pub struct DockerRuntime {
+    pub(crate) docker: Docker,
+    pub(crate) endpoint: String,
+    pub(crate) settings: DockerSettings,
+    pub(crate) bundle: Bundle,
+    pub(crate) facts: EngineFacts,
+    pub(crate) network: Network,
+    pub(crate) volume_ready: Mutex<bool>,
+}
+
+impl DockerRuntime {
+    /// Connects, checks the engine's version and makes sure the network is there.
+    ///
+    /// # Errors
+    /// [`DockerError`] if the engine does not answer or is too old, or the network cannot be made.
+    pub async fn connect(settings: DockerSettings, bundle: Bundle) -> Result<Self, DockerError> {
+        let endpoint = settings.host.clone();
+        let fail = |call| {
+            let endpoint = endpoint.clone();
+            move |error| DockerError::Engine(failed(&endpoint, call, error))
+        };
+        let docker = if let Some(address) = settings.host.strip_prefix("tcp://") {
+            Docker::connect_with_http(address, ANSWER_LIMIT_SECS, &OLDEST_API)
+        } else {
+            Docker::connect_with_unix(&settings.host, ANSWER_LIMIT_SECS, &OLDEST_API)
+        };
+        let docker = docker.map_err(fail("open a connection"))?;
+        let version = docker.version().await.map_err(fail("say its version"))?;
+        let api_version = version.api_version.unwrap_or_default();
+        if !speaks_at_least(&api_version, &OLDEST_API) {
+            return Err(DockerError::TooOld {
+                found: api_version,
+                needed: "1.41",
+            });
+        }
+        let docker = docker
+            .negotiate_version()
+            .await
+            .map_err(fail("agree on an API version"))?;
+        let info = docker.info().await.map_err(fail("say what it can do"))?;
+        let facts = EngineFacts {
+            version: version.version.unwrap_or_default(),
+            api_version,
+            apparmor: info
+                .security_options
+                .iter()
+                .flatten()
+                .any(|o| o.contains("name=apparmor")),
+            cgroup_version: info
+                .cgroup_version
+                .map(|v| v.to_string())
+                .unwrap_or_default(),
+        };
+        let network = Network::ensure(&docker, &settings).await?;
+        Ok(Self {
+            docker,
+            endpoint: settings.host.clone(),
+            settings,
+            bundle,
+            facts,
+            network,
+            volume_ready: Mutex::new(false),
+        })
+    }
+
+    /// What the engine says about itself.
+    pub fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    /// The engine's own address on the sandboxes' network: where a server on the host is reached from
+    /// inside. `None` on a network without one.
+    pub fn gateway_address(&self) -> Option<IpAddr> {
+        self.network.gateway
+    }
+
+    /// Removes the installation's own network. Sandboxes must be gone.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn remove_network(&self) -> Result<(), RuntimeError> {
+        self.network.remove(&self.docker, &self.endpoint).await
+    }
+
+    pub(crate) fn labels(&self, role: &str) -> HashMap<String, String> {
+        let labels = [
+            (LABEL_INSTALLATION, self.settings.installation.as_str()),
+            (LABEL_ROLE, role),
+        ];
+        labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
+        let image = &template.image;
+        info!(image, "the image is not on the engine: pulling it");
+        let options = CreateImageOptionsBuilder::default()
+            .from_image(image)
+            .build();
+        let pulled = self.docker.create_image(Some(options), None, None);
+        pulled
+            .try_for_each(|_progress| async { Ok(()) })
+            .await
+            .map_err(|error| RuntimeError::ImageMissing {
+                image: image.clone(),
+                template: template.name.to_string(),
+                reason: error.to_string(),
+            })
+    }
+
+    /// Waits until a container whose removal somebody else began is gone.
+    async fn removed(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let limit = std::time::Duration::from_secs(30);
+        let gone = async {
+            loop {
+                let found = self.docker.inspect_container(id.as_str(), None).await;
+                match found {
+                    Err(error) if is_not_found(&error) => return Ok(()),
+                    Err(error) => return Err(failed(&self.endpoint, "inspect a container", error)),
+                    // The engine has no event to wait for that cannot have passed already.
+                    Ok(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+                }
+            }
+        };
+        tokio::time::timeout(limit, gone).await.unwrap_or_else(|_| {
+            let reason = format!("its removal by another call did not end within {limit:?}");
+            Err(RuntimeError::Failed {
+                call: "remove a container",
+                reason,
+            })
+        })
+    }
+}
+
+fn speaks_at_least(found: &str, oldest: &ClientVersion) -> bool {
+    let mut parts = found.split('.').map(str::parse::<usize>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => {
+            (major, minor) >= (oldest.major_version, oldest.minor_version)
+        }
+        _ => false,
+    }
+}
+
+#[async_trait]
+impl Runtime for DockerRuntime {
+    fn validate(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let template = &spec.template;
+        // The engine's own lower bound for a memory limit.
+        if template.memory_mib < 6 {
+            let text = format!("{} MiB of memory; the least is 6 MiB", template.memory_mib);
+            return Err(RuntimeError::Unsupported(text));
+        }
+        Ok(())
+    }
+
+    async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
+        let image = &template.image;
+        let found = match self.docker.inspect_image(image).await {
+            Err(error) if is_not_found(&error) => {
+                self.pull(template).await?;
+                self.docker.inspect_image(image).await
+            }
+            found => found,
+        };
+        let found = found.map_err(|error| failed(&self.endpoint, "inspect an image", error))?;
+        let config = found.config.unwrap_or_default();
+        let pairs = config.env.unwrap_or_default();
+        let env: BTreeMap<String, String> = pairs
+            .iter()
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        // Images without a WORKDIR say "" or "/": neither is where a user wants to start.
+        let workdir = config
+            .working_dir
+            .filter(|dir| !matches!(dir.as_str(), "" | "/"));
+        self.ensure_volume(image).await?;
+        Ok(ImageFacts { env, workdir })
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
+        let fail = |call| move |error| failed(&self.endpoint, call, error);
+        let (options, body) = container::plan(self, spec);
+        let created = self.docker.create_container(Some(options), body).await;
+        created.map_err(fail("create a container"))?;
+        let id = spec.id.as_str();
+        self.docker
+            .start_container(id, None)
+            .await
+            .map_err(fail("start a container"))?;
+        let found = self
+            .docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await;
+        let found = found.map_err(fail("inspect a container"))?;
+        let address = container::address(found.network_settings, &self.network.name);
+        if address.is_none() {
+            let lines = self.last_lines(&spec.id).await.unwrap_or_default();
+            let reason = format!("it ended at once; its last lines: {}", lines.join(" | "));
+            return Err(RuntimeError::Failed {
+                call: "keep a container running",
+                reason,
+            });
+        }
+        Ok(Instance {
+            id: spec.id.clone(),
+            instance: spec.instance.clone(),
+            address,
+            profile: spec.profile,
+        })
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
+        Ok(self
+            .list()
+            .await?
+            .into_iter()
+            .find(|instance| instance.id == *id))
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
+        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let role = format!("{LABEL_ROLE}=sandbox");
+        let filters: HashMap<&str, Vec<String>> = [("label", vec![label, role])].into();
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let listed = self.docker.list_containers(Some(options)).await;
+        let listed = listed.map_err(|error| failed(&self.endpoint, "list containers", error))?;
+        let read = |summary| container::from_summary(summary, &self.network.name);
+        Ok(listed.into_iter().filter_map(read).collect())
+    }
+
+    fn watch(&self) -> BoxStream<'static, RuntimeEvent> {
+        crate::events::watch(self.docker.clone(), &self.settings.installation)
+    }
+
+    async fn stop(&self, id: &SandboxId, limit_secs: u32) -> Result<(), RuntimeError> {
+        let seconds = i32::try_from(limit_secs).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        match self.docker.stop_container(id.as_str(), Some(options)).await {
+            Ok(()) => Ok(()),
+            // 304: it does not run.
+            Err(bollard::errors::Error::DockerResponseServerError {
+                status_code: 304 | 404,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(failed(&self.endpoint, "stop a container", error)),
+        }
+    }
+
+    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let options = RemoveContainerOptionsBuilder::default()
+            .force(true)
+            .v(true)
+            .build();
+        match self
+            .docker
+            .remove_container(id.as_str(), Some(options))
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) if is_conflict(&error) => {
+                warn!(%error, "another removal of the container is under way");
+                self.removed(id).await
+            }
+            Err(error) => Err(failed(&self.endpoint, "remove a container", error)),
+        }
+    }
+
+    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
+        let options = LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .tail("20")
+            .build();
+        let logs = self.docker.logs(id.as_str(), Some(options));
+        let lines = logs
+            .map_ok(|line| line.to_string().trim_end().to_owned())
+            .boxed();
+        let lines = lines.try_collect().await;
+        lines.map_err(|error| failed(&self.endpoint, "read a container's log", error))
+    }
+}
+
+/// The profile's label.
+pub(crate) fn profile_name(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Plain => "plain",
+        Profile::Workspace => "workspace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        for good in ["1.41", "1.50", "2.0"] {
+            assert!(speaks_at_least(good, &OLDEST_API), "{good}");
+        }
+        for bad in ["1.9", "1.40", "", "x.y", "1"] {
+            assert!(!speaks_at_least(bad, &OLDEST_API), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The engine's events: a container that ends by itself.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::models::EventMessage;
+use bollard::query_parameters::EventsOptionsBuilder;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
+use sandyard_core::RuntimeEvent;
+use sandyard_types::InstallationId;
+use tracing::warn;
+
+use crate::engine::LABEL_INSTALLATION;
+
+/// Between two tries to follow the events of an engine that does not answer.
+const RECONNECT: Duration = Duration::from_millis(500);
+
+/// Follows the events for ever. After each break, and once at the start, what was missed is announced
+/// as [`RuntimeEvent::Resync`].
+pub(crate) fn watch(
+    docker: Docker,
+    installation: &InstallationId,
+) -> BoxStream<'static, RuntimeEvent> {
+    let label = format!("{LABEL_INSTALLATION}={installation}");
+    let connections = stream::unfold(false, move |again| {
+        let (docker, label) = (docker.clone(), label.clone());
+        async move {
+            if again {
+                tokio::time::sleep(RECONNECT).await;
+            }
+            Some((one_connection(&docker, label), true))
+        }
+    });
+    connections.flatten().boxed()
+}
+
+fn one_connection(docker: &Docker, label: String) -> BoxStream<'static, RuntimeEvent> {
+    let filters: HashMap<&str, Vec<String>> = [
+        ("type", vec!["container".to_owned()]),
+        ("label", vec![label]),
+        ("event", vec!["die".to_owned(), "destroy".to_owned()]),
+    ]
+    .into();
+    let options = EventsOptionsBuilder::default().filters(&filters).build();
+    let events = docker.events(Some(options)).filter_map(|event| async {
+        match event {
+            Ok(message) => died(message),
+            Err(error) => {
+                warn!(%error, "the engine's events broke off");
+                None
+            }
+        }
+    });
+    stream::once(async { RuntimeEvent::Resync })
+        .chain(events)
+        .boxed()
+}
+
+fn died(message: EventMessage) -> Option<RuntimeEvent> {
+    let attributes = message.actor?.attributes?;
+    // The name of a container of another role is no sandbox id, or one that nobody knows.
+    attributes.get("name")?.parse().ok().map(RuntimeEvent::Died)
+}
