@@ -27,15 +27,15 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 exit_hooks=()
 
-# Runs COMMAND when the script ends, however it ends; the last one registered runs first. $1 of the
-# hook is the script's exit code.
+# Runs a function when the script ends, however it ends; the last one registered runs first. Its $1 is
+# the script's exit code. A hook that fails makes the script fail.
 on_exit() { exit_hooks+=("$1"); }
 
 run_exit_hooks() {
     local code=$? i
-    trap - EXIT
+    trap - EXIT INT TERM
     for ((i = ${#exit_hooks[@]} - 1; i >= 0; i--)); do
-        "${exit_hooks[$i]}" "$code" || true
+        if ! "${exit_hooks[$i]}" "$code" && [ "$code" -eq 0 ]; then code=1; fi
     done
     exit "$code"
 }
@@ -88,6 +88,7 @@ explain_failed_step() {
         say "error: this step failed; the end of $step_log:"
         tail -n 30 "$step_log" >&2
     fi
+    return 0
 }
 on_exit explain_failed_step
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 readonly BASE_IMAGE=sandyard/base
-readonly INPUTS_LABEL=org.sandyard.inputs
+readonly INPUTS_LABEL=dev.sandyard.inputs
 
 # The label is this image's stamp: it goes with the image, so an image that was removed or replaced
 # by hand is made again.

@@ -13,6 +13,8 @@
 . "$ROOT/scripts/lib/clients.sh"
 # shellcheck source=scripts/lib/minio.sh
 . "$ROOT/scripts/lib/minio.sh"
+# shellcheck source=scripts/lib/server.sh
+. "$ROOT/scripts/lib/server.sh"
 
 # What a server needs to run sandboxes.
 setup_server() {
@@ -20,4 +22,11 @@ setup_server() {
     ensure_base_image
     ensure_fuse_tree
     ensure_binaries
+}
+
+# Everything the demo and the tests use; the store's program only where it is asked for.
+setup_demo() { # STORE
+    setup_server
+    ensure_python
+    if [ "$1" = minio ]; then ensure_minio; fi
 }
