@@ -1,0 +1,63 @@
+//! Connects `s3s`'s signature check to the grants.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::{S3Result, s3_error};
+
+use crate::grant::{GrantOwner, GrantSource};
+use crate::traffic::{Caller, Ledger, Passage};
+
+/// Gives `s3s` the secret to check a signature with.
+pub(crate) struct GrantAuth {
+    pub(crate) grants: Arc<dyn GrantSource>,
+}
+
+#[async_trait]
+impl S3Auth for GrantAuth {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        match self.grants.grant(access_key) {
+            Some(grant) => Ok(grant.secret),
+            None => Err(s3_error!(
+                InvalidAccessKeyId,
+                "the access key is unknown or was revoked"
+            )),
+        }
+    }
+}
+
+/// Runs once the signature is right: hands the grant to the guard and counts the request.
+pub(crate) struct GrantAccess {
+    pub(crate) grants: Arc<dyn GrantSource>,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+#[async_trait]
+impl S3Access for GrantAccess {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let Some(credentials) = cx.credentials() else {
+            return Err(s3_error!(AccessDenied, "requests must be signed"));
+        };
+        let Some(grant) = self.grants.grant(&credentials.access_key) else {
+            return Err(s3_error!(InvalidAccessKeyId, "the access key was revoked"));
+        };
+        let counters = match &grant.owner {
+            GrantOwner::Sandbox(sandbox) => Some(self.ledger.counters(sandbox)),
+            GrantOwner::Installation => None,
+        };
+        if let Some(counters) = &counters {
+            counters.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(passage) = cx.extensions_mut().get::<Arc<Passage>>() {
+            passage.identify(Caller {
+                owner: grant.owner.clone(),
+                counters,
+            });
+        }
+        cx.extensions_mut().insert(Arc::new(grant));
+        Ok(())
+    }
+}

@@ -1,0 +1,571 @@
+//! Changes of the index. One task applies them, several in one transaction where they arrive
+//! together, so that many small writes share one synchronisation. A change is a message of its own:
+//! a client that goes away cannot leave half of it.
+
+use s3s::dto::{CompletedPart, ETagCondition};
+use s3s::{S3Error, S3Result, s3_error};
+use sqlx::{Connection, Row, SqliteConnection};
+use tokio::sync::{RwLock, mpsc, oneshot};
+
+use super::content::{Content, Draft, Files, Segment};
+use super::index::{
+    self, Attributes, Record, failed, from_json, need_bucket, now, signed, to_json, unsigned,
+};
+
+/// How many changes share one transaction at most.
+const BATCH: usize = 64;
+/// S3's limit for every part but the last.
+const SMALLEST_PART: u64 = 5 * 1024 * 1024;
+
+/// One change.
+pub(super) enum Change {
+    CreateBucket {
+        bucket: String,
+    },
+    Put {
+        target: Target,
+        record: Record,
+        condition: Condition,
+    },
+    Copy {
+        source: Target,
+        target: Target,
+        /// `None` keeps the source's.
+        attributes: Option<Attributes>,
+        /// The source's tag as the conditions were checked on; another one means it changed.
+        source_etag: String,
+    },
+    Delete {
+        target: Target,
+        if_match: Option<ETagCondition>,
+    },
+    CreateUpload {
+        id: String,
+        target: Target,
+        attributes: Attributes,
+    },
+    PutPart {
+        upload: String,
+        target: Target,
+        number: i32,
+        size: u64,
+        etag: String,
+        segments: Vec<Segment>,
+        /// Whether the segments lie in files that other contents use already.
+        shared: bool,
+    },
+    Complete {
+        upload: String,
+        target: Target,
+        parts: Vec<CompletedPart>,
+        condition: Condition,
+    },
+    Abort {
+        upload: String,
+        target: Target,
+    },
+}
+
+/// Where an object is or will be.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) bucket: String,
+    pub(super) key: String,
+}
+
+/// What must hold for what is there before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Condition {
+    pub(super) if_match: Option<ETagCondition>,
+    pub(super) if_none_match: Option<ETagCondition>,
+}
+
+/// What a change made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Applied {
+    pub(super) etag: String,
+    pub(super) modified: i64,
+}
+
+pub(super) struct Message {
+    pub(super) change: Change,
+    pub(super) draft: Option<Draft>,
+    pub(super) reply: oneshot::Sender<S3Result<Applied>>,
+}
+
+/// Applies changes until all senders are gone.
+pub(super) async fn apply_all(
+    mut db: SqliteConnection,
+    mut changes: mpsc::Receiver<Message>,
+    files: Files,
+    reading: std::sync::Arc<RwLock<()>>,
+) {
+    let mut batch = Vec::new();
+    while changes.recv_many(&mut batch, BATCH).await > 0 {
+        let mut drafts = Vec::new();
+        let mut replies = Vec::new();
+        let mut work = Vec::new();
+        for message in batch.drain(..) {
+            work.push(message.change);
+            drafts.push(message.draft);
+            replies.push(message.reply);
+        }
+        match transaction(&mut db, work).await {
+            Ok((results, freed)) => {
+                for (draft, result) in drafts.into_iter().zip(&results) {
+                    if let (Some(draft), Ok(_)) = (draft, result) {
+                        draft.keep();
+                    }
+                }
+                for (reply, result) in replies.into_iter().zip(results) {
+                    answer(reply, result);
+                }
+                if !freed.is_empty() {
+                    // Nobody stands between reading a row and leasing its files.
+                    let _nobody_reads = reading.write().await;
+                    files.remove(freed);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the index of the object store failed");
+                for reply in replies {
+                    answer(
+                        reply,
+                        Err(s3_error!(InternalError, "the index failed: {error}")),
+                    );
+                }
+            }
+        }
+    }
+    if let Err(error) = db.close().await {
+        tracing::warn!(%error, "cannot close the index of the object store");
+    }
+}
+
+fn answer(reply: oneshot::Sender<S3Result<Applied>>, result: S3Result<Applied>) {
+    if reply.send(result).is_err() {
+        tracing::debug!("a client left before its write was answered");
+    }
+}
+
+type Results = (Vec<S3Result<Applied>>, Vec<String>);
+
+/// Applies `work` in one transaction. A change that is refused has written nothing, so the others
+/// stand; a change that fails in the database fails them all.
+async fn transaction(db: &mut SqliteConnection, work: Vec<Change>) -> Result<Results, S3Error> {
+    let mut transaction = db.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let mut freed = Vec::new();
+    let mut results = Vec::with_capacity(work.len());
+    for change in work {
+        let result = apply(&mut transaction, change, &mut freed).await;
+        if let Err(error) = &result
+            && *error.code() == s3s::S3ErrorCode::InternalError
+        {
+            transaction.rollback().await.map_err(failed)?;
+            result?;
+            return Ok((results, Vec::new()));
+        }
+        results.push(result);
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok((results, freed))
+}
+
+async fn apply(
+    db: &mut SqliteConnection,
+    change: Change,
+    freed: &mut Vec<String>,
+) -> S3Result<Applied> {
+    match change {
+        Change::CreateBucket { bucket } => {
+            sqlx::query("INSERT OR IGNORE INTO buckets (name, created) VALUES (?, ?)")
+                .bind(bucket)
+                .bind(now())
+                .execute(db)
+                .await
+                .map_err(failed)?;
+            Ok(Applied::default())
+        }
+        Change::Put {
+            target,
+            record,
+            condition,
+        } => {
+            need_bucket(db, &target.bucket).await?;
+            let before = index::object(db, &target.bucket, &target.key).await?;
+            check(&condition, before.as_ref())?;
+            if let Content::Segments(segments) = &record.content {
+                use_files(db, segments, false).await?;
+            }
+            replace(db, &target, before, record, freed).await
+        }
+        Change::Copy {
+            source,
+            target,
+            attributes,
+            source_etag,
+        } => copy(db, source, target, attributes, source_etag, freed).await,
+        Change::Delete { target, if_match } => {
+            need_bucket(db, &target.bucket).await?;
+            let before = index::object(db, &target.bucket, &target.key).await?;
+            check(
+                &Condition {
+                    if_match,
+                    if_none_match: None,
+                },
+                before.as_ref(),
+            )?;
+            if let Some(before) = before {
+                sqlx::query("DELETE FROM objects WHERE bucket = ? AND key = ?")
+                    .bind(target.bucket)
+                    .bind(target.key.into_bytes())
+                    .execute(&mut *db)
+                    .await
+                    .map_err(failed)?;
+                release_content(db, &before.content, freed).await?;
+            }
+            Ok(Applied::default())
+        }
+        Change::CreateUpload {
+            id,
+            target,
+            attributes,
+        } => {
+            need_bucket(db, &target.bucket).await?;
+            sqlx::query(
+                "INSERT INTO uploads (id, bucket, key, initiated, attributes) \
+                 VALUES (?, ?, ?, ?, ?)",
+            )
+            .bind(id)
+            .bind(target.bucket)
+            .bind(target.key.into_bytes())
+            .bind(now())
+            .bind(to_json(&attributes)?)
+            .execute(db)
+            .await
+            .map_err(failed)?;
+            Ok(Applied::default())
+        }
+        Change::PutPart {
+            upload,
+            target,
+            number,
+            size,
+            etag,
+            segments,
+            shared,
+        } => {
+            need_upload(db, &upload, &target).await?;
+            use_files(db, &segments, shared).await?;
+            let before = part_segments(db, &upload, number).await?;
+            release(db, &before, freed).await?;
+            let modified = now();
+            sqlx::query(
+                "INSERT OR REPLACE INTO parts (upload, number, size, etag, modified, segments) \
+                 VALUES (?, ?, ?, ?, ?, ?)",
+            )
+            .bind(upload)
+            .bind(number)
+            .bind(signed(size)?)
+            .bind(&etag)
+            .bind(modified)
+            .bind(to_json(&segments)?)
+            .execute(db)
+            .await
+            .map_err(failed)?;
+            Ok(Applied { etag, modified })
+        }
+        Change::Complete {
+            upload,
+            target,
+            parts,
+            condition,
+        } => complete(db, upload, target, parts, condition, freed).await,
+        Change::Abort { upload, target } => {
+            need_upload(db, &upload, &target).await?;
+            drop_upload(db, &upload, &[], freed).await?;
+            Ok(Applied::default())
+        }
+    }
+}
+
+/// The conditions of a write, on what is there before it.
+fn check(condition: &Condition, before: Option<&Record>) -> S3Result<()> {
+    match (&condition.if_match, before) {
+        (None, _) | (Some(ETagCondition::Any), Some(_)) => {}
+        (Some(ETagCondition::ETag(tag)), Some(before)) if tag.value() == before.etag => {}
+        (Some(_), None) => return Err(s3_error!(NoSuchKey, "the key does not exist")),
+        (Some(_), Some(_)) => return Err(s3_error!(PreconditionFailed, "If-Match does not hold")),
+    }
+    match (&condition.if_none_match, before) {
+        (None, _) | (_, None) => Ok(()),
+        (Some(ETagCondition::ETag(tag)), Some(before)) if tag.value() != before.etag => Ok(()),
+        (Some(_), Some(_)) => Err(s3_error!(PreconditionFailed, "If-None-Match does not hold")),
+    }
+}
+
+/// Writes the row and lets go of what it replaces.
+async fn replace(
+    db: &mut SqliteConnection,
+    target: &Target,
+    before: Option<Record>,
+    record: Record,
+    freed: &mut Vec<String>,
+) -> S3Result<Applied> {
+    let (segments, inline) = match &record.content {
+        Content::Segments(segments) => (Some(to_json(segments)?), None),
+        Content::Inline(bytes) => (None, Some(bytes.as_ref())),
+    };
+    sqlx::query(
+        "INSERT OR REPLACE INTO objects \
+         (bucket, key, size, etag, modified, attributes, segments, inline) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&target.bucket)
+    .bind(target.key.as_bytes())
+    .bind(signed(record.size)?)
+    .bind(&record.etag)
+    .bind(record.modified)
+    .bind(to_json(&record.attributes)?)
+    .bind(segments)
+    .bind(inline)
+    .execute(&mut *db)
+    .await
+    .map_err(failed)?;
+    if let Some(before) = before {
+        release_content(db, &before.content, freed).await?;
+    }
+    Ok(Applied {
+        etag: record.etag,
+        modified: record.modified,
+    })
+}
+
+async fn copy(
+    db: &mut SqliteConnection,
+    source: Target,
+    target: Target,
+    attributes: Option<Attributes>,
+    source_etag: String,
+    freed: &mut Vec<String>,
+) -> S3Result<Applied> {
+    need_bucket(db, &target.bucket).await?;
+    let found = index::object(db, &source.bucket, &source.key).await?;
+    let found = found.ok_or_else(|| s3_error!(NoSuchKey, "the copy source does not exist"))?;
+    if found.etag != source_etag {
+        return Err(s3_error!(
+            PreconditionFailed,
+            "the copy source changed meanwhile"
+        ));
+    }
+    let before = index::object(db, &target.bucket, &target.key).await?;
+    if let Content::Segments(segments) = &found.content {
+        use_files(db, segments, true).await?;
+    }
+    let record = Record {
+        attributes: attributes.unwrap_or(found.attributes),
+        modified: now(),
+        ..found
+    };
+    replace(db, &target, before, record, freed).await
+}
+
+async fn complete(
+    db: &mut SqliteConnection,
+    upload: String,
+    target: Target,
+    wanted: Vec<CompletedPart>,
+    condition: Condition,
+    freed: &mut Vec<String>,
+) -> S3Result<Applied> {
+    let attributes = need_upload(db, &upload, &target).await?;
+    let before = index::object(db, &target.bucket, &target.key).await?;
+    check(&condition, before.as_ref())?;
+    if wanted.is_empty() {
+        return Err(s3_error!(MalformedXML, "the list of parts is empty"));
+    }
+    let (mut segments, mut digests, mut size) = (Vec::new(), Vec::new(), 0);
+    let mut numbers = Vec::with_capacity(wanted.len());
+    for (place, part) in wanted.iter().enumerate() {
+        let number = part
+            .part_number
+            .ok_or_else(|| s3_error!(MalformedXML, "no part number"))?;
+        if numbers.last().is_some_and(|last| *last >= number) {
+            return Err(s3_error!(InvalidPartOrder, "the parts are not in order"));
+        }
+        let row =
+            sqlx::query("SELECT size, etag, segments FROM parts WHERE upload = ? AND number = ?")
+                .bind(&upload)
+                .bind(number)
+                .fetch_optional(&mut *db)
+                .await
+                .map_err(failed)?
+                .ok_or_else(|| s3_error!(InvalidPart, "part {number} was not uploaded"))?;
+        let etag: String = row.try_get("etag").map_err(failed)?;
+        if part
+            .e_tag
+            .as_ref()
+            .is_some_and(|wanted| wanted.value() != etag)
+        {
+            return Err(s3_error!(InvalidPart, "part {number} has another ETag"));
+        }
+        let length = unsigned(row.try_get("size").map_err(failed)?)?;
+        if length < SMALLEST_PART && place + 1 < wanted.len() {
+            return Err(s3_error!(
+                EntityTooSmall,
+                "part {number} is smaller than 5 MiB"
+            ));
+        }
+        size += length;
+        digests.extend(hex::decode(&etag).map_err(S3Error::internal_error)?);
+        segments.extend(index::segments(&row)?);
+        numbers.push(number);
+    }
+    let etag = super::multipart_etag(&digests, numbers.len());
+    // The object takes over the uses of its parts; those of unused parts end.
+    drop_upload(db, &upload, &numbers, freed).await?;
+    let content = Content::Segments(segments);
+    let record = Record {
+        size,
+        etag,
+        modified: now(),
+        attributes,
+        content,
+    };
+    replace(db, &target, before, record, freed).await
+}
+
+/// The upload's attributes; it must be one of this very key.
+async fn need_upload(
+    db: &mut SqliteConnection,
+    upload: &str,
+    target: &Target,
+) -> S3Result<Attributes> {
+    let row = sqlx::query("SELECT attributes FROM uploads WHERE id = ? AND bucket = ? AND key = ?")
+        .bind(upload)
+        .bind(&target.bucket)
+        .bind(target.key.as_bytes())
+        .fetch_optional(db)
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| s3_error!(NoSuchUpload, "there is no such upload of this key"))?;
+    from_json(row.try_get("attributes").map_err(failed)?)
+}
+
+async fn part_segments(
+    db: &mut SqliteConnection,
+    upload: &str,
+    number: i32,
+) -> S3Result<Vec<Segment>> {
+    let row = sqlx::query("SELECT segments FROM parts WHERE upload = ? AND number = ?")
+        .bind(upload)
+        .bind(number)
+        .fetch_optional(db)
+        .await
+        .map_err(failed)?;
+    row.as_ref().map_or_else(|| Ok(Vec::new()), index::segments)
+}
+
+/// Removes an upload with its parts; the files of the parts in `kept` stay in use.
+async fn drop_upload(
+    db: &mut SqliteConnection,
+    upload: &str,
+    kept: &[i32],
+    freed: &mut Vec<String>,
+) -> S3Result<()> {
+    let rows = sqlx::query("SELECT number, segments FROM parts WHERE upload = ?")
+        .bind(upload)
+        .fetch_all(&mut *db)
+        .await
+        .map_err(failed)?;
+    for row in rows {
+        let number: i32 = row.try_get("number").map_err(failed)?;
+        if !kept.contains(&number) {
+            release(db, &index::segments(&row)?, freed).await?;
+        }
+    }
+    for statement in [
+        "DELETE FROM parts WHERE upload = ?",
+        "DELETE FROM uploads WHERE id = ?",
+    ] {
+        sqlx::query(statement)
+            .bind(upload)
+            .execute(&mut *db)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Counts one more use for the file of each segment. Shared files must still be in use: what is no
+/// longer named may be removed at any moment.
+async fn use_files(db: &mut SqliteConnection, segments: &[Segment], shared: bool) -> S3Result<()> {
+    if shared {
+        for segment in segments {
+            let row = sqlx::query("SELECT 1 FROM files WHERE id = ?").bind(&segment.file);
+            if row
+                .fetch_optional(&mut *db)
+                .await
+                .map_err(failed)?
+                .is_none()
+            {
+                return Err(s3_error!(
+                    NoSuchKey,
+                    "the copy source was deleted meanwhile"
+                ));
+            }
+        }
+    }
+    for segment in segments {
+        let statement = if shared {
+            "UPDATE files SET uses = uses + 1 WHERE id = ?"
+        } else {
+            "INSERT INTO files (id, uses) VALUES (?, 1)"
+        };
+        sqlx::query(statement)
+            .bind(&segment.file)
+            .execute(&mut *db)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn release_content(
+    db: &mut SqliteConnection,
+    content: &Content,
+    freed: &mut Vec<String>,
+) -> S3Result<()> {
+    match content {
+        Content::Inline(_) => Ok(()),
+        Content::Segments(segments) => release(db, segments, freed).await,
+    }
+}
+
+/// Counts one use less for the file of each segment, and notes the files nobody uses any more.
+async fn release(
+    db: &mut SqliteConnection,
+    segments: &[Segment],
+    freed: &mut Vec<String>,
+) -> S3Result<()> {
+    for segment in segments {
+        let left = sqlx::query("UPDATE files SET uses = uses - 1 WHERE id = ? RETURNING uses")
+            .bind(&segment.file)
+            .fetch_optional(&mut *db)
+            .await
+            .map_err(failed)?;
+        let uses: Option<i64> = left
+            .map(|row| row.try_get("uses"))
+            .transpose()
+            .map_err(failed)?;
+        if uses.is_some_and(|uses| uses <= 0) {
+            sqlx::query("DELETE FROM files WHERE id = ?")
+                .bind(&segment.file)
+                .execute(&mut *db)
+                .await
+                .map_err(failed)?;
+            freed.push(segment.file.clone());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! Reading the index, and its rows.
+
+use bytes::Bytes;
+use s3s::dto::{ETag, Object, ObjectStorageClass, Timestamp};
+use s3s::{S3Error, S3Result, s3_error};
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use time::OffsetDateTime;
+
+use super::content::{Content, Segment};
+use crate::listing::{Entry, Page, PageRequest};
+
+/// What a client stores beside the content. Kept as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Attributes {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cache_control: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content_disposition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content_encoding: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content_language: Option<String>,
+    /// Seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) expires: Option<i64>,
+    pub(super) metadata: std::collections::BTreeMap<String, String>,
+}
+
+/// One object.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) size: u64,
+    pub(super) etag: String,
+    /// Milliseconds since 1970.
+    pub(super) modified: i64,
+    pub(super) attributes: Attributes,
+    pub(super) content: Content,
+}
+
+pub(super) fn failed(error: sqlx::Error) -> S3Error {
+    S3Error::internal_error(error)
+}
+
+pub(super) fn now() -> i64 {
+    (OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as i64
+}
+
+pub(super) fn timestamp(milliseconds: i64) -> Timestamp {
+    let nanoseconds = i128::from(milliseconds) * 1_000_000;
+    // Out of range only in an index that something else wrote.
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+        .map_or_else(|_| Timestamp::default(), Timestamp::from)
+}
+
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> S3Result<T> {
+    serde_json::from_str(text).map_err(S3Error::internal_error)
+}
+
+pub(super) fn to_json<T: Serialize>(value: &T) -> S3Result<String> {
+    serde_json::to_string(value).map_err(S3Error::internal_error)
+}
+
+pub(super) fn unsigned(number: i64) -> S3Result<u64> {
+    u64::try_from(number).map_err(S3Error::internal_error)
+}
+
+pub(super) fn signed(number: u64) -> S3Result<i64> {
+    i64::try_from(number).map_err(S3Error::internal_error)
+}
+
+/// Answers `NoSuchBucket` unless the bucket is there.
+pub(super) async fn need_bucket(db: &mut SqliteConnection, bucket: &str) -> S3Result<()> {
+    if has_bucket(db, bucket).await.map_err(failed)? {
+        Ok(())
+    } else {
+        Err(s3_error!(NoSuchBucket, "the bucket does not exist"))
+    }
+}
+
+pub(super) async fn has_bucket(
+    db: &mut SqliteConnection,
+    bucket: &str,
+) -> Result<bool, sqlx::Error> {
+    let row = sqlx::query("SELECT 1 FROM buckets WHERE name = ?").bind(bucket);
+    Ok(row.fetch_optional(db).await?.is_some())
+}
+
+/// The object, if it is there.
+pub(super) async fn object(
+    db: &mut SqliteConnection,
+    bucket: &str,
+    key: &str,
+) -> S3Result<Option<Record>> {
+    let row = sqlx::query(
+        "SELECT size, etag, modified, attributes, segments, inline FROM objects \
+         WHERE bucket = ? AND key = ?",
+    )
+    .bind(bucket)
+    .bind(key.as_bytes())
+    .fetch_optional(db)
+    .await
+    .map_err(failed)?;
+    row.as_ref().map(record).transpose()
+}
+
+fn record(row: &SqliteRow) -> S3Result<Record> {
+    let segments: Option<&str> = row.try_get("segments").map_err(failed)?;
+    let content = match segments {
+        Some(segments) => Content::Segments(from_json(segments)?),
+        None => {
+            let inline: &[u8] = row.try_get("inline").map_err(failed)?;
+            Content::Inline(Bytes::copy_from_slice(inline))
+        }
+    };
+    Ok(Record {
+        size: unsigned(row.try_get("size").map_err(failed)?)?,
+        etag: row.try_get("etag").map_err(failed)?,
+        modified: row.try_get("modified").map_err(failed)?,
+        attributes: from_json(row.try_get("attributes").map_err(failed)?)?,
+        content,
+    })
+}
+
+/// The segments of what a client stored as a part or object; small objects have none.
+pub(super) fn segments(row: &SqliteRow) -> S3Result<Vec<Segment>> {
+    let json: Option<&str> = row.try_get("segments").map_err(failed)?;
+    json.map_or_else(|| Ok(Vec::new()), from_json)
+}
+
+/// One page of a list. Keys below a common prefix are jumped over, not read.
+pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3Result<Page> {
+    let mut page = Page::default();
+    if ask.limit == 0 {
+        return Ok(page);
+    }
+    let prefix = ask.prefix.as_bytes();
+    let end = after_all(prefix);
+    let mut from = start(ask).max(prefix.to_vec());
+    loop {
+        // With a delimiter most rows may fold into a prefix, so read little before jumping.
+        let wanted = ask.limit - page.entries.len() + 1;
+        let batch = if ask.delimiter.is_some() {
+            wanted.min(64)
+        } else {
+            wanted
+        };
+        let rows = rows(db, ask.bucket, &from, end.as_deref(), batch).await?;
+        let full = rows.len() == batch;
+        let mut jump = None;
+        for row in &rows {
+            let key: &[u8] = row.try_get("key").map_err(failed)?;
+            if jump.as_deref().is_some_and(|to: &[u8]| key < to) {
+                continue;
+            }
+            if page.entries.len() == ask.limit {
+                page.more = true;
+                return Ok(page);
+            }
+            let text = std::str::from_utf8(key).map_err(S3Error::internal_error)?;
+            match common_prefix(text, ask.prefix, ask.delimiter) {
+                Some(common) => {
+                    jump = after_all(common.as_bytes());
+                    page.entries.push(Entry::Prefix(common.to_owned()));
+                    if jump.is_none() {
+                        return Ok(page);
+                    }
+                }
+                None => {
+                    jump = None;
+                    page.entries
+                        .push(Entry::Object(Box::new(listed(row, text)?)));
+                }
+            }
+        }
+        let last = rows
+            .last()
+            .map(|row| row.try_get::<&[u8], _>("key"))
+            .transpose();
+        let Some(last) = last.map_err(failed)?.filter(|_| full) else {
+            return Ok(page);
+        };
+        from = jump.unwrap_or_else(|| successor(last));
+    }
+}
+
+async fn rows(
+    db: &mut SqliteConnection,
+    bucket: &str,
+    from: &[u8],
+    end: Option<&[u8]>,
+    limit: usize,
+) -> S3Result<Vec<SqliteRow>> {
+    let limit = limit as i64;
+    let found = match end {
+        Some(end) => {
+            sqlx::query(
+                "SELECT key, size, etag, modified FROM objects \
+                 WHERE bucket = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?",
+            )
+            .bind(bucket)
+            .bind(from)
+            .bind(end)
+            .bind(limit)
+            .fetch_all(db)
+            .await
+        }
+        None => {
+            sqlx::query(
+                "SELECT key, size, etag, modified FROM objects \
+                 WHERE bucket = ? AND key >= ? ORDER BY key LIMIT ?",
+            )
+            .bind(bucket)
+            .bind(from)
+            .bind(limit)
+            .fetch_all(db)
+            .await
+        }
+    };
+    found.map_err(failed)
+}
+
+/// Where a list begins: behind `after`, and behind all that a common prefix given as `after` folds.
+fn start(ask: &PageRequest<'_>) -> Vec<u8> {
+    let Some(after) = ask.after else {
+        return Vec::new();
+    };
+    if common_prefix(after, ask.prefix, ask.delimiter) == Some(after)
+        && let Some(behind) = after_all(after.as_bytes())
+    {
+        return behind;
+    }
+    successor(after.as_bytes())
+}
+
+/// What `key` folds into under a delimiter.
+fn common_prefix<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Option<&'a str> {
+    let delimiter = delimiter?;
+    let at = key.strip_prefix(prefix)?.find(delimiter)?;
+    Some(&key[..prefix.len() + at + delimiter.len()])
+}
+
+/// The smallest name greater than `name`.
+fn successor(name: &[u8]) -> Vec<u8> {
+    let mut next = name.to_vec();
+    next.push(0);
+    next
+}
+
+/// The smallest name greater than all that begin with `prefix`; `None` if there is none.
+fn after_all(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+fn listed(row: &SqliteRow, key: &str) -> S3Result<Object> {
+    Ok(Object {
+        key: Some(key.to_owned()),
+        size: Some(row.try_get("size").map_err(failed)?),
+        e_tag: Some(ETag::Strong(row.try_get("etag").map_err(failed)?)),
+        last_modified: Some(timestamp(row.try_get("modified").map_err(failed)?)),
+        storage_class: Some(ObjectStorageClass::from_static(
+            ObjectStorageClass::STANDARD,
+        )),
+        ..Object::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_fold_at_the_first_delimiter_behind_the_prefix() {
+        assert_eq!(common_prefix("a/b/c", "a/", Some("/")), Some("a/b/"));
+        assert_eq!(common_prefix("a/b/c", "", Some("/")), Some("a/"));
+        assert_eq!(common_prefix("a/b", "a/", Some("/")), None);
+        assert_eq!(common_prefix("a/b", "", None), None);
+        assert_eq!(common_prefix("a--b--c", "a", Some("--")), Some("a--"));
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_all_its_names() {
+        assert_eq!(after_all(b"a/"), Some(b"a0".to_vec()));
+        assert_eq!(after_all(&[b'a', 0xff]), Some(b"b".to_vec()));
+        assert_eq!(after_all(&[0xff]), None);
+        assert_eq!(after_all(b""), None);
+    }
+}

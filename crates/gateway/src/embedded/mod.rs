@@ -1,0 +1,348 @@
+//! The embedded store: S3 on a folder of this server, for machines that have no other.
+//!
+//! ```text
+//! <folder>/lock            held while the store is open: two servers would ruin each other's files
+//! <folder>/index.sqlite    buckets, objects with their metadata, small contents, uploads
+//! <folder>/objects/<xx>/   content files, named at random, never changed
+//! ```
+//!
+//! A write is acknowledged when its content is synchronised and the index has committed it with
+//! `synchronous=FULL`. Whatever a crash leaves half done is not in the index and removed at open.
+
+mod change;
+mod content;
+mod index;
+mod objects;
+mod operations;
+mod uploads;
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use s3s::crypto::{Checksum as _, Md5};
+use s3s::{S3Error, S3Result, s3_error};
+use sandyard_types::BucketName;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Row};
+use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use self::change::{Applied, Change, Message};
+use self::content::{Draft, Files};
+use crate::backend::{DirectoryMarker, Store, StoreError};
+use crate::listing::{Page, PageRequest};
+
+/// Changes that may wait for the writer before clients have to.
+const QUEUE: usize = 256;
+const READERS: u32 = 4;
+
+/// The data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedError {
+    /// A file operation failed.
+    #[error("failed to {call} {path}")]
+    File {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another process has it open.
+    #[error("object store {0} is in use by another process")]
+    InUse(PathBuf),
+    /// The index cannot be opened.
+    #[error("failed to open the index {path}")]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The index cannot be brought to this version's form.
+    #[error("failed to migrate the index {path}")]
+    Migrate {
+        /// The index file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The index names content files that are not there.
+    #[error("object store {path} lost {count} content files, for example {example}")]
+    Lost {
+        /// The folder.
+        path: PathBuf,
+        /// How many files are missing.
+        count: usize,
+        /// The name of one.
+        example: String,
+    },
+    /// A change was refused or failed.
+    #[error("the embedded object store failed to {call}: {message}")]
+    Change {
+        /// What was tried.
+        call: &'static str,
+        /// What the store says.
+        message: String,
+    },
+}
+
+/// Objects in a folder. Cheap to clone; the folder is released when the last clone is gone.
+#[derive(Clone)]
+pub struct Embedded {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    folder: PathBuf,
+    files: Files,
+    readers: SqlitePool,
+    /// Held while a row is read and its files are leased; see [`Files::lease`].
+    reading: Arc<RwLock<()>>,
+    changes: Mutex<Option<mpsc::Sender<Message>>>,
+    sender: mpsc::WeakSender<Message>,
+    writer: Mutex<JoinSet<()>>,
+    _lock: File,
+}
+
+impl Embedded {
+    /// Opens the store in `folder`, which is made if it is missing, and removes what a crash left.
+    ///
+    /// # Errors
+    /// [`EmbeddedError`]; [`EmbeddedError::InUse`] if another process has it open.
+    pub async fn open(folder: &Path) -> Result<Self, EmbeddedError> {
+        let (folder, lock, files) = tokio::task::spawn_blocking({
+            let folder = folder.to_owned();
+            move || prepare(folder)
+        })
+        .await
+        .map_err(|error| EmbeddedError::Change {
+            call: "open",
+            message: error.to_string(),
+        })??;
+        let path = folder.join("index.sqlite");
+        let index = |source| EmbeddedError::Index {
+            path: path.clone(),
+            source,
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .log_statements(tracing::log::LevelFilter::Trace);
+        let writer = options.connect().await.map_err(index)?;
+        let pool = SqlitePoolOptions::new().max_connections(READERS);
+        let readers = pool.connect_with(options).await.map_err(index)?;
+        sqlx::migrate!("./migrations")
+            .run(&readers)
+            .await
+            .map_err(|source| EmbeddedError::Migrate {
+                path: path.clone(),
+                source,
+            })?;
+        reconcile(&folder, &files, &readers)
+            .await
+            .and_then(|result| result)?;
+
+        let reading = Arc::new(RwLock::new(()));
+        let (sender, changes) = mpsc::channel(QUEUE);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(change::apply_all(
+            writer,
+            changes,
+            files.clone(),
+            reading.clone(),
+        ));
+        let inner = Inner {
+            folder,
+            files,
+            readers,
+            reading,
+            sender: sender.downgrade(),
+            changes: Mutex::new(Some(sender)),
+            writer: Mutex::new(tasks),
+            _lock: lock,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Finishes the changes under way and closes the index. Later requests fail.
+    pub async fn close(&self) {
+        drop(self.inner.changes.lock().await.take());
+        let mut writer = self.inner.writer.lock().await;
+        while let Some(ended) = writer.join_next().await {
+            if let Err(error) = ended {
+                warn!(%error, "the writer of the object store died");
+            }
+        }
+        self.inner.readers.close().await;
+    }
+
+    /// Has a change made, and waits for it to be safe. `draft` is the file it brings along.
+    async fn apply(&self, change: Change, draft: Option<Draft>) -> S3Result<Applied> {
+        let closed = || s3_error!(ServiceUnavailable, "the object store is closed");
+        let sender = self.inner.sender.upgrade().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        sender
+            .send(Message {
+                change,
+                draft,
+                reply,
+            })
+            .await
+            .map_err(|_| closed())?;
+        drop(sender);
+        answer.await.map_err(|_| closed())?
+    }
+
+    async fn db(&self) -> S3Result<sqlx::pool::PoolConnection<sqlx::Sqlite>> {
+        self.inner.readers.acquire().await.map_err(index::failed)
+    }
+}
+
+fn prepare(folder: PathBuf) -> Result<(PathBuf, File, Files), EmbeddedError> {
+    let failed = |call, path: &Path| {
+        let path = path.to_owned();
+        move |source| EmbeddedError::File { call, path, source }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(failed("create", &folder))?;
+    let folder = fs::canonicalize(&folder).map_err(failed("resolve", &folder))?;
+    let path = folder.join("lock");
+    let lock = File::create(&path).map_err(failed("create", &path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(EmbeddedError::InUse(folder)),
+        Err(TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
+    }
+    let objects = folder.join("objects");
+    let files = Files::open(objects.clone()).map_err(failed("open", &objects))?;
+    Ok((folder, lock, files))
+}
+
+/// Brings folder and index together after a crash.
+async fn reconcile(
+    folder: &Path,
+    files: &Files,
+    readers: &SqlitePool,
+) -> Result<Result<(), EmbeddedError>, EmbeddedError> {
+    let path = folder.join("index.sqlite");
+    let index = |source| EmbeddedError::Index {
+        path: path.clone(),
+        source,
+    };
+    let rows = sqlx::query("SELECT id FROM files")
+        .fetch_all(readers)
+        .await
+        .map_err(index)?;
+    let named: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get("id")).collect();
+    let named = named.map_err(index)?;
+    let files = files.clone();
+    let done = tokio::task::spawn_blocking(move || files.reconcile(named)).await;
+    let (removed, missing) = done
+        .map_err(io::Error::other)
+        .and_then(|result| result)
+        .map_err(|source| EmbeddedError::File {
+            call: "read",
+            path: folder.to_owned(),
+            source,
+        })?;
+    if removed > 0 {
+        info!(
+            removed,
+            "removed content files that were never acknowledged"
+        );
+    }
+    Ok(match missing.first() {
+        None => Ok(()),
+        Some(example) => Err(EmbeddedError::Lost {
+            path: folder.to_owned(),
+            count: missing.len(),
+            example: example.clone(),
+        }),
+    })
+}
+
+/// The tag S3 gives an object made of parts: the MD5 of the parts' MD5s, and their number.
+fn multipart_etag(digests: &[u8], parts: usize) -> String {
+    let mut md5 = Md5::new();
+    md5.update(digests);
+    format!("{}-{parts}", hex::encode(md5.finalize()))
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn page(&self, request: &PageRequest<'_>) -> S3Result<Page> {
+        let mut db = self.db().await?;
+        index::need_bucket(&mut db, request.bucket).await?;
+        index::page(&mut db, request).await
+    }
+
+    async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
+        let failed = |error: S3Error| change_error("check", &error);
+        let mut db = self.db().await.map_err(failed)?;
+        let found = index::has_bucket(&mut db, bucket.as_str()).await;
+        if found.map_err(|error| change_error("check", &index::failed(error)))? {
+            return Ok(());
+        }
+        let endpoint = self.inner.folder.display().to_string();
+        Err(StoreError::NoBucket {
+            endpoint,
+            bucket: bucket.clone(),
+        })
+    }
+
+    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
+        let change = Change::CreateBucket {
+            bucket: bucket.to_string(),
+        };
+        match self.apply(change, None).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(change_error("create the bucket", &error)),
+        }
+    }
+
+    async fn put_marker(
+        &self,
+        bucket: &BucketName,
+        key: &str,
+        marker: &DirectoryMarker,
+    ) -> Result<(), StoreError> {
+        match self.store_marker(bucket, key, marker).await {
+            Ok(()) => Ok(()),
+            Err(error) if *error.code() == s3s::S3ErrorCode::NoSuchBucket => {
+                let endpoint = self.inner.folder.display().to_string();
+                Err(StoreError::NoBucket {
+                    endpoint,
+                    bucket: bucket.clone(),
+                })
+            }
+            Err(error) => Err(change_error("create a directory", &error)),
+        }
+    }
+}
+
+fn change_error(call: &'static str, error: &S3Error) -> StoreError {
+    EmbeddedError::Change {
+        call,
+        message: error.to_string(),
+    }
+    .into()
+}

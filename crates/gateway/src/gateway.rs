@@ -1,0 +1,229 @@
+//! The gateway as the server sees it.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::service::S3ServiceBuilder;
+use sandyard_types::{BucketName, InvalidWorkspace, KeyPrefix, SandboxId};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, warn};
+
+use crate::auth::{GrantAccess, GrantAuth};
+use crate::backend::{Backend, DirectoryMarker, Store, StoreError};
+use crate::grant::GrantSource;
+use crate::guard::Guard;
+use crate::service::GatewayService;
+use crate::traffic::{Ledger, Traffic};
+
+/// How long a client may take to send the head of a request, and to be silent between two.
+const HEADER_DEADLINE: Duration = Duration::from_secs(75);
+
+/// Serving ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener is broken.
+    #[error("failed to accept connections for the S3 gateway")]
+    Accept(#[source] io::Error),
+}
+
+/// S3 for sandboxes, in front of one back end. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    service: GatewayService,
+    store: Arc<dyn Store>,
+    ledger: Arc<Ledger>,
+}
+
+impl Gateway {
+    /// A gateway that asks `grants` who may do what.
+    pub fn new(backend: Backend, grants: Arc<dyn GrantSource>) -> Self {
+        let store = backend.into_store();
+        let ledger = Arc::new(Ledger::default());
+        let mut builder = S3ServiceBuilder::new(Guard {
+            store: store.clone(),
+        });
+        builder.set_auth(GrantAuth {
+            grants: grants.clone(),
+        });
+        builder.set_access(GrantAccess {
+            grants,
+            ledger: ledger.clone(),
+        });
+        let service = GatewayService {
+            s3: builder.build(),
+        };
+        Self {
+            service,
+            store,
+            ledger,
+        }
+    }
+
+    /// The service to put behind a listener of the caller's.
+    pub fn service(&self) -> GatewayService {
+        self.service.clone()
+    }
+
+    /// Serves HTTP/1.1 on `listener` until `stop`, then lets requests in flight finish; the caller
+    /// sets the limit and drops the future when it is over. May run on several listeners at once.
+    ///
+    /// # Errors
+    /// [`ServeError::Accept`] if the listener fails for good.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let connection = connection(stream, self.service(), stop.clone());
+                    let span = tracing::debug_span!("s3 connection", %peer);
+                    connections.spawn(connection.instrument(span));
+                }
+                Err(error) if is_passing(&error) => {
+                    warn!(%error, "the S3 gateway cannot accept a connection right now");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(ServeError::Accept(error)),
+            }
+        }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Whether the store answers, takes the server's keys and has the bucket. Answers within a few
+    /// seconds.
+    ///
+    /// # Errors
+    /// One variant of [`StoreError`] per cause.
+    pub async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
+        self.store.check(bucket).await
+    }
+
+    /// Makes the bucket unless it is there.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store does not answer or does not allow it.
+    pub async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
+        self.store.ensure_bucket(bucket).await
+    }
+
+    /// Makes the marker objects that s3fs takes for directories: `prefix` itself and `directories`
+    /// below it (`uploads`, `a/b`; parents included), owned by `uid` and `gid`, mode 0755. What is
+    /// there already is left as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`] for a name that is no path below the prefix, else as
+    /// [`Self::check`].
+    pub async fn ensure_directories(
+        &self,
+        bucket: &BucketName,
+        prefix: &KeyPrefix,
+        directories: &[String],
+        uid: u32,
+        gid: u32,
+    ) -> Result<(), StoreError> {
+        let marker = DirectoryMarker::new(uid, gid);
+        let mut made = JoinSet::new();
+        for key in marker_keys(prefix, directories)? {
+            let (store, bucket, marker) = (self.store.clone(), bucket.clone(), marker.clone());
+            made.spawn(async move { store.put_marker(&bucket, &key, &marker).await });
+        }
+        while let Some(result) = made.join_next().await {
+            result.map_err(StoreError::Panicked)??;
+        }
+        Ok(())
+    }
+
+    /// What a sandbox moved so far; zeros for one that never sent a request.
+    pub fn traffic(&self, sandbox: &SandboxId) -> Traffic {
+        self.ledger.snapshot(sandbox)
+    }
+
+    /// Drops the counters of a sandbox that is gone.
+    pub fn forget(&self, sandbox: &SandboxId) {
+        self.ledger.forget(sandbox);
+    }
+}
+
+/// The keys of the markers, parents first, each once.
+fn marker_keys(
+    prefix: &KeyPrefix,
+    directories: &[String],
+) -> Result<Vec<String>, InvalidWorkspace> {
+    let mut keys = vec![prefix.to_string()];
+    for directory in directories {
+        let full: KeyPrefix = format!("{prefix}{}/", directory.trim_end_matches('/')).parse()?;
+        let below = &full.as_str()[prefix.as_str().len()..];
+        for (end, _) in below.match_indices('/') {
+            let key = format!("{prefix}{}", &below[..=end]);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+    }
+    Ok(keys)
+}
+
+async fn connection(stream: TcpStream, service: GatewayService, stop: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "cannot switch off Nagle's algorithm");
+    }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "an S3 connection broke");
+    }
+}
+
+/// Whether accepting may work again after a while: the connection was gone already, or descriptors
+/// or memory ran out.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory
+    ) || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers_cover_the_prefix_the_directories_and_their_parents_once() {
+        let prefix: KeyPrefix = "sessions/s/".parse().expect("valid");
+        let directories = ["uploads".to_owned(), "a/b/".to_owned(), "a/c".to_owned()];
+        let keys = marker_keys(&prefix, &directories).expect("valid");
+        let below: Vec<_> = keys.iter().map(|key| &key["sessions/s/".len()..]).collect();
+        assert_eq!(below, ["", "uploads/", "a/", "a/b/", "a/c/"]);
+        for bad in ["..", "a/../b", "/a", "", "a//b"] {
+            assert!(marker_keys(&prefix, &[bad.to_owned()]).is_err(), "{bad}");
+        }
+    }
+}
