@@ -1,0 +1,334 @@
+"""The measurements behind `scripts/bench`: sandyard and what it stands on, in turn, in one run.
+
+Times are medians of alternating runs, so that a machine that gets slower does so for both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from e2b import Sandbox
+
+MIB = 1 << 20
+
+
+@dataclass
+class Row:
+    what: str
+    ours: str
+    theirs: str
+    ratio: str
+    target: str
+    met: bool
+
+
+class Table:
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def ratio(self, what: str, unit: str, ours: float, theirs: float, limit: float | None) -> None:
+        """A row whose measure is ours divided by theirs."""
+        ratio = ours / theirs
+        target = f"≤ {limit:g} ×" if limit else "–"
+        self.add(what, f"{ours:.1f} {unit}", f"{theirs:.1f} {unit}", f"{ratio:.2f} ×", target,
+                 limit is None or ratio <= limit)
+
+    def bound(self, what: str, unit: str, ours: float, limit: float) -> None:
+        """A row with a fixed bound."""
+        self.add(what, f"{ours:.1f} {unit}", "–", "–", f"≤ {limit:g} {unit}", ours <= limit)
+
+    def add(self, what: str, ours: str, theirs: str, ratio: str, target: str, met: bool) -> None:
+        self.rows.append(Row(what, ours, theirs, ratio, target, met))
+        say(f"{what}: {ours} | {theirs} | {ratio} | {'met' if met else 'missed'}")
+
+    def print(self) -> None:
+        print("| measure | sandyard | the other side | ratio | target | |")
+        print("|---|---|---|---|---|---|")
+        for r in self.rows:
+            verdict = "met" if r.met else "missed"
+            print(f"| {r.what} | {r.ours} | {r.theirs} | {r.ratio} | {r.target} | {verdict} |")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return (time.perf_counter() - begun) * 1000
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """The engine's API: the raw side of a create is what the engine itself takes for it."""
+
+    def __init__(self) -> None:
+        super().__init__("engine")
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        self.sock.connect(host.removeprefix("unix://"))
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.connection = UnixConnection()
+
+    def call(self, method: str, path: str, body: object = None) -> object:
+        text = None if body is None else json.dumps(body)
+        self.connection.request(method, f"/v1.41{path}", text, {"Content-Type": "application/json"})
+        response = self.connection.getresponse()
+        content = response.read()
+        if response.status >= 300:
+            raise RuntimeError(f"{method} {path}: {response.status} {content.decode()}")
+        return json.loads(content) if content else None
+
+    def like(self, name: str) -> dict[str, object]:
+        """A create request for a container as one of ours is."""
+        found = self.call("GET", f"/containers/{name}/json")
+        config = {key: found["Config"][key]
+                  for key in ("Image", "Entrypoint", "Cmd", "User", "WorkingDir", "Healthcheck")}
+        host = dict(found["HostConfig"])
+        network = host["NetworkMode"]
+        return config | {"HostConfig": host,
+                         "NetworkingConfig": {"EndpointsConfig": {network: {}}}}
+
+    def create_and_start(self, request: dict[str, object]) -> str:
+        made = self.call("POST", "/containers/create", request)
+        self.call("POST", f"/containers/{made['Id']}/start")
+        return made["Id"]
+
+    def remove(self, container: str) -> None:
+        self.call("DELETE", f"/containers/{container}?force=true&v=true")
+
+
+def measure_creates(table: Table, engine: Engine, rounds: int) -> None:
+    def requests() -> tuple[dict[str, object], dict[str, object]]:
+        plain = Sandbox.create("base")
+        mounted = Sandbox.create("base", metadata={"session": "bench"})
+        try:
+            return engine.like(plain.sandbox_id), engine.like(mounted.sandbox_id)
+        finally:
+            plain.kill()
+            mounted.kill()
+
+    raw_plain, raw_mounted = requests()
+    times: dict[str, list[float]] = {k: [] for k in ("plain", "raw", "mounted", "raw mounted")}
+
+    def ours(kind: str, **options: object) -> None:
+        made: list[Sandbox] = []
+        times[kind].append(milliseconds(lambda: made.append(Sandbox.create("base", **options))))
+        made[0].kill()
+
+    def raw(kind: str, request: dict[str, object]) -> None:
+        made: list[str] = []
+        times[kind].append(milliseconds(lambda: made.append(engine.create_and_start(request))))
+        engine.remove(made[0])
+
+    for _ in range(rounds):
+        ours("plain")
+        raw("raw", raw_plain)
+        ours("mounted", metadata={"session": "bench"})
+        raw("raw mounted", raw_mounted)
+    median = {kind: statistics.median(values) for kind, values in times.items()}
+    table.ratio("create, no workspace / engine create + start", "ms",
+                median["plain"], median["raw"], 1.25)
+    table.ratio("create, workspace / engine create + start of the same container", "ms",
+                median["mounted"], median["raw mounted"], None)
+    table.bound("workspace adds to a create", "ms", median["mounted"] - median["plain"], 60)
+
+
+def measure_commands(table: Table, sandbox: Sandbox, rounds: int) -> None:
+    ours, exec_times = [], []
+    sandbox.commands.run("true")
+    for _ in range(rounds):
+        ours.append(milliseconds(lambda: sandbox.commands.run("true")))
+        exec_times.append(milliseconds(lambda: subprocess.run(
+            ["docker", "exec", sandbox.sandbox_id, "true"], check=True)))
+    table.ratio("commands.run(\"true\") / docker exec true", "ms",
+                statistics.median(ours), statistics.median(exec_times), 0.25)
+
+
+def measure_files(table: Table, sandbox: Sandbox, folder: pathlib.Path, rounds: int) -> None:
+    for label, size, count in (("1 KB", 1024, rounds), ("64 MB", 64 * MIB, max(3, rounds // 5))):
+        content = os.urandom(size)
+        local = folder / "content"
+        local.write_bytes(content)
+        target = f"{sandbox.sandbox_id}:/home/user/copied"
+        times: dict[str, list[float]] = {k: [] for k in ("write", "cp in", "read", "cp out")}
+        for _ in range(count):
+            times["write"].append(milliseconds(
+                lambda: sandbox.files.write("/home/user/content", content)))
+            times["cp in"].append(milliseconds(lambda: subprocess.run(
+                ["docker", "cp", "-q", str(local), target], check=True, capture_output=True)))
+            read: list[bytearray] = []
+            times["read"].append(milliseconds(
+                lambda: read.append(sandbox.files.read("/home/user/content", format="bytes"))))
+            if bytes(read[0]) != content:
+                raise RuntimeError(f"{label} came back different")
+            times["cp out"].append(milliseconds(lambda: subprocess.run(
+                ["docker", "cp", "-q", target, str(folder / "back")], check=True,
+                capture_output=True)))
+        median = {kind: statistics.median(values) for kind, values in times.items()}
+        table.ratio(f"files.write {label} / docker cp", "ms", median["write"], median["cp in"], None)
+        table.ratio(f"files.read {label} / docker cp", "ms", median["read"], median["cp out"], None)
+
+
+@contextlib.contextmanager
+def s3fs_mount(folder: pathlib.Path, name: str, bucket: str, endpoint: str, key: str,
+               secret: str) -> Iterator[pathlib.Path]:
+    """s3fs on this machine, with the options that sandboxes get."""
+    point, cache, passwd = folder / name, folder / f"{name}.cache", folder / f"{name}.key"
+    point.mkdir()
+    cache.mkdir()
+    passwd.write_text(f"{key}:{secret}\n")
+    passwd.chmod(0o600)
+    options = (f"passwd_file={passwd},url={endpoint},use_path_request_style,use_cache={cache},"
+               "ensure_diskfree=20,multireq_max=32,parallel_count=8,multipart_size=16,"
+               "stat_cache_expire=5,max_stat_cache_size=100000,retries=5,connect_timeout=5")
+    program = subprocess.Popen(["s3fs", f"{bucket}:/bench", str(point), "-f", "-o", options])
+    try:
+        until = time.monotonic() + 20
+        while not os.path.ismount(point):
+            if program.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"s3fs did not mount {endpoint}")
+            time.sleep(0.02)
+        yield point
+    finally:
+        subprocess.run(["umount", str(point)], check=False)
+        program.wait(30)
+
+
+def measure_gateway(table: Table, folder: pathlib.Path, arguments: argparse.Namespace,
+                    rounds: int) -> None:
+    bucket = os.environ["SANDYARD_S3_BUCKET"]
+    direct = (arguments.minio_endpoint, arguments.minio_user, arguments.minio_password)
+    through = (os.environ["SANDYARD_S3_ENDPOINT"], os.environ["SANDYARD_S3_ACCESS_KEY_ID"],
+               os.environ["SANDYARD_S3_SECRET_ACCESS_KEY"])
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=direct[0], aws_access_key_id=direct[1],
+                          aws_secret_access_key=direct[2], region_name="us-east-1")
+    client.put_object(Bucket=bucket, Key="bench/", Body=b"")
+    big = os.urandom(200 * MIB)
+    small = os.urandom(1024)
+    times: dict[str, list[float]] = {}
+
+    def note(key: str, call: Callable[[], object]) -> None:
+        times.setdefault(key, []).append(milliseconds(call) / 1000)
+
+    def write_small(point: pathlib.Path) -> None:
+        (point / "small").mkdir()
+        for index in range(500):
+            (point / "small" / f"{index}").write_bytes(small)
+
+    def read_big(point: pathlib.Path) -> None:
+        if (point / "big").read_bytes() != big:
+            raise RuntimeError("200 MB came back different")
+
+    def clear() -> None:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="bench/")
+        for page in pages:
+            keys = [{"Key": o["Key"]} for o in page.get("Contents", []) if o["Key"] != "bench/"]
+            if keys:
+                client.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+
+    for number in range(rounds):
+        for side, (endpoint, key, secret) in (("ours", through), ("direct", direct)):
+            name = f"{side}-{number}"
+            with s3fs_mount(folder, name, bucket, endpoint, key, secret) as point:
+                note(f"small {side}", lambda: write_small(point))
+                note(f"write {side}", lambda: (point / "big").write_bytes(big))
+            # Another mount with an empty cache, so that the read goes to the store.
+            with s3fs_mount(folder, f"{name}-read", bucket, endpoint, key, secret) as point:
+                note(f"read {side}", lambda: read_big(point))
+            clear()
+    median = {kind: statistics.median(values) for kind, values in times.items()}
+    for label, kind in (("write 500 × 1 KB", "small"), ("write 200 MB", "write"),
+                        ("read 200 MB", "read")):
+        table.ratio(f"s3fs through the gateway / to MinIO directly: {label}", "s",
+                    median[f"{kind} ours"], median[f"{kind} direct"], 1.30)
+
+
+def resident_mib(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        total += next(int(line.split()[1]) for line in status.splitlines()
+                      if line.startswith("VmRSS:"))
+    return total / 1024
+
+
+def executor_pids(container: str) -> list[int]:
+    """The executor's processes of a container: init and the daemon."""
+    top = subprocess.run(["docker", "top", container, "-eo", "pid,args"], check=True,
+                         capture_output=True, text=True).stdout.splitlines()[1:]
+    rows = [line.split(None, 1) for line in top]
+    return [int(pid) for pid, command in rows if command.startswith("/.sandyard/executor")]
+
+
+def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float) -> None:
+    size = pathlib.Path(arguments.executor).stat().st_size
+    table.bound("executor binary", "MiB", size / MIB, 10)
+    for label, metadata in (("no workspace", {}), ("workspace", {"session": "bench"})):
+        sandbox = Sandbox.create("base", metadata=metadata)
+        sandbox.commands.run("true")
+        pids = executor_pids(sandbox.sandbox_id)
+        if not pids:
+            raise RuntimeError("no executor process found")
+        table.bound(f"executor resident, idle, {label}", "MiB", resident_mib(pids), 5)
+        running = [sandbox.commands.run("while echo x; do sleep 0.1; done", background=True,
+                                        timeout=0) for _ in range(50)]
+        table.add(f"executor resident, 50 running commands, {label}",
+                  f"{resident_mib(pids):.1f} MiB", "–", "–", "–", True)
+        for handle in running:
+            handle.disconnect()
+        sandbox.kill()
+    server = arguments.server_pid
+    table.bound("server resident, 0 sandboxes", "MiB", idle_mib, 60)
+    sandboxes = [Sandbox.create("base") for _ in range(30)]
+    table.bound("server resident, 30 sandboxes", "MiB", resident_mib([server]), 60)
+    for sandbox in sandboxes:
+        sandbox.kill()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("executor", "minio-endpoint", "minio-user", "minio-password"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--folder", required=True, type=pathlib.Path)
+    parser.add_argument("--server-pid", required=True, type=int)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    rounds = 5 if arguments.quick else 20
+    idle_mib = resident_mib([arguments.server_pid])
+    table, engine = Table(), Engine()
+    measure_creates(table, engine, rounds)
+    sandbox = Sandbox.create("base", timeout=600)
+    measure_commands(table, sandbox, rounds * 5)
+    measure_files(table, sandbox, arguments.folder, rounds)
+    sandbox.kill()
+    measure_memory(table, arguments, idle_mib)
+    measure_gateway(table, arguments.folder, arguments, 2 if arguments.quick else 3)
+    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()} "
+          f"{platform.release()}, {platform.machine()}\n")
+    table.print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
