@@ -12,6 +12,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::StreamingBlob;
+use s3s::stream::ByteStream as _;
 use s3s::{Body, S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
 use tracing::warn;
 
@@ -106,7 +107,11 @@ impl<'a> Call<'a> {
             .and_then(|v| v.to_str().ok());
         let length = match decoded {
             Some(text) => text.parse().ok(),
-            None => length.and_then(|length| u64::try_from(length).ok()),
+            None => match (length, &body) {
+                (Some(length), _) => u64::try_from(length).ok(),
+                (None, None) => Some(0),
+                (None, Some(body)) => body.remaining_length().exact().map(|length| length as u64),
+            },
         };
         let length = length.ok_or_else(|| s3_error!(MissingContentLength))?;
         self.length = Some(length);
