@@ -2,6 +2,7 @@
 //!
 //! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
+//! - [`rest`] is the REST API's bodies.
 //! - `rpc` and `connect` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
@@ -9,6 +10,7 @@
 pub mod connect;
 pub mod control;
 pub mod daemon;
+pub mod rest;
 #[cfg(feature = "rpc")]
 pub mod rpc;
 

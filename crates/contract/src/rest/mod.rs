@@ -1,0 +1,16 @@
+//! Bodies of the REST API (control-plane 2, 3): what clients send and what they get back. Member names
+//! are the contract's; members that a client may leave out are `Option`s.
+
+mod error;
+mod request;
+mod sandbox;
+
+pub use error::ErrorBody;
+pub use request::{
+    AutoResume, ConnectBody, CreateBody, EgressProxyBody, Iam, NetworkBody, RefreshBody,
+    TimeoutBody,
+};
+pub use sandbox::{
+    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, SandboxBody, SandboxDetailBody,
+    VisibleState, VolumeMount,
+};

@@ -1,0 +1,131 @@
+//! `POST /files/compose` (executor 6.6): joins files into one and removes them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, fchown};
+use std::sync::Arc;
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use serde::Deserialize;
+
+use super::super::body::Body;
+use super::super::filesystem::directories;
+use super::super::tasks::blocking;
+use super::super::{Daemon, paths, plain};
+use super::write::Written;
+use super::{Owner, Refusal};
+
+/// The longest body.
+const LIMIT: usize = 4 << 20;
+
+#[derive(Deserialize)]
+struct Order {
+    #[serde(default)]
+    source_paths: Vec<String>,
+    #[serde(default)]
+    destination: String,
+    username: Option<String>,
+}
+
+/// Answers an order to compose.
+pub(in super::super) async fn compose(
+    daemon: &Arc<Daemon>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    match carry_out(daemon, request).await {
+        Ok(written) => plain::json(StatusCode::OK, &written),
+        Err(refusal) => refusal.response(),
+    }
+}
+
+async fn carry_out(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Result<Written, Refusal> {
+    let body = Limited::new(request.into_body(), LIMIT).collect().await;
+    let body = body.map_err(|error| Refusal::invalid(format!("failed to read it: {error}")))?;
+    let order: Order = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Refusal::invalid(format!("failed to read the JSON: {error}")))?;
+    if order.source_paths.is_empty() || order.destination.is_empty() {
+        return Err(Refusal::invalid(
+            "'source_paths' and 'destination' must not be empty",
+        ));
+    }
+    let owner = Owner::find(daemon, order.username.as_deref()).await?;
+    let destination = owner.resolve(&order.destination)?;
+    let sources: Vec<String> = order
+        .source_paths
+        .iter()
+        .map(|path| owner.resolve(path))
+        .collect::<Result<_, _>>()?;
+    blocking(move || join(&sources, destination, &owner)).await
+}
+
+fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Written, Refusal> {
+    for source in sources {
+        if paths::clean(source) == paths::clean(&destination) {
+            return Err(Refusal::invalid(format!(
+                "'{source}' is source and destination"
+            )));
+        }
+        match fs::metadata(source) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => {
+                return Err(Refusal::invalid(format!(
+                    "'{source}' is not a regular file"
+                )));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let message = format!("path '{source}' does not exist");
+                return Err(Refusal::new(StatusCode::NOT_FOUND, message));
+            }
+            Err(error) => return Err(Refusal::system("look for", source, &error)),
+        }
+    }
+    directories::make_parents(&destination, &owner.user)
+        .map_err(|error| Refusal::system("make the directories of", &destination, &error))?;
+    // A neighbour, so that the rename stays on one file system.
+    let neighbour = format!("{destination}.compose-{:x}", unique());
+    let result = write(sources, &neighbour, owner).and_then(|()| {
+        fs::rename(&neighbour, &destination)
+            .map_err(|error| Refusal::system("put in place", &destination, &error))
+    });
+    if let Err(refusal) = result {
+        // It may not have come into being; the refusal says what matters.
+        drop(fs::remove_file(&neighbour));
+        return Err(refusal);
+    }
+    for source in sources {
+        match fs::remove_file(source) {
+            // Named twice.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(|error| Refusal::system("remove", source, &error))?,
+        }
+    }
+    Ok(Written::new(destination, Default::default()))
+}
+
+/// Told apart from others of this daemon and of one before it.
+fn unique() -> u128 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{SystemTime, UNIX_EPOCH};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (since.as_nanos() << 16) | u128::from(NEXT.fetch_add(1, Ordering::Relaxed) & 0xffff)
+}
+
+fn write(sources: &[String], path: &str, owner: &Owner) -> Result<(), Refusal> {
+    let failed = |what: &str, error: &io::Error| Refusal::system(what, path, error);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o666);
+    let mut file = options.open(path).map_err(|error| failed("open", &error))?;
+    fchown(&file, Some(owner.user.uid), Some(owner.user.gid))
+        .map_err(|error| failed("own", &error))?;
+    for source in sources {
+        let mut from =
+            File::open(source).map_err(|error| Refusal::system("open", source, &error))?;
+        io::copy(&mut from, &mut file).map_err(|error| failed("write", &error))?;
+    }
+    Ok(())
+}

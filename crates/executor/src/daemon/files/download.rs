@@ -1,0 +1,328 @@
+//! `GET /files` (executor 6.4).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::sync::Arc;
+
+use flate2::write::GzEncoder;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
+};
+use hyper::{Request, Response, StatusCode};
+
+use super::super::auth::Operation;
+use super::super::body::{Body, Chunks};
+use super::super::tasks::blocking;
+use super::super::{Daemon, paths, plain};
+use super::encoding::{self, Encoding};
+use super::preconditions::{self, Outcome};
+use super::ranges::{self, Part};
+use super::{CHUNK_BYTES, Owner, Query, Refusal, content};
+
+/// Files from here on are compressed only if a sample of them shrinks.
+const SAMPLED_FROM: u64 = 64 << 10;
+const SAMPLE_BYTES: usize = 16 << 10;
+
+/// What a sample must shrink to, in percent, to be worth the work.
+const WORTH_PERCENT: usize = 90;
+
+/// Answers a download.
+pub(in super::super) async fn download(
+    daemon: &Arc<Daemon>,
+    request: &Request<Incoming>,
+) -> Response<Body> {
+    let found = find(daemon, request).await;
+    found.unwrap_or_else(Refusal::response)
+}
+
+/// An open file and what is known of it.
+struct Source {
+    file: Arc<File>,
+    name: String,
+    size: u64,
+    modified_seconds: i64,
+    start: Vec<u8>,
+    shrinks: bool,
+}
+
+async fn find(
+    daemon: &Arc<Daemon>,
+    request: &Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let headers = request.headers();
+    let query = Query::parse(request.uri())?;
+    query.check(Operation::Read, daemon, headers)?;
+    let owner = Owner::find(daemon, query.username.as_deref()).await?;
+    let path = owner.resolve(query.path.as_deref().unwrap_or(""))?;
+    let encoding = encoding::choose(headers);
+    let wants_gzip = matches!(encoding, Ok(Encoding::Gzip { .. }));
+    let source = blocking(move || {
+        check_is_file(&path)?;
+        // After the file's own checks (executor 6.4).
+        if let Err(error) = &encoding {
+            return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, error.to_string()));
+        }
+        open(&path, wants_gzip).map_err(|error| Refusal::system("open", &path, &error))
+    });
+    let source = source.await?;
+    let mut response = match encoding {
+        Ok(Encoding::Gzip { identity }) if source.shrinks || !identity => compressed(&source),
+        _ => plain_bytes(&source, headers),
+    };
+    let headers = response.headers_mut();
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+    set(
+        headers,
+        CONTENT_DISPOSITION,
+        &content::disposition(&source.name),
+    );
+    Ok(response)
+}
+
+fn check_is_file(path: &str) -> Result<(), Refusal> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            Err(Refusal::invalid(format!("path '{path}' is a directory")))
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("path '{path}' does not exist"),
+        )),
+        Err(error) => Err(Refusal::system("look for", path, &error)),
+    }
+}
+
+/// Blocks, but not on a pipe that nobody writes to.
+fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        let message = "it is neither a file nor a directory, so it has no content to send";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let size = found.size();
+    let mut start = vec![
+        0;
+        if wants_gzip {
+            SAMPLE_BYTES
+        } else {
+            content::SNIFF_BYTES
+        }
+    ];
+    let length = read_full(&file, &mut start, 0)?;
+    start.truncate(length);
+    let shrinks = wants_gzip && (size < SAMPLED_FROM || sample_shrinks(&file, size, &start)?);
+    start.truncate(content::SNIFF_BYTES);
+    Ok(Source {
+        file: Arc::new(file),
+        name: paths::base_name(path).to_owned(),
+        size,
+        modified_seconds: found.mtime(),
+        start,
+        shrinks,
+    })
+}
+
+/// Whether the file's start or its middle compress. Much of what is large is compressed already, and
+/// to do it again costs more time than the bytes would.
+fn sample_shrinks(file: &File, size: u64, start: &[u8]) -> io::Result<bool> {
+    let shrinks = |bytes: &[u8]| -> io::Result<bool> {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes)?;
+        Ok(encoder.finish()?.len() * 100 < bytes.len() * WORTH_PERCENT)
+    };
+    let mut middle = vec![0; SAMPLE_BYTES];
+    let length = read_full(file, &mut middle, size / 2)?;
+    Ok(shrinks(&middle[..length])? && shrinks(start)?)
+}
+
+fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(length) => done += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    // All values made here are printable ASCII.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// The file, or parts of it, as it is.
+fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
+    let modified = preconditions::last_modified(source.modified_seconds);
+    let (outcome, size) = (preconditions::check(asked, modified), source.size);
+    let range = asked.get(RANGE).and_then(|value| value.to_str().ok());
+    let kind = content::by_extension(&source.name).unwrap_or_else(|| content::sniff(&source.start));
+    let mut response = match (outcome, range) {
+        (Outcome::NotModified, _) => plain::status(StatusCode::NOT_MODIFIED),
+        (Outcome::Failed, _) => plain::status(StatusCode::PRECONDITION_FAILED),
+        (Outcome::Send { ranges: true }, Some(range)) => match ranges::parse(range, size) {
+            Ok(parts) => answer_parts(source, &parts, kind),
+            Err(error) => {
+                let mut response =
+                    plain::text(StatusCode::RANGE_NOT_SATISFIABLE, format!("{error}\n"));
+                set(
+                    response.headers_mut(),
+                    CONTENT_RANGE,
+                    &format!("bytes */{size}"),
+                );
+                response
+            }
+        },
+        (Outcome::Send { .. }, _) => answer_parts(source, &[], kind),
+    };
+    let headers = response.headers_mut();
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if let Some(modified) = modified {
+        set(headers, LAST_MODIFIED, &httpdate::fmt_http_date(modified));
+    }
+    response
+}
+
+/// No part: the whole file. Several: a body of parts, each with its own headers.
+fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response<Body> {
+    let whole = Part {
+        start: 0,
+        length: source.size,
+    };
+    let file = Arc::clone(&source.file);
+    match *parts {
+        [] | [_] => {
+            let part = parts.first().copied().unwrap_or(whole);
+            let body = match part.length {
+                0 => Body::empty(),
+                _ => Body::made(|chunks| async move { send_part(&file, part, &chunks).await }),
+            };
+            let mut response = Response::new(body);
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            headers.insert(CONTENT_LENGTH, part.length.into());
+            if !parts.is_empty() {
+                set(headers, CONTENT_RANGE, &part.content_range(source.size));
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            }
+            response
+        }
+        _ => {
+            let size = source.size;
+            let boundary = format!("sandyard-{:x}-{size:x}", source.modified_seconds);
+            let head = |part: &Part| {
+                let range = part.content_range(size);
+                format!("--{boundary}\r\nContent-Range: {range}\r\nContent-Type: {kind}\r\n\r\n")
+            };
+            let heads: Vec<(String, Part)> = parts.iter().map(|part| (head(part), *part)).collect();
+            let end = format!("--{boundary}--\r\n");
+            let length: u64 = heads
+                .iter()
+                .map(|(head, part)| head.len() as u64 + part.length + 2)
+                .sum::<u64>()
+                + end.len() as u64;
+            let mut response = Response::new(Body::made(|chunks| async move {
+                for (head, part) in heads {
+                    chunks.send(head.into()).await?;
+                    send_part(&file, part, &chunks).await?;
+                    chunks.send(Bytes::from_static(b"\r\n")).await?;
+                }
+                chunks.send(end.into()).await
+            }));
+            let headers = response.headers_mut();
+            let kind = format!("multipart/byteranges; boundary={boundary}");
+            set(headers, CONTENT_TYPE, &kind);
+            headers.insert(CONTENT_LENGTH, length.into());
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response
+        }
+    }
+}
+
+/// Sends a part, reading ahead by one chunk.
+async fn send_part(file: &Arc<File>, part: Part, chunks: &Chunks) -> io::Result<()> {
+    let end = part.start + part.length;
+    let mut offset = part.start;
+    let mut next = read_ahead(file, offset, end);
+    while offset < end {
+        let chunk = next.await?;
+        if chunk.is_empty() {
+            let message = "the file became shorter while it was sent";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        offset += chunk.len() as u64;
+        next = read_ahead(file, offset, end);
+        chunks.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Begins to read; nothing at the end.
+fn read_ahead(
+    file: &Arc<File>,
+    offset: u64,
+    end: u64,
+) -> impl Future<Output = io::Result<Bytes>> + Send + use<> {
+    // Never longer than a chunk.
+    let length = end.saturating_sub(offset).min(CHUNK_BYTES as u64) as usize;
+    let file = Arc::clone(file);
+    let reading = (length > 0).then(|| {
+        tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; length];
+            let length = read_full(&file, &mut buffer, offset)?;
+            buffer.truncate(length);
+            Ok(buffer.into())
+        })
+    });
+    async move {
+        match reading {
+            Some(reading) => reading.await.map_err(io::Error::other)?,
+            None => Ok(Bytes::new()),
+        }
+    }
+}
+
+/// The whole file, gzipped while it is sent.
+fn compressed(source: &Source) -> Response<Body> {
+    let file = Arc::clone(&source.file);
+    let mut response = Response::new(Body::made(|chunks| async move {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut offset = 0;
+        loop {
+            let file = Arc::clone(&file);
+            let (back, length) = blocking(move || {
+                let mut buffer = vec![0; CHUNK_BYTES];
+                let length = read_full(&file, &mut buffer, offset)?;
+                encoder.write_all(&buffer[..length])?;
+                Ok::<_, io::Error>((encoder, length))
+            })
+            .await?;
+            encoder = back;
+            if length == 0 {
+                return chunks.send(encoder.finish()?.into()).await;
+            }
+            offset += length as u64;
+            let ready = std::mem::take(encoder.get_mut());
+            if !ready.is_empty() {
+                chunks.send(ready.into()).await?;
+            }
+        }
+    }));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let kind = content::without_sniffing(&source.name);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

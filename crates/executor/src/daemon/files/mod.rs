@@ -1,0 +1,185 @@
+//! `/files` (executor 6.4 to 6.6): whole files in and out, streamed.
+
+mod compose;
+mod content;
+mod download;
+mod encoding;
+mod metadata;
+mod preconditions;
+mod ranges;
+mod upload;
+mod write;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::header::HeaderMap;
+use hyper::{Response, StatusCode, Uri};
+
+use super::accounts::User;
+use super::auth::{Operation, Signed};
+use super::body::Body;
+use super::tasks::{blocking, lock};
+use super::{Daemon, paths, plain};
+
+pub(super) use compose::compose;
+pub(super) use download::download;
+pub(super) use upload::upload;
+
+/// How much of a file is read or written at once.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// A refusal: status and message.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    status: StatusCode,
+    message: String,
+    /// Whether the body is the message alone instead of the error's JSON.
+    bare: bool,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            bare: false,
+        }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// What the operating system refused.
+    fn system(what: &str, path: &str, error: &io::Error) -> Self {
+        let full = [libc::ENOSPC, libc::EDQUOT];
+        let status = match error.raw_os_error() {
+            Some(errno) if full.contains(&errno) => StatusCode::INSUFFICIENT_STORAGE,
+            Some(libc::EISDIR) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, format!("failed to {what} '{path}': {error}"))
+    }
+
+    fn response(self) -> Response<Body> {
+        match self.bare {
+            true => plain::text(self.status, self.message),
+            false => plain::error(self.status, self.message),
+        }
+    }
+}
+
+/// A file request's query; the first of repeated names counts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    path: Option<String>,
+    username: Option<String>,
+    signature: Option<String>,
+    expiration: Option<i64>,
+}
+
+impl Query {
+    fn parse(uri: &Uri) -> Result<Self, Refusal> {
+        let mut query = Self::default();
+        let mut expiration = None;
+        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or("").as_bytes()) {
+            let place = match &*name {
+                "path" => &mut query.path,
+                "username" => &mut query.username,
+                "signature" => &mut query.signature,
+                "signature_expiration" => &mut expiration,
+                _ => continue,
+            };
+            place.get_or_insert_with(|| value.into_owned());
+        }
+        if let Some(text) = expiration {
+            query.expiration = Some(text.parse().map_err(|_| Refusal {
+                status: StatusCode::BAD_REQUEST,
+                message: format!("signature_expiration '{text}' is not a number of seconds\n"),
+                bare: true,
+            })?);
+        }
+        Ok(query)
+    }
+
+    fn check(
+        &self,
+        operation: Operation,
+        daemon: &Daemon,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
+        let signed = Signed {
+            operation,
+            path: self.path.as_deref().unwrap_or(""),
+            username: self.username.as_deref().unwrap_or(""),
+            signature: self.signature.as_deref(),
+            expiration: self.expiration,
+        };
+        let settings = lock(&daemon.settings);
+        signed
+            .check(settings.access_token.as_ref(), headers, now())
+            .map_err(|message| Refusal::new(StatusCode::UNAUTHORIZED, message))
+    }
+}
+
+fn now() -> i64 {
+    // A clock before 1970 lets no URL expire.
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whose files, and where paths without a place begin.
+#[derive(Clone, Debug)]
+struct Owner {
+    user: User,
+    workdir: Option<String>,
+}
+
+impl Owner {
+    /// The user of the query, else the default user.
+    async fn find(daemon: &Arc<Daemon>, username: Option<&str>) -> Result<Self, Refusal> {
+        let (name, workdir) = {
+            let settings = lock(&daemon.settings);
+            let name = username.filter(|name| !name.is_empty());
+            (
+                name.unwrap_or(&settings.default_user).to_owned(),
+                settings.default_workdir.clone(),
+            )
+        };
+        match blocking(move || (User::find(&name), name)).await {
+            (Ok(Some(user)), _) => Ok(Self { user, workdir }),
+            (Ok(None), name) => {
+                let message = format!("invalid username: '{name}'");
+                Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
+            }
+            (Err(error), name) => Err(Refusal::system("look up the user", &name, &error)),
+        }
+    }
+
+    fn resolve(&self, path: &str) -> Result<String, Refusal> {
+        paths::resolve(path, &self.user.home, self.workdir.as_deref())
+            .map_err(|error| Refusal::invalid(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(text: &str) -> Result<Query, Refusal> {
+        Query::parse(&format!("/files?{text}").parse().unwrap())
+    }
+
+    #[test]
+    fn queries_are_form_encoded_and_the_first_counts() {
+        let read = query("path=a+b%2Fc%20d&path=x&username=u&signature_expiration=-3").unwrap();
+        assert_eq!(read.path.as_deref(), Some("a b/c d"));
+        assert_eq!(read.expiration, Some(-3));
+        assert!(query("signature_expiration=soon").unwrap_err().bare);
+        assert_eq!(query("").unwrap(), Query::default());
+    }
+}

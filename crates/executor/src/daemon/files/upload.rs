@@ -1,0 +1,242 @@
+//! `POST /files` (executor 6.5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flate2::write::MultiGzDecoder;
+use http_body_util::BodyExt as _;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use hyper::{Request, Response, StatusCode};
+use tokio::sync::Mutex;
+
+use super::super::auth::Operation;
+use super::super::body::Body;
+use super::super::tasks::blocking;
+use super::super::{Daemon, plain};
+use super::metadata;
+use super::write::{Writer, Written};
+use super::{Owner, Query, Refusal};
+
+/// How long a refused upload is still read, so that its client comes to read the refusal instead of
+/// meeting a closed connection.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Answers an upload.
+pub(in super::super) async fn upload(
+    daemon: &Arc<Daemon>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    // Shared, so that what is left of it can be read when the upload was given up.
+    let body = Arc::new(Mutex::new(body));
+    let result = async {
+        let query = Query::parse(&head.uri)?;
+        receive(daemon, &query, &head.headers, &body).await
+    };
+    match result.await {
+        Ok(written) => plain::json(StatusCode::OK, &written),
+        Err(refusal) => {
+            let drain = async { while let Some(Ok(_)) = body.lock().await.frame().await {} };
+            // At the limit the connection is closed with the answer.
+            drop(tokio::time::timeout(DRAIN_LIMIT, drain).await);
+            refusal.response()
+        }
+    }
+}
+
+async fn receive(
+    daemon: &Arc<Daemon>,
+    query: &Query,
+    headers: &HeaderMap,
+    body: &Arc<Mutex<Incoming>>,
+) -> Result<Vec<Written>, Refusal> {
+    query.check(Operation::Write, daemon, headers)?;
+    let gzip = is_gzip(headers)?;
+    let owner = Owner::find(daemon, query.username.as_deref()).await?;
+    let metadata = Arc::new(metadata::read(headers)?);
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let media_type = kind
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim()
+        .to_ascii_lowercase();
+    let source = Source {
+        body: Arc::clone(body),
+        decoder: gzip.then(|| MultiGzDecoder::new(Vec::new())),
+        ended: false,
+    };
+    let target = Target {
+        owner,
+        query_path: query.path.clone(),
+        metadata,
+    };
+    if media_type == "application/octet-stream" {
+        return target.whole(source).await;
+    }
+    if media_type.starts_with("multipart/") {
+        let boundary = boundary(kind)
+            .ok_or_else(|| Refusal::invalid(format!("'{kind}' names no boundary")))?;
+        return target.parts(source, boundary).await;
+    }
+    Err(Refusal::invalid(format!(
+        "content type '{kind}' cannot be uploaded: send application/octet-stream or multipart"
+    )))
+}
+
+fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let Some(value) = headers.get(CONTENT_ENCODING) else {
+        return Ok(false);
+    };
+    match value
+        .to_str()
+        .map(|text| text.trim().to_ascii_lowercase())
+        .as_deref()
+    {
+        Ok("" | "identity") => Ok(false),
+        Ok("gzip") => Ok(true),
+        _ => Err(Refusal::invalid(
+            "unsupported Content-Encoding: send gzip or identity",
+        )),
+    }
+}
+
+/// The boundary parameter of a content type, quoted or not.
+fn boundary(content_type: &str) -> Option<&str> {
+    content_type.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        (name.trim().eq_ignore_ascii_case("boundary") && !value.is_empty()).then_some(value)
+    })
+}
+
+/// An upload's bytes, decompressed.
+struct Source {
+    body: Arc<Mutex<Incoming>>,
+    decoder: Option<MultiGzDecoder<Vec<u8>>>,
+    ended: bool,
+}
+
+impl Source {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        let broken =
+            |error: &dyn std::fmt::Display| Refusal::invalid(format!("broken upload: {error}"));
+        while !self.ended {
+            let frame = self.body.lock().await.frame().await;
+            let data = match frame {
+                None => Bytes::new(),
+                Some(frame) => match frame.map_err(|error| broken(&error))?.into_data() {
+                    Ok(data) if data.is_empty() => continue,
+                    Ok(data) => data,
+                    Err(_trailers) => continue,
+                },
+            };
+            self.ended = data.is_empty();
+            let Some(mut decoder) = self.decoder.take() else {
+                return Ok((!self.ended).then_some(data));
+            };
+            let (decoder, plain) = blocking(move || {
+                if data.is_empty() {
+                    decoder.try_finish()?;
+                } else {
+                    decoder.write_all(&data)?;
+                }
+                let plain = std::mem::take(decoder.get_mut());
+                Ok::<_, std::io::Error>((decoder, plain))
+            })
+            .await
+            .map_err(|error| broken(&error))?;
+            self.decoder = Some(decoder);
+            if !plain.is_empty() {
+                return Ok(Some(plain.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Where the files of one upload go.
+struct Target {
+    owner: Owner,
+    query_path: Option<String>,
+    metadata: Arc<BTreeMap<String, String>>,
+}
+
+impl Target {
+    /// The whole body is one file.
+    async fn whole(self, mut source: Source) -> Result<Vec<Written>, Refusal> {
+        let path = self.query_path.as_deref().filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| Refusal::invalid("the query parameter 'path' is missing"))?;
+        let path = self.owner.resolve(path)?;
+        // A header of the compression that is broken must not leave an empty file.
+        let mut first = source.next().await?;
+        let mut writer = Writer::open(path, &self.owner).await?;
+        while let Some(bytes) = first.take() {
+            writer.write(bytes).await?;
+            first = source.next().await?;
+        }
+        Ok(vec![writer.finish(self.metadata).await?])
+    }
+
+    /// Every part named `file` is one file.
+    async fn parts(self, source: Source, boundary: &str) -> Result<Vec<Written>, Refusal> {
+        let broken = |error: multer::Error| Refusal::invalid(format!("broken upload: {error}"));
+        let mut parts = multer::Multipart::new(stream(source), boundary);
+        let (mut written, mut paths) = (Vec::new(), BTreeSet::new());
+        while let Some(mut part) = parts.next_field().await.map_err(broken)? {
+            if part.name() != Some("file") {
+                continue;
+            }
+            let name = self.query_path.as_deref().or(part.file_name());
+            let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
+                Refusal::invalid("a part 'file' has no filename and the query has no 'path'")
+            })?;
+            let path = self.owner.resolve(name)?;
+            if !paths.insert(path.clone()) {
+                let message = format!("two parts of the upload are for '{path}'");
+                return Err(Refusal::invalid(message));
+            }
+            let mut writer = Writer::open(path, &self.owner).await?;
+            while let Some(bytes) = part.chunk().await.map_err(broken)? {
+                writer.write(bytes).await?;
+            }
+            written.push(writer.finish(Arc::clone(&self.metadata)).await?);
+        }
+        Ok(written)
+    }
+}
+
+/// The bytes as the stream that the multipart reader wants.
+fn stream(
+    source: Source,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+    futures_util::stream::try_unfold(source, |mut source| async move {
+        match source.next().await {
+            Ok(bytes) => Ok(bytes.map(|bytes| (bytes, source))),
+            Err(refusal) => Err(std::io::Error::other(refusal.message)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boundaries_are_read_quoted_or_not() {
+        assert_eq!(boundary("multipart/form-data; boundary=x1"), Some("x1"));
+        assert_eq!(
+            boundary("multipart/mixed; charset=u; Boundary=\"a b\""),
+            Some("a b")
+        );
+        assert_eq!(boundary("multipart/form-data"), None);
+        assert_eq!(boundary("multipart/form-data; boundary="), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! The methods of `filesystem.Filesystem` (executor 1.2, 5). They run with the daemon's own rights; the
+//! user decides how paths resolve and who owns what is made.
+
+pub(super) mod directories;
+pub(super) mod entry;
+pub(super) mod metadata;
+mod remove;
+mod walk;
+
+use std::fs;
+use std::io;
+
+use sandyard_contract::connect::{Code, ConnectError};
+use sandyard_contract::rpc::filesystem::{
+    EntryInfo, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest,
+    MoveResponse, RemoveRequest, RemoveResponse, StatRequest, StatResponse,
+};
+
+use super::accounts::{Names, User};
+use super::connect::Call;
+use super::paths;
+use super::tasks::{blocking, lock};
+
+pub(super) async fn stat(call: Call, request: StatRequest) -> Result<StatResponse, ConnectError> {
+    with_user(call, move |scope| {
+        let path = scope.resolve(&request.path)?;
+        Ok(StatResponse {
+            entry: Some(describe(&path)?),
+        })
+    })
+    .await
+}
+
+pub(super) async fn make_dir(
+    call: Call,
+    request: MakeDirRequest,
+) -> Result<MakeDirResponse, ConnectError> {
+    with_user(call, move |scope| {
+        let path = scope.resolve(&request.path)?;
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => {
+                let message = format!("directory '{path}' already exists");
+                return Err(ConnectError::new(Code::AlreadyExists, message));
+            }
+            Ok(_) => {
+                let message = format!("'{path}' exists and is not a directory");
+                return Err(ConnectError::new(Code::InvalidArgument, message));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("look for", &path, &error)),
+        }
+        directories::make(&path, &scope.user)
+            .map_err(|error| failed("make directory", &path, &error))?;
+        Ok(MakeDirResponse {
+            entry: Some(describe(&path)?),
+        })
+    })
+    .await
+}
+
+pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveResponse, ConnectError> {
+    with_user(call, move |scope| {
+        let source = scope.resolve(&request.source)?;
+        let destination = scope.resolve(&request.destination)?;
+        directories::make_parents(&destination, &scope.user)
+            .map_err(|error| failed("make the parents of", &destination, &error))?;
+        fs::rename(&source, &destination).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => missing(&source),
+            _ => failed(&format!("move '{source}' to"), &destination, &error),
+        })?;
+        Ok(MoveResponse {
+            entry: Some(describe(&destination)?),
+        })
+    })
+    .await
+}
+
+pub(super) async fn list_dir(
+    call: Call,
+    request: ListDirRequest,
+) -> Result<ListDirResponse, ConnectError> {
+    with_user(call, move |scope| {
+        let path = scope.resolve(&request.path)?;
+        let found = fs::metadata(&path).map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => {
+                let message = format!("'{path}' is a loop of symbolic links");
+                ConnectError::new(Code::FailedPrecondition, message)
+            }
+            Some(libc::ENOENT) => missing(&path),
+            _ => failed("look for", &path, &error),
+        })?;
+        if !found.is_dir() {
+            let message = format!("'{path}' is not a directory");
+            return Err(ConnectError::new(Code::InvalidArgument, message));
+        }
+        let names = Names::load().map_err(|error| failed("read the users for", &path, &error))?;
+        let entries = walk::list(&path, request.depth.max(1), &names)
+            .map_err(|error| failed("list", &path, &error))?;
+        Ok(ListDirResponse { entries })
+    })
+    .await
+}
+
+pub(super) async fn remove(
+    call: Call,
+    request: RemoveRequest,
+) -> Result<RemoveResponse, ConnectError> {
+    with_user(call, move |scope| {
+        let path = scope.resolve(&request.path)?;
+        remove::remove_all(&path).map_err(|error| failed("remove", &path, &error))?;
+        Ok(RemoveResponse {})
+    })
+    .await
+}
+
+/// For whom, and where paths without a place begin.
+struct Scope {
+    user: User,
+    workdir: Option<String>,
+}
+
+impl Scope {
+    fn resolve(&self, path: &str) -> Result<String, ConnectError> {
+        paths::resolve(path, &self.user.home, self.workdir.as_deref())
+            .map_err(|error| ConnectError::new(Code::InvalidArgument, error.to_string()))
+    }
+}
+
+async fn with_user<T: Send + 'static>(
+    call: Call,
+    work: impl FnOnce(Scope) -> Result<T, ConnectError> + Send + 'static,
+) -> Result<T, ConnectError> {
+    blocking(move || {
+        let user = call.user()?;
+        let workdir = lock(&call.daemon.settings).default_workdir.clone();
+        work(Scope { user, workdir })
+    })
+    .await
+}
+
+fn describe(path: &str) -> Result<EntryInfo, ConnectError> {
+    let entry = Names::load().and_then(|names| entry::describe(path, &names));
+    entry.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => missing(path),
+        _ => failed("look at", path, &error),
+    })
+}
+
+fn missing(path: &str) -> ConnectError {
+    ConnectError::new(Code::NotFound, format!("path '{path}' does not exist"))
+}
+
+fn failed(what: &str, path: &str, error: &io::Error) -> ConnectError {
+    ConnectError::new(
+        Code::Internal,
+        format!("failed to {what} '{path}': {error}"),
+    )
+}

@@ -1,0 +1,119 @@
+//! `daemon`: the in-sandbox API on port 49983 (contract/executor.md).
+//!
+//! One thread runs everything that waits; what may block in the kernel (files, forks) goes to a small
+//! pool, since a path of the sandbox may lie on a FUSE mount whose program no longer answers. It may be
+//! the first process of its PID namespace and then reaps orphans too.
+
+mod accounts;
+mod args;
+mod auth;
+mod body;
+mod connect;
+mod cors;
+mod files;
+mod filesystem;
+mod handshake;
+mod metrics;
+mod paths;
+mod plain;
+mod process;
+mod router;
+mod server;
+mod settings;
+mod signals;
+mod tasks;
+mod tunnel;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use args::{Args, Identity};
+use metrics::CpuMeter;
+use process::ProcessTable;
+use settings::Settings;
+use tasks::Tasks;
+
+/// Writes one line about something that went on to the container's log.
+macro_rules! log {
+    ($($part:tt)*) => { eprintln!("sandyard-daemon: {}", format_args!($($part)*)) };
+}
+use log;
+
+/// What all requests share.
+struct Daemon {
+    identity: Identity,
+    settings: Mutex<Settings>,
+    processes: ProcessTable,
+    cpu: Mutex<CpuMeter>,
+    tasks: Tasks,
+}
+
+/// Runs the role `daemon` with the arguments after its name; returns when it was told to end.
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    match Args::parse(arguments).and_then(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: Args) -> anyhow::Result<()> {
+    keep_memory_small();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Before there are threads: they inherit the mask.
+    signals::block().context("failed to block signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .thread_name("blocking")
+        // Each of these may sit in a call on a dead mount; idle ones cost their stack.
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(2))
+        .thread_stack_size(512 << 10)
+        .build()
+        .context("failed to start the runtime")?;
+    let result = runtime.block_on(serve(args));
+    // A thread in a call on a dead mount must not keep the daemon from ending.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let mut signals = signals::Signals::open().context("failed to listen for signals")?;
+    let listener = server::listen(args.listen)?;
+    let daemon = Arc::new(Daemon {
+        identity: args.identity,
+        settings: Mutex::default(),
+        processes: ProcessTable::default(),
+        cpu: Mutex::new(CpuMeter::start()),
+        tasks: Tasks::default(),
+    });
+    log!(
+        "listening on {}",
+        listener
+            .local_addr()
+            .context("failed to read the own address")?
+    );
+    tokio::select! {
+        ended = server::accept(listener, &daemon) => ended,
+        ended = signals.handle(daemon.processes.reaper()) => ended,
+    }
+}
+
+/// The C library keeps one arena a thread and frees of any size by default; a daemon that idles in
+/// every sandbox gives memory back instead.
+fn keep_memory_small() {
+    // SAFETY: mallopt only sets numbers of the allocator; no other thread runs yet.
+    #[allow(unsafe_code)]
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+    }
+}

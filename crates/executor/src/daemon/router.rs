@@ -1,0 +1,92 @@
+//! What every request passes on its way (executor 2.1): CORS, then the access token, then the user,
+//! then its route.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use sandyard_contract::connect::{Code, ConnectError};
+use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
+
+use super::accounts::User;
+use super::body::Body;
+use super::connect::{self, Procedure};
+use super::tasks::{blocking, lock};
+use super::{Daemon, auth, cors, files, handshake, metrics, plain, tunnel};
+
+/// Answers a request; every failure is an answer too.
+pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+    // Ours, with its own token, for the server alone: none of what clients need.
+    if let Some(port) = request.uri().path().strip_prefix(TUNNEL_PATH) {
+        let port = port.to_owned();
+        return tunnel::answer(daemon, &port, request).await;
+    }
+    let origin = match cors::Origin::read(&request) {
+        cors::Reading::Preflight(response) => return response,
+        cors::Reading::Request(origin) => origin,
+    };
+    let mut response = authorized(daemon, request).await;
+    origin.mark(response.headers_mut());
+    response
+}
+
+async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+    let (method, path) = (request.method(), request.uri().path());
+    if !auth::is_open(method, path) {
+        let settings = lock(&daemon.settings);
+        if let Err(message) = auth::check_token(settings.access_token.as_ref(), request.headers()) {
+            return plain::error(StatusCode::UNAUTHORIZED, message);
+        }
+    }
+    let named_user = match auth::basic_user(request.headers()) {
+        None => None,
+        Some(name) => match blocking(move || (User::find(&name), name)).await {
+            (Ok(Some(user)), _) => Some(user),
+            (Ok(None), name) => {
+                let error = connect::unauthenticated(&name);
+                return connect::refuse_by_content_type(request.headers(), error);
+            }
+            (Err(error), name) => {
+                let message = format!("failed to look up the user '{name}': {error}");
+                let error = ConnectError::new(Code::Internal, message);
+                return connect::refuse_by_content_type(request.headers(), error);
+            }
+        },
+    };
+    route(daemon, named_user, request).await
+}
+
+async fn route(
+    daemon: &Arc<Daemon>,
+    named_user: Option<User>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let path = request.uri().path();
+    if let Some(procedure) = Procedure::from_path(path) {
+        return connect::answer(procedure, daemon, named_user, request).await;
+    }
+    match (path, request.method()) {
+        ("/health", &Method::GET) => uncached(plain::status(StatusCode::NO_CONTENT)),
+        ("/metrics", &Method::GET) => uncached(metrics::answer(daemon).await),
+        ("/envs", &Method::GET) => {
+            let variables = lock(&daemon.settings).variables();
+            uncached(plain::json(StatusCode::OK, &variables))
+        }
+        (INIT_PATH, &Method::POST) => uncached(handshake::answer(daemon, request).await),
+        ("/files", &Method::GET) => files::download(daemon, &request).await,
+        ("/files", &Method::POST) => files::upload(daemon, request).await,
+        ("/files/compose", &Method::POST) => files::compose(daemon, request).await,
+        ("/health" | "/metrics" | "/envs" | "/files" | "/files/compose" | INIT_PATH, _) => {
+            plain::status(StatusCode::METHOD_NOT_ALLOWED)
+        }
+        _ => plain::text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    }
+}
+
+fn uncached(mut response: Response<Body>) -> Response<Body> {
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,76 @@
+//! The listener and its connections (executor 2.1).
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::{Daemon, log, router};
+
+/// How long a connection without a request stays, longer than any proxy in front keeps it.
+const IDLE: Duration = Duration::from_secs(640);
+
+/// How long to wait before accepting again when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds the address and listens.
+pub(super) fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bind = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    bind().with_context(|| format!("failed to listen on {address}"))
+}
+
+/// Serves connections; returns only if the listener is broken.
+pub(super) async fn accept(listener: TcpListener, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let daemon = Arc::clone(daemon);
+                let tasks = Arc::clone(&daemon);
+                tasks.tasks.spawn(connection(stream, daemon));
+            }
+            Err(error) => match error.raw_os_error() {
+                // The client left before we came to it.
+                Some(libc::ECONNABORTED) => {}
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    log!("failed to accept a connection, waiting: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                _ => return Err(error).context("failed to accept connections"),
+            },
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, daemon: Arc<Daemon>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        // The client may have left already; then serving it says so too.
+        log!("failed to turn off delays of a connection: {error}");
+    }
+    let service = service_fn(|request| {
+        let daemon = Arc::clone(&daemon);
+        async move { Ok::<_, Infallible>(router::answer(&daemon, request).await) }
+    });
+    // Errors are the client's: it left, or it speaks no HTTP, and was answered as far as possible.
+    drop(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await,
+    );
+}

@@ -1,0 +1,94 @@
+//! Signals: dead children, and being told to end.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+use super::log;
+use super::process::{Left, Reaper};
+
+/// How long processes have between TERM and the end of the daemon.
+const GRACE: Duration = Duration::from_secs(5);
+
+fn handled() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.add(Signal::SIGTERM);
+    set
+}
+
+/// Blocks what [`Signals`] reads, in this thread and those it starts; children get an empty mask.
+pub(super) fn block() -> nix::Result<()> {
+    handled().thread_block()
+}
+
+/// The blocked signals, read one by one: a handler would not learn who sent them.
+pub(super) struct Signals(AsyncFd<Descriptor>);
+
+struct Descriptor(SignalFd);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
+    }
+}
+
+impl Signals {
+    pub(super) fn open() -> io::Result<Self> {
+        let fd = SignalFd::with_flags(&handled(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        // SAFETY: the descriptor that `as_raw_fd` gives stays open and the same as long as the value
+        // that holds it.
+        #[allow(unsafe_code)]
+        let fd = unsafe { AsyncFd::register_with_interest(Descriptor(fd), Interest::READABLE) }?;
+        Ok(Self(fd))
+    }
+
+    /// Reaps until TERM comes; then passes it on, waits for the processes and returns.
+    pub(super) async fn handle(&mut self, reaper: &Reaper) -> anyhow::Result<()> {
+        // Children that were here before this role began.
+        reaper.reap();
+        loop {
+            let signal = self.next().await.context("failed to read signals")?;
+            reaper.reap();
+            if signal.ssi_signo == Signal::SIGTERM as u32 && means_us(&signal) {
+                break;
+            }
+        }
+        log!("told to end; processes have {GRACE:?}");
+        reaper.terminate_all();
+        let deadline = Instant::now() + GRACE;
+        while reaper.reap() == Left::Some {
+            match tokio::time::timeout_at(deadline, self.next()).await {
+                Ok(signal) => drop(signal.context("failed to read signals")?),
+                Err(_) => {
+                    log!("processes are left after {GRACE:?}; they end with this one");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> io::Result<siginfo> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            match ready.get_inner_mut().0.read_signal()? {
+                Some(signal) => return Ok(signal),
+                None => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+/// As the first process of a PID namespace only what comes from outside it counts, as the kernel does
+/// for signals without a handler: user code that is root must not end the sandbox by a stray kill.
+fn means_us(signal: &siginfo) -> bool {
+    signal.ssi_pid == 0 || std::process::id() != 1
+}
