@@ -1,13 +1,14 @@
 //! How the executor gets into every container: a volume, filled once (design 3).
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use bollard::body_try_stream;
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
 use bollard::query_parameters::{
-    ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder,
-    RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+    ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, ListVolumesOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, UploadToContainerOptionsBuilder,
 };
 use futures::TryStreamExt as _;
 use sandyard_core::RuntimeError;
@@ -17,7 +18,7 @@ use tokio_util::io::ReaderStream;
 use tracing::info;
 
 use crate::engine::{DockerRuntime, LABEL_ROLE};
-use crate::error::{DockerError, failed, is_not_found};
+use crate::error::{DockerError, failed, is_conflict, is_not_found};
 
 /// Where the volume appears in a container. Directly under `/`: a deeper path could be renamed away by
 /// root inside (design 6.1 (1)).
@@ -107,6 +108,47 @@ impl DockerRuntime {
         ))?;
         *ready = true;
         Ok(())
+    }
+
+    /// Removes executor volumes that no container uses: those of other versions and, with `all`, this
+    /// version's too (it is filled again when needed). Returns their names.
+    ///
+    /// # Errors
+    /// The engine's failure to list or remove.
+    pub async fn remove_old_volumes(&self, all: bool) -> Result<Vec<String>, RuntimeError> {
+        let fail = |call| move |error| failed(&self.endpoint, call, error);
+        let filters: HashMap<&str, Vec<String>> =
+            [("label", vec![format!("{LABEL_ROLE}=executor")])].into();
+        let options = ListVolumesOptionsBuilder::default()
+            .filters(&filters)
+            .build();
+        let listed = self.docker.list_volumes(Some(options)).await;
+        let listed = listed
+            .map_err(fail("list volumes"))?
+            .volumes
+            .unwrap_or_default();
+        let mut ready = self.volume_ready.lock().await;
+        let mut removed = Vec::new();
+        for name in listed.into_iter().map(|volume| volume.name) {
+            let current = name == self.bundle.volume();
+            if current && !all {
+                continue;
+            }
+            match self
+                .docker
+                .remove_volume(&name, None::<RemoveVolumeOptions>)
+                .await
+            {
+                Ok(()) => {
+                    *ready &= !current;
+                    removed.push(name);
+                }
+                // A container uses it.
+                Err(error) if is_conflict(&error) || is_not_found(&error) => {}
+                Err(error) => return Err(fail("remove a volume")(error)),
+            }
+        }
+        Ok(removed)
     }
 
     async fn create_helper(&self, image: &str, volume: &str) -> Result<String, RuntimeError> {

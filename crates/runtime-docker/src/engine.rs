@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
@@ -74,14 +75,16 @@ pub struct DockerRuntime {
     pub(crate) bundle: Bundle,
     pub(crate) facts: EngineFacts,
     pub(crate) network: Network,
+    /// The engine's own address on the network, once that is known to be there.
+    gateway: OnceLock<Option<IpAddr>>,
     pub(crate) volume_ready: Mutex<bool>,
 }
 
 impl DockerRuntime {
-    /// Connects, checks the engine's version and makes sure the network is there.
+    /// Connects and checks the engine's version.
     ///
     /// # Errors
-    /// [`DockerError`] if the engine does not answer or is too old, or the network cannot be made.
+    /// [`DockerError`] if the engine does not answer or is too old.
     pub async fn connect(settings: DockerSettings, bundle: Bundle) -> Result<Self, DockerError> {
         let endpoint = settings.host.clone();
         let fail = |call| {
@@ -120,14 +123,14 @@ impl DockerRuntime {
                 .map(|v| v.to_string())
                 .unwrap_or_default(),
         };
-        let network = Network::ensure(&docker, &settings).await?;
         Ok(Self {
             docker,
             endpoint: settings.host.clone(),
-            settings,
             bundle,
             facts,
-            network,
+            network: Network::of(&settings),
+            gateway: OnceLock::new(),
+            settings,
             volume_ready: Mutex::new(false),
         })
     }
@@ -137,10 +140,20 @@ impl DockerRuntime {
         &self.facts
     }
 
+    /// Makes sure the sandboxes' network is there. To be called before the first create.
+    ///
+    /// # Errors
+    /// The engine's refusal, most often because it has no free address range left.
+    pub async fn ensure_network(&self) -> Result<(), RuntimeError> {
+        let gateway = self.network.ensure(&self.docker, &self.settings).await?;
+        self.gateway.get_or_init(|| gateway);
+        Ok(())
+    }
+
     /// The engine's own address on the sandboxes' network: where a server on the host is reached from
-    /// inside. `None` on a network without one.
+    /// inside. `None` on a network without one, and before [`Self::ensure_network`].
     pub fn gateway_address(&self) -> Option<IpAddr> {
-        self.network.gateway
+        self.gateway.get().copied().flatten()
     }
 
     /// Removes the installation's own network. Sandboxes must be gone.

@@ -9,42 +9,43 @@ use sandyard_core::RuntimeError;
 use crate::engine::{DockerSettings, LABEL_INSTALLATION, LABEL_ROLE};
 use crate::error::{failed, is_not_found};
 
-/// The sandboxes' network as it was found or made.
+/// The sandboxes' network.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) name: String,
-    /// The engine's own address on it.
-    pub(crate) gateway: Option<IpAddr>,
-    /// Whether it is the installation's own, to be removed with it.
+    /// Whether it is the installation's own, to be made and removed with it.
     owned: bool,
 }
 
 impl Network {
+    pub(crate) fn of(settings: &DockerSettings) -> Self {
+        let own_name = || format!("sandyard-{}", settings.installation);
+        Self {
+            name: settings.network.clone().unwrap_or_else(own_name),
+            owned: settings.network.is_none(),
+        }
+    }
+
+    /// Makes sure it is there; returns the engine's own address on it.
     pub(crate) async fn ensure(
+        &self,
         docker: &Docker,
         settings: &DockerSettings,
-    ) -> Result<Self, RuntimeError> {
-        let owned = settings.network.is_none();
-        let own_name = || format!("sandyard-{}", settings.installation);
-        let name = settings.network.clone().unwrap_or_else(own_name);
+    ) -> Result<Option<IpAddr>, RuntimeError> {
         let fail = |call| move |error| failed(&settings.host, call, error);
-        let found = match docker.inspect_network(&name, None).await {
-            Err(error) if is_not_found(&error) && owned => {
-                Self::create(docker, settings, &name).await?;
-                docker.inspect_network(&name, None).await
+        let found = match docker.inspect_network(&self.name, None).await {
+            Err(error) if is_not_found(&error) && self.owned => {
+                Self::create(docker, settings, &self.name).await?;
+                docker.inspect_network(&self.name, None).await
             }
             found => found,
         };
         let found = found.map_err(fail("find the sandboxes' network"))?;
         let configs = found.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-        let gateway = configs.into_iter().filter_map(|config| config.gateway);
+        let gateways = configs.into_iter().filter_map(|config| config.gateway);
         // The engine may add a prefix length to the address.
         let parse = |text: String| text.split('/').next().and_then(|a| a.parse().ok());
-        Ok(Self {
-            name,
-            gateway: gateway.filter_map(parse).find(IpAddr::is_ipv4),
-            owned,
-        })
+        Ok(gateways.filter_map(parse).find(IpAddr::is_ipv4))
     }
 
     async fn create(

@@ -1,0 +1,21 @@
+//! `sandyard gc`: remove what earlier versions left on the engine.
+
+use crate::config::Config;
+use crate::installation;
+
+/// Removes executor volumes that no container uses; with `all` this version's too.
+///
+/// # Errors
+/// If the engine does not answer or refuses.
+pub async fn run(config: &Config, all: bool) -> anyhow::Result<()> {
+    let data = crate::data_dir::DataDir::open(&config.data_dir)?;
+    let runtime = installation::connect(config, &data).await?;
+    let removed = runtime.remove_old_volumes(all).await?;
+    for name in &removed {
+        println!("removed volume {name}");
+    }
+    if removed.is_empty() {
+        println!("nothing to remove");
+    }
+    Ok(())
+}

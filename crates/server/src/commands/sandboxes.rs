@@ -1,0 +1,75 @@
+//! `sandyard ls` and `sandyard kill`.
+
+use anyhow::{Context as _, bail};
+use http::{Method, StatusCode};
+use serde_json::Value;
+
+use super::client::ApiClient;
+use crate::config::Config;
+
+/// Prints one line a sandbox: id, template, state, start, end.
+///
+/// # Errors
+/// If no server runs or it does not answer.
+pub async fn list(config: &Config) -> anyhow::Result<()> {
+    for sandbox in all(&ApiClient::find(config)?).await? {
+        let member = |name: &str| sandbox[name].as_str().unwrap_or("-").to_owned();
+        println!(
+            "{}  {}  {}  started {}  ends {}",
+            member("sandboxID"),
+            member("alias"),
+            member("state"),
+            member("startedAt"),
+            member("endAt")
+        );
+    }
+    Ok(())
+}
+
+/// Kills sandboxes by their ids, or all of them.
+///
+/// # Errors
+/// If no server runs, or a sandbox is unknown or could not be ended; the others are ended all the same.
+pub async fn kill(config: &Config, ids: &[String], every: bool) -> anyhow::Result<()> {
+    let api = ApiClient::find(config)?;
+    let ids = if every {
+        let found = all(&api).await?;
+        found
+            .iter()
+            .filter_map(|s| s["sandboxID"].as_str().map(str::to_owned))
+            .collect()
+    } else {
+        ids.to_vec()
+    };
+    let mut failed = 0;
+    for id in ids {
+        let (status, _, body) = api
+            .send(Method::DELETE, &format!("/sandboxes/{id}"))
+            .await?;
+        if status == StatusCode::NO_CONTENT {
+            println!("killed {id}");
+        } else {
+            failed += 1;
+            eprintln!("{id}: {}", String::from_utf8_lossy(&body));
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} could not be killed")
+    } else {
+        Ok(())
+    }
+}
+
+async fn all(api: &ApiClient) -> anyhow::Result<Vec<Value>> {
+    let mut found = Vec::new();
+    let mut path = "/v2/sandboxes".to_owned();
+    loop {
+        let (next, body) = api.expect(Method::GET, &path).await?;
+        let page: Vec<Value> = serde_json::from_slice(&body).context("the list is not readable")?;
+        found.extend(page);
+        match next {
+            Some(token) => path = format!("/v2/sandboxes?nextToken={token}"),
+            None => return Ok(found),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `sandyard up`: serve until told to stop.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::api;
+use crate::config::Config;
+use crate::data_dir::{DataDir, Running};
+use crate::installation::{Installation, bind};
+use crate::proxy;
+
+/// What `down` says on the control socket.
+pub const DOWN: &[u8; 5] = b"down\n";
+
+/// The last line of the answer when everything has ended.
+pub const DONE: &str = "down";
+
+/// How long requests in flight may go on after a stop was asked for. Streams of commands that run have
+/// no end of their own.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why the server stops.
+enum Stop {
+    /// A signal: sandboxes stay.
+    Leave(&'static str),
+    /// `down`: everything ends; whoever asked is told how.
+    End(UnixStream),
+}
+
+/// Serves until a signal, `down`, or a fault.
+///
+/// # Errors
+/// What is missing at the start; what broke; what could not be stored at the end.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let data = DataDir::open(&config.data_dir)?;
+    let lock = data.lock()?;
+    // Bound first: a port in use should cost nothing.
+    let api_listener = bind("api.listen", config.api_listen).await?;
+    let proxy_listener = bind("proxy.listen", config.proxy_listen).await?;
+    let api_address = api_listener.local_addr()?;
+    let proxy_address = proxy_listener.local_addr()?;
+    let mut installation = Installation::start(&config, data.clone()).await?;
+    let domain = config
+        .proxy_domain
+        .clone()
+        .unwrap_or_else(|| format!("sbx.localhost:{}", proxy_address.port()));
+
+    let stop = CancellationToken::new();
+    let scheduler = installation.scheduler.clone();
+    // Two sets: what ends when it is told to stop, and what has no end of its own.
+    let mut serving = JoinSet::<anyhow::Result<()>>::new();
+    let mut watching = JoinSet::<anyhow::Result<()>>::new();
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            scheduler.watch().await;
+            Ok(())
+        }
+    });
+    let (downs, mut down_asked) = mpsc::channel(1);
+    watching.spawn(listen_for_down(listen_at(&data)?, downs));
+    let app = api::App::new(
+        scheduler.clone(),
+        installation.secrets.clone(),
+        domain.clone(),
+    );
+    let serve_api = axum::serve(api_listener, api::router(app))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    serving.spawn(async move { serve_api.await.context("the REST API broke") });
+    let routes = Arc::new(proxy::SchedulerRoutes::new(
+        scheduler,
+        installation.secrets.clone(),
+    ));
+    let serve_proxy = proxy::serve(proxy_listener, routes, stop.clone());
+    serving.spawn(async move { serve_proxy.await.context("the sandbox proxy broke") });
+    data.write_running(&Running {
+        pid: std::process::id(),
+        api_url: format!("http://{api_address}"),
+        sandbox_url: format!("http://{proxy_address}"),
+        s3_url: format!("http://{}", installation.gateway_address),
+        bucket: config.bucket.to_string(),
+        domain,
+    })?;
+    info!(
+        api = %api_address,
+        proxy = %proxy_address,
+        gateway = %installation.gateway_address,
+        data = %data.path().display(),
+        "sandyard is up; 'sandyard env' prints what the SDKs need"
+    );
+
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let reason = tokio::select! {
+        _ = terminate.recv() => Ok(Stop::Leave("SIGTERM")),
+        _ = interrupt.recv() => Ok(Stop::Leave("SIGINT")),
+        Some(asker) = down_asked.recv() => Ok(Stop::End(asker)),
+        // A part that ends by itself is a fault, never something to carry on without.
+        Some(ended) = serving.join_next() => Err(fault(ended)),
+        Some(ended) = watching.join_next() => Err(fault(ended)),
+        ended = installation.gateway_ended() => Err(match ended {
+            Ok(()) => anyhow::anyhow!("the S3 gateway ended by itself"),
+            Err(error) => error,
+        }),
+    };
+    stop.cancel();
+    let drain = async { while serving.join_next().await.is_some() {} };
+    if timeout(GRACE, drain).await.is_err() {
+        info!(grace = ?GRACE, "requests that are still running are cut off");
+    }
+    serving.shutdown().await;
+    watching.shutdown().await;
+    let ended = match reason {
+        Ok(Stop::Leave(signal)) => {
+            info!(signal, "stopping; sandboxes stay for the next start");
+            installation.leave().await
+        }
+        Ok(Stop::End(asker)) => end(installation, asker).await,
+        Err(fault) => {
+            if let Err(error) = installation.leave().await {
+                warn!(%error, "stopping after a fault");
+            }
+            Err(fault)
+        }
+    };
+    data.remove_running()?;
+    drop(lock);
+    ended
+}
+
+fn fault(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => anyhow::anyhow!("a part of the server ended by itself"),
+        Ok(Err(error)) => error,
+        Err(panic) => panic.into(),
+    }
+}
+
+/// Ends everything and tells whoever asked how it goes.
+async fn end(installation: Installation, asker: UnixStream) -> anyhow::Result<()> {
+    info!("going down: every sandbox ends");
+    let mut asker = asker.into_std()?;
+    asker.set_nonblocking(false)?;
+    asker.set_write_timeout(Some(Duration::from_secs(1)))?;
+    let mut tell = |line: String| {
+        info!(line, "going down");
+        if let Err(error) = writeln!(asker, "{line}") {
+            debug!(%error, "whoever asked for it has gone");
+        }
+    };
+    let ended = installation.end(&mut tell).await;
+    match &ended {
+        Ok(()) => tell(DONE.to_owned()),
+        Err(error) => tell(format!("{error:#}")),
+    }
+    ended
+}
+
+/// A control socket in the data folder, which only its owner can enter. One that a killed server left
+/// is replaced: the lock says that no other server is there.
+fn listen_at(data: &DataDir) -> anyhow::Result<UnixListener> {
+    data.remove_running()?;
+    let path = data.control_socket();
+    UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// Hands on the connections that ask for the end.
+async fn listen_for_down(
+    listener: UnixListener,
+    asked: mpsc::Sender<UnixStream>,
+) -> anyhow::Result<()> {
+    loop {
+        let (mut stream, _) = listener
+            .accept()
+            .await
+            .context("the control socket broke")?;
+        let mut word = [0; DOWN.len()];
+        // Whoever only looks whether we are here closes at once; who says nothing is not waited for.
+        match timeout(GRACE, stream.read_exact(&mut word)).await {
+            Ok(Ok(_)) if word == *DOWN => {
+                asked
+                    .send(stream)
+                    .await
+                    .context("nobody takes the call to go down")?;
+            }
+            other => debug!(
+                ?other,
+                "a connection to the control socket that asked for nothing"
+            ),
+        }
+    }
+}

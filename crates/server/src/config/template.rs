@@ -1,0 +1,113 @@
+//! Templates of the configuration (design 3.1).
+
+use std::collections::BTreeMap;
+
+use sandyard_types::{TargetPath, Template, TemplateId, TemplateKind, TemplateName};
+use sha2::{Digest as _, Sha256};
+
+use super::reader::{Reader, boolean, parsed, text, within};
+
+/// What `base` is unless `base.*` says otherwise, and what an entry leaves out.
+const CPU_COUNT: u32 = 2;
+const MEMORY_MIB: u32 = 1024;
+const PIDS: u32 = 1024;
+
+/// `base`, and every entry of `[[templates]]`.
+pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
+    let base_name: TemplateName = "base".parse().ok()?;
+    let mut templates = vec![read(r, "base", TemplateKind::BuiltIn, Some(base_name))];
+    for index in 0..r.list_len("templates") {
+        let key = format!("templates[{index}]");
+        let template = read(r, &key, TemplateKind::Configured, None);
+        let taken = |t: &Template| templates.iter().flatten().any(|other| other.name == t.name);
+        if let Some(template) = template.as_ref().filter(|t| taken(t)) {
+            r.fail(format!(
+                "{key}.name: there is another template '{}'",
+                template.name
+            ));
+        }
+        templates.push(template);
+    }
+    templates.into_iter().collect()
+}
+
+fn read(
+    r: &mut Reader,
+    key: &str,
+    kind: TemplateKind,
+    name: Option<TemplateName>,
+) -> Option<Template> {
+    let at = |member: &str| format!("{key}.{member}");
+    let name = match name {
+        Some(name) => Some(name),
+        None => needed(r, &at("name"), parsed),
+    };
+    let image = match kind {
+        TemplateKind::BuiltIn => r.value(&at("image"), "sandyard/base:latest".to_owned(), text),
+        TemplateKind::Configured => needed(r, &at("image"), text),
+    };
+    let id = r.optional(&at("id"), parsed::<TemplateId>);
+    let cpu_count = r.value(&at("cpu_count"), CPU_COUNT, |v| within(v, 1, 1024));
+    let memory_mib = r.value(&at("memory_mib"), MEMORY_MIB, |v| within(v, 128, 1 << 22));
+    let pids = r.value(&at("pids"), PIDS, |v| within(v, 128, 1 << 20));
+    let user = r.value(&at("user"), "user".to_owned(), text);
+    let workdir = r.optional(&at("workdir"), text);
+    let sudo = r.value(&at("sudo"), true, boolean);
+    let target = r.value(&at("workspace_target"), "/workspace".to_owned(), text);
+    let target = r.check(
+        &at("workspace_target"),
+        target.map(|t| t.parse::<TargetPath>()),
+    );
+    let mut env = BTreeMap::new();
+    for variable in r.names_below(&at("env")) {
+        if let Some(value) = r.optional(&format!("{key}.env.{variable}"), |value| {
+            value
+                .into_string()
+                .map_err(|_| "it must be a text".to_owned())
+        }) {
+            env.insert(variable, value);
+        }
+    }
+    let name = name?;
+    Some(Template {
+        id: id.or_else(|| derived_id(&name))?,
+        name,
+        kind,
+        image: image?,
+        cpu_count: cpu_count?,
+        memory_mib: memory_mib?,
+        pids: pids?,
+        user: user?,
+        workdir,
+        env,
+        sudo: sudo?,
+        workspace_target: target?,
+    })
+}
+
+fn needed<T>(
+    r: &mut Reader,
+    key: &str,
+    parse: impl FnOnce(config::Value) -> Result<T, String>,
+) -> Option<T> {
+    let mut seen = false;
+    let value = r.optional(key, |value| {
+        seen = true;
+        parse(value)
+    });
+    if !seen {
+        r.fail(format!("{key}: not set"));
+    }
+    value
+}
+
+/// An id of the contract's form that stays the same as long as the name does.
+fn derived_id(name: &TemplateName) -> Option<TemplateId> {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let digest = Sha256::digest(name.as_str().as_bytes());
+    let letters = digest
+        .iter()
+        .take(20)
+        .map(|b| char::from(ALPHABET[usize::from(b % 36)]));
+    letters.collect::<String>().parse().ok()
+}

@@ -1,0 +1,306 @@
+//! Speaks to executors: signed calls to `init`, the signed `/init` of the daemon.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+use bytes::Bytes;
+use ed25519_dalek::Signer as _;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use sandyard_contract::control::{
+    CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, Secret,
+    SignedCall, signing_input,
+};
+use sandyard_contract::daemon::{
+    DAEMON_PORT, INIT_PATH, INIT_SIGNATURE_HEADER, InitBody, init_signing_input,
+};
+use sandyard_core::{Claim, ExecutorClient, ExecutorError, Flushed, Instance};
+use sandyard_types::{Cache, WorkspaceSpec};
+use time::OffsetDateTime;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::secrets::Secrets;
+
+/// How long a started container may take until its executor listens.
+const BOOT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two tries to reach an executor that does not listen yet. A container says nothing when it
+/// is ready; a refused connection costs about 0.1 ms.
+const BOOT_RETRY: Duration = Duration::from_millis(2);
+
+/// How long the mounts may take, `init`'s own limit of 10 s and a margin.
+const MOUNT_LIMIT: Duration = Duration::from_secs(14);
+
+/// How long a running executor may take to answer what it does at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What `init` allows the user's processes before it ends them, and a margin for the answer.
+const STOP_MARGIN: Duration = Duration::from_secs(8);
+
+/// Owner of everything in a workspace: the user of the templates (design 3).
+const WORKSPACE_OWNER: u32 = 1000;
+
+/// [`ExecutorClient`] over TCP.
+pub struct NetworkExecutor {
+    secrets: Arc<Secrets>,
+    /// The gateway as sandboxes reach it.
+    gateway_endpoint: String,
+    cache: Cache,
+}
+
+impl NetworkExecutor {
+    /// A client that signs with the installation's key and sends drivers to `gateway_endpoint`.
+    pub fn new(secrets: Arc<Secrets>, gateway_endpoint: String, cache: Cache) -> Self {
+        Self {
+            secrets,
+            gateway_endpoint,
+            cache,
+        }
+    }
+
+    fn mount_call(&self, claim: &Claim, workspace: &WorkspaceSpec) -> Call {
+        let key = self.secrets.sandbox_key(&claim.id);
+        let mounts = workspace.mounts.iter().map(|mount| MountCall {
+            bucket: mount.bucket.clone(),
+            prefix: mount.prefix.clone(),
+            target: mount.target.clone(),
+            access: mount.access,
+            driver: mount.driver,
+            endpoint: self.gateway_endpoint.clone(),
+            access_key_id: key.id.clone(),
+            secret_access_key: Secret::new(key.secret.expose()),
+            uid: WORKSPACE_OWNER,
+            gid: WORKSPACE_OWNER,
+            cache: self.cache,
+        });
+        Call::Mount {
+            mounts: mounts.collect(),
+        }
+    }
+
+    async fn mount(&self, instance: &Instance, call: &Call) -> Result<(), ExecutorError> {
+        match self.call(instance, call, MOUNT_LIMIT).await? {
+            Reply::Mounted { mounts } => {
+                for mount in mounts {
+                    tracing::debug!(target = %mount.target, micros = mount.micros, "mounted");
+                }
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn call(
+        &self,
+        instance: &Instance,
+        call: &Call,
+        limit: Duration,
+    ) -> Result<Reply, ExecutorError> {
+        let address = SocketAddr::new(address(instance)?, CONTROL_PORT);
+        let stream = connect(address).await?;
+        let spoken = async {
+            let (reader, mut writer) = stream.into_split();
+            let mut reader = BufReader::new(reader);
+            let hello: Hello = read_line(&mut reader).await?;
+            let body = serde_json::to_string(call).context("cannot write the call")?;
+            let input = signing_input(&instance.instance, &hello.nonce, &body);
+            let signature = hex::encode(self.secrets.control().sign(&input).to_bytes());
+            let mut line = serde_json::to_vec(&SignedCall { signature, body })?;
+            line.push(b'\n');
+            writer
+                .write_all(&line)
+                .await
+                .context("cannot send the call")?;
+            read_line::<Reply>(&mut reader).await
+        };
+        let reply = timeout(limit, spoken).await.map_err(|_| {
+            ExecutorError::Unreachable(format!("init at {address} gave no answer in {limit:?}"))
+        })?;
+        match reply.map_err(|e| ExecutorError::Unreachable(format!("init at {address}: {e:#}")))? {
+            Reply::Failed(failure) => Err(ExecutorError::Refused(describe(&failure))),
+            reply => Ok(reply),
+        }
+    }
+
+    async fn identify(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
+        let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
+        let body = InitBody {
+            access_token: claim
+                .secure
+                .then(|| self.secrets.envd_access_token(&claim.id)),
+            env_vars: Some(claim.env.clone()),
+            default_user: Some(claim.default_user.clone()),
+            default_workdir: claim.default_workdir.clone(),
+            timestamp: Some(OffsetDateTime::now_utc()),
+            sandbox_id: Some(claim.id.to_string()),
+            template_id: Some(claim.template_id.to_string()),
+            control_token: Some(self.secrets.control_token(&claim.id)),
+        };
+        let stream = connect(address).await?;
+        let sent = timeout(
+            ANSWER_LIMIT,
+            self.send_init(stream, instance, address, &body),
+        );
+        let answered = sent.await.map_err(|_| {
+            let text = format!("the daemon at {address} gave no answer in {ANSWER_LIMIT:?}");
+            ExecutorError::Unreachable(text)
+        })?;
+        answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))
+    }
+
+    async fn send_init(
+        &self,
+        stream: TcpStream,
+        instance: &Instance,
+        address: SocketAddr,
+        body: &InitBody,
+    ) -> anyhow::Result<()> {
+        let body = serde_json::to_vec(body)?;
+        let input = init_signing_input(&instance.instance, &body);
+        let signature = hex::encode(self.secrets.control().sign(&input).to_bytes());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let request = http::Request::post(INIT_PATH)
+            .header(http::header::HOST, address.to_string())
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(INIT_SIGNATURE_HEADER, signature)
+            .body(Full::new(Bytes::from(body)))?;
+        let exchange = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            // Closes the connection, which ends the other side of the join.
+            drop(sender);
+            anyhow::Ok((status, body))
+        };
+        let (answer, connection) = tokio::join!(exchange, connection);
+        let (status, body) = answer?;
+        connection?;
+        if status != http::StatusCode::NO_CONTENT {
+            bail!(
+                "it refused its settings: {status} {}",
+                String::from_utf8_lossy(&body)
+            );
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ExecutorClient for NetworkExecutor {
+    async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
+        let mounted = async {
+            match &claim.workspace {
+                Some(workspace) => {
+                    self.mount(instance, &self.mount_call(claim, workspace))
+                        .await
+                }
+                None => Ok(()),
+            }
+        };
+        // Neither needs the other: init mounts while the daemon takes its settings.
+        let (mounted, identified) = tokio::join!(mounted, self.identify(instance, claim));
+        mounted.and(identified)
+    }
+
+    async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        let call = Call::Sync {
+            limit_ms: millis(limit),
+        };
+        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+            Reply::Synced { flush } => Ok(flushed(&flush)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn stop(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        let call = Call::Stop {
+            flush_limit_ms: millis(limit),
+        };
+        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+            Reply::Stopped { flush } => Ok(flushed(&flush)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn address(instance: &Instance) -> Result<IpAddr, ExecutorError> {
+    instance
+        .address
+        .ok_or_else(|| ExecutorError::Unreachable("its container is not up".to_owned()))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn flushed(report: &FlushReport) -> Flushed {
+    if report.complete {
+        Flushed::Complete
+    } else {
+        Flushed::Incomplete {
+            bytes_left: report.bytes_left,
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> ExecutorError {
+    ExecutorError::Refused(format!(
+        "init answered something else than was asked: {reply:?}"
+    ))
+}
+
+fn describe(failure: &Failure) -> String {
+    if failure.program_output.is_empty() {
+        return failure.message.clone();
+    }
+    format!(
+        "{}; its last lines: {}",
+        failure.message,
+        failure.program_output.join(" | ")
+    )
+}
+
+/// Connects to an executor that may still be on its way up.
+async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
+    let trying = async {
+        loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return stream,
+                Err(error) => {
+                    tracing::trace!(%address, %error, "not yet");
+                    sleep(BOOT_RETRY).await;
+                }
+            }
+        }
+    };
+    let stream = timeout(BOOT_LIMIT, trying).await.map_err(|_| {
+        let text = format!("nothing listens at {address} after {BOOT_LIMIT:?}");
+        ExecutorError::Unreachable(text)
+    })?;
+    // Small messages that each wait for an answer.
+    let failed = |e| ExecutorError::Unreachable(format!("{address}: {e}"));
+    stream.set_nodelay(true).map_err(failed)?;
+    Ok(stream)
+}
+
+async fn read_line<T: serde::de::DeserializeOwned>(
+    reader: &mut (impl tokio::io::AsyncBufRead + Unpin),
+) -> anyhow::Result<T> {
+    let limit = u64::try_from(MAX_LINE_BYTES)?;
+    let mut line = String::new();
+    let read = reader
+        .take(limit)
+        .read_line(&mut line)
+        .await
+        .context("cannot read its answer")?;
+    if read == 0 {
+        bail!("it closed the connection without an answer");
+    }
+    serde_json::from_str(&line).context("its answer is not readable")
+}

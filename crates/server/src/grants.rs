@@ -1,0 +1,105 @@
+//! The gateway's and the scheduler's views of each other.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use sandyard_core::{Scheduler, WorkspaceError, Workspaces};
+use sandyard_gateway::{Gateway, Grant, GrantOwner, GrantSource, KeyName, Scope, StoreError};
+use sandyard_types::{Access, BucketName, WorkspaceSpec};
+
+use crate::secrets::Secrets;
+
+/// Owner of the directories of a workspace: the user of the templates (design 3).
+const WORKSPACE_OWNER: u32 = 1000;
+
+/// Answers the gateway from the scheduler's state: a key lives as long as its sandbox.
+pub struct SchedulerGrants {
+    secrets: Arc<Secrets>,
+    bucket: BucketName,
+    /// Set once the scheduler has started; until then only the owner has a grant, and a driver of an
+    /// adopted sandbox tries again.
+    scheduler: OnceLock<Scheduler>,
+}
+
+impl SchedulerGrants {
+    /// Grants of an installation, the owner's for all of `bucket`.
+    pub fn new(secrets: Arc<Secrets>, bucket: BucketName) -> Self {
+        Self {
+            secrets,
+            bucket,
+            scheduler: OnceLock::new(),
+        }
+    }
+
+    /// From now on sandboxes have grants too. Without effect when called again.
+    pub fn serve(&self, scheduler: Scheduler) {
+        let _ = self.scheduler.set(scheduler);
+    }
+}
+
+impl GrantSource for SchedulerGrants {
+    fn grant(&self, access_key_id: &str) -> Option<Grant> {
+        let name: KeyName = access_key_id.parse().ok()?;
+        let (owner, scopes) = match &name {
+            KeyName::Owner { .. } => {
+                let all = Scope {
+                    bucket: self.bucket.clone(),
+                    prefix: None,
+                    access: Access::ReadWrite,
+                };
+                (GrantOwner::Installation, vec![all])
+            }
+            KeyName::Sandbox { sandbox, .. } => {
+                let workspace = self.scheduler.get()?.workspace(sandbox)?;
+                let scopes = workspace.mounts.iter().map(|mount| Scope {
+                    bucket: mount.bucket.clone(),
+                    prefix: Some(mount.prefix.clone()),
+                    access: mount.access,
+                });
+                (GrantOwner::Sandbox(sandbox.clone()), scopes.collect())
+            }
+        };
+        let secret = self.secrets.key_in_use(&name)?.secret;
+        Some(Grant {
+            secret,
+            owner,
+            scopes,
+        })
+    }
+}
+
+/// The scheduler's view of the object store.
+pub struct GatewayWorkspaces(pub Arc<Gateway>);
+
+#[async_trait]
+impl Workspaces for GatewayWorkspaces {
+    async fn prepare(&self, workspace: &WorkspaceSpec) -> Result<(), WorkspaceError> {
+        for mount in &workspace.mounts {
+            let owner = WORKSPACE_OWNER;
+            let made = self.0.ensure_directories(
+                &mount.bucket,
+                &mount.prefix,
+                &mount.directories,
+                owner,
+                owner,
+            );
+            made.await.map_err(workspace_error)?;
+        }
+        Ok(())
+    }
+}
+
+fn workspace_error(error: StoreError) -> WorkspaceError {
+    let text = error.to_string();
+    match error {
+        StoreError::Unreachable { .. } => WorkspaceError::Unreachable(text),
+        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => {
+            WorkspaceError::Denied(text)
+        }
+        StoreError::NoBucket { .. }
+        | StoreError::Refused { .. }
+        | StoreError::Directory(_)
+        | StoreError::Embedded(_)
+        | StoreError::Panicked(_) => WorkspaceError::Failed(text),
+    }
+}
