@@ -1,0 +1,442 @@
+//! The mounts of this sandbox and what became of them.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitStatus, kill_process};
+use sandyard_contract::control::{Failure, MountCall, MountStatus};
+use sandyard_types::{Cache, TargetPath};
+
+use super::flush::{Flush, Target};
+use super::mounting::{Below, Order, clean_up, describe};
+use super::place::Place;
+use super::program::read_output;
+use super::tail::Tail;
+use super::worker::{Channel, Report, Started};
+use super::{attach, cache, log};
+
+/// Pause before a program that could not be started again is tried once more.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How often a disk cache is looked at.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
+
+/// What a slot's program does.
+enum State {
+    /// A worker starts it.
+    Starting,
+    /// It holds the mount.
+    Up {
+        program: Pid,
+        output: Option<OwnedFd>,
+    },
+    /// It died, and is started again at this moment.
+    Down { retry_at: Instant },
+}
+
+struct Mount {
+    place: Place,
+    call: MountCall,
+    state: State,
+    /// The mount that users see. It stays when its program has died, so that nobody writes into the
+    /// directory below it.
+    attached: Option<OwnedFd>,
+    restarts: u32,
+    tail: Tail,
+    trim_at: Instant,
+    /// What the program had read and written when its cache was last looked at.
+    trimmed_at_bytes: u64,
+}
+
+/// All mounts. A slot number is never used twice.
+#[derive(Default)]
+pub(super) struct Mounts {
+    mounts: Vec<Mount>,
+    issued: usize,
+}
+
+impl Mounts {
+    pub(super) fn len(&self) -> usize {
+        self.mounts.len()
+    }
+
+    fn find(&self, slot: usize) -> Option<&Mount> {
+        self.mounts.iter().find(|mount| mount.place.slot == slot)
+    }
+
+    fn find_mut(&mut self, slot: usize) -> Option<&mut Mount> {
+        self.mounts
+            .iter_mut()
+            .find(|mount| mount.place.slot == slot)
+    }
+
+    /// Takes calls in and returns their slots, in order.
+    ///
+    /// # Errors
+    /// The reason why they cannot all be there.
+    pub(super) fn add(&mut self, calls: Vec<MountCall>) -> Result<Vec<usize>, String> {
+        let mut targets: Vec<&TargetPath> = self.mounts.iter().map(|m| &m.call.target).collect();
+        for call in &calls {
+            if targets.contains(&&call.target) {
+                return Err(format!("{} is the target of two mounts", call.target));
+            }
+            targets.push(&call.target);
+        }
+        Ok(calls
+            .into_iter()
+            .map(|call| {
+                let slot = self.issued;
+                self.issued += 1;
+                self.mounts.push(Mount {
+                    place: Place {
+                        slot,
+                        generation: 0,
+                    },
+                    state: State::Starting,
+                    attached: None,
+                    restarts: 0,
+                    tail: Tail::new(call.secret_access_key.reveal()),
+                    trim_at: Instant::now() + TRIM_EVERY,
+                    trimmed_at_bytes: 0,
+                    call,
+                });
+                slot
+            })
+            .collect())
+    }
+
+    /// Forgets slots.
+    pub(super) fn remove(&mut self, slots: &[usize]) {
+        self.mounts
+            .retain(|mount| !slots.contains(&mount.place.slot));
+    }
+
+    /// What a worker needs to start the programs of `slots`.
+    pub(super) fn orders(&self, slots: &[usize]) -> Vec<Order<'_>> {
+        slots
+            .iter()
+            .filter_map(|slot| self.find(*slot))
+            .map(|mount| {
+                let previous = mount.attached.as_ref().map(AsFd::as_fd);
+                Order {
+                    place: mount.place,
+                    call: &mount.call,
+                    previous,
+                }
+            })
+            .collect()
+    }
+
+    /// Mounts that run below the targets of `slots`.
+    pub(super) fn below(&self, slots: &[usize]) -> Vec<Below<'_>> {
+        let outer: Vec<String> = slots
+            .iter()
+            .filter_map(|slot| self.find(*slot))
+            .map(|mount| format!("{}/", mount.call.target))
+            .collect();
+        let is_below = |mount: &&Mount| {
+            outer
+                .iter()
+                .any(|target| mount.call.target.as_str().starts_with(target))
+        };
+        let mut below: Vec<Below<'_>> = self
+            .mounts
+            .iter()
+            .filter(is_below)
+            .filter(|mount| matches!(mount.state, State::Up { .. }))
+            .filter_map(|mount| {
+                let attached = mount.attached.as_ref()?.as_fd();
+                Some(Below {
+                    place: mount.place,
+                    call: &mount.call,
+                    attached,
+                })
+            })
+            .collect();
+        below.sort_by_key(|mount| mount.call.target.as_str().len());
+        below
+    }
+
+    /// Bytes of memory that all caches may take.
+    pub(super) fn cache_memory(&self) -> u64 {
+        self.mounts
+            .iter()
+            .map(|mount| cache::memory(mount.call.cache))
+            .sum()
+    }
+
+    /// Where a slot's mount appears.
+    pub(super) fn target(&self, slot: usize) -> Option<&TargetPath> {
+        self.find(slot).map(|mount| &mount.call.target)
+    }
+
+    /// What a slot's mount is called in the log.
+    pub(super) fn name(&self, slot: usize) -> String {
+        self.target(slot)
+            .map_or_else(|| format!("mount {slot}"), TargetPath::to_string)
+    }
+
+    /// A worker has put a slot's mount at its target.
+    pub(super) fn set_attached(&mut self, slot: usize, descriptors: Vec<OwnedFd>) {
+        if let Some(mount) = self.find_mut(slot) {
+            mount.attached = descriptors.into_iter().next();
+        }
+    }
+
+    /// Programs of slots run.
+    pub(super) fn set_up(&mut self, slots: &[usize], started: Vec<Started>, outputs: Vec<OwnedFd>) {
+        let mut outputs = outputs.into_iter();
+        for (slot, started) in slots.iter().zip(started) {
+            let output = outputs.next();
+            let (Some(mount), Some(program)) =
+                (self.find_mut(*slot), Pid::from_raw(started.process))
+            else {
+                continue;
+            };
+            for line in &started.lines {
+                mount.tail.push(line);
+            }
+            mount.state = State::Up { program, output };
+        }
+    }
+
+    /// A restart failed.
+    pub(super) fn retry_later(&mut self, slot: usize, failure: &Failure) {
+        if let Some(mount) = self.find_mut(slot) {
+            mount.tail.push(&failure.message);
+            for line in &failure.program_output {
+                mount.tail.push(line);
+            }
+            mount.state = State::Down {
+                retry_at: Instant::now() + RETRY,
+            };
+        }
+    }
+
+    /// A child of this process has ended, perhaps a program.
+    pub(super) fn program_ended(&mut self, process: Pid, status: WaitStatus, expected: bool) {
+        let is_it = |mount: &&mut Mount| matches!(mount.state, State::Up { program, .. } if program == process);
+        let Some(mount) = self.mounts.iter_mut().find(is_it) else {
+            return;
+        };
+        mount.drain();
+        mount.state = State::Down {
+            retry_at: Instant::now(),
+        };
+        if !expected {
+            let how = describe(status);
+            log!(
+                "the {} of {} died: {how}",
+                mount.call.driver,
+                mount.call.target
+            );
+            mount.tail.push(&how);
+        }
+    }
+
+    /// Slots whose programs are to be started now; they count as starting from here on.
+    pub(super) fn due_restarts(&mut self, now: Instant) -> Vec<usize> {
+        let due =
+            |mount: &&mut Mount| matches!(mount.state, State::Down { retry_at } if retry_at <= now);
+        let start = |mount: &mut Mount| {
+            mount.state = State::Starting;
+            mount.place.generation += 1;
+            mount.restarts += 1;
+            mount.place.slot
+        };
+        self.mounts.iter_mut().filter(due).map(start).collect()
+    }
+
+    /// When something is to be done next.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let due = |mount: &Mount| match mount.state {
+            State::Down { retry_at } => Some(retry_at),
+            State::Up { .. } if matches!(mount.call.cache, Cache::Disk { .. }) => {
+                Some(mount.trim_at)
+            }
+            State::Up { .. } | State::Starting => None,
+        };
+        self.mounts.iter().filter_map(due).min()
+    }
+
+    /// Slots whose disk caches are to be looked at now: those whose programs have done something.
+    pub(super) fn due_trims(&mut self, now: Instant) -> Vec<usize> {
+        let mut due = Vec::new();
+        for mount in &mut self.mounts {
+            let (State::Up { program, .. }, Cache::Disk { .. }) = (&mount.state, mount.call.cache)
+            else {
+                continue;
+            };
+            if mount.trim_at <= now {
+                mount.trim_at = now + TRIM_EVERY;
+                let bytes = bytes_moved(*program);
+                if bytes != mount.trimmed_at_bytes {
+                    mount.trimmed_at_bytes = bytes;
+                    due.push(mount.place.slot);
+                }
+            }
+        }
+        due
+    }
+
+    /// The trim of a slot's cache, for a worker.
+    pub(super) fn trim(&self, slot: usize) -> Trim {
+        let mount = self.find(slot);
+        let of = |mount: &Mount| match (&mount.state, mount.call.cache) {
+            (State::Up { program, .. }, Cache::Disk { limit_mib }) => {
+                Some((mount.place, u64::from(limit_mib) << 20, *program))
+            }
+            _ => None,
+        };
+        Trim(mount.and_then(of))
+    }
+
+    /// Lets the program of a slot go on, whatever halted it.
+    pub(super) fn resume(&self, slot: usize) {
+        if let Some(State::Up { program, .. }) = self.find(slot).map(|mount| &mount.state) {
+            match kill_process(*program, Signal::CONT) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => log!("cannot let program {program} go on: {error}"),
+            }
+        }
+    }
+
+    /// What bringing all mounts to rest takes.
+    pub(super) fn flush(&self, unmount: bool, limit: Duration) -> Flush<'_> {
+        let targets: Vec<Target<'_>> = self
+            .mounts
+            .iter()
+            .filter_map(|mount| {
+                let State::Up { program, .. } = mount.state else {
+                    return None;
+                };
+                Some(Target {
+                    place: mount.place,
+                    program,
+                    attached: mount.attached.as_ref()?,
+                })
+            })
+            .collect();
+        let lost = targets.len() < self.mounts.len();
+        Flush {
+            targets,
+            unmount,
+            limit,
+            lost,
+        }
+    }
+
+    /// Closes the descriptors of all mounts.
+    pub(super) fn let_go(&mut self) {
+        for mount in &mut self.mounts {
+            mount.attached = None;
+        }
+    }
+
+    /// What a worker that was killed may have left of slots.
+    pub(super) fn leavings(&self, slots: &[usize]) -> Leavings<'_> {
+        let mounts = slots.iter().filter_map(|slot| self.find(*slot));
+        Leavings(
+            mounts
+                .map(|m| (m.place, m.attached.as_ref().map(AsFd::as_fd)))
+                .collect(),
+        )
+    }
+
+    /// What programs print, with their slots.
+    pub(super) fn outputs(&self) -> Vec<(usize, BorrowedFd<'_>)> {
+        self.mounts
+            .iter()
+            .filter_map(|mount| match &mount.state {
+                State::Up {
+                    output: Some(output),
+                    ..
+                } => Some((mount.place.slot, output.as_fd())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Takes what a slot's program has printed.
+    pub(super) fn read_output(&mut self, slot: usize) {
+        if let Some(mount) = self.find_mut(slot) {
+            mount.drain();
+        }
+    }
+
+    /// The state of all mounts, for the server.
+    pub(super) fn status(&self) -> Vec<MountStatus> {
+        let status = |mount: &Mount| MountStatus {
+            target: mount.call.target.clone(),
+            running: matches!(mount.state, State::Up { .. }),
+            restarts: mount.restarts,
+            last_lines: mount.tail.lines(),
+        };
+        self.mounts.iter().map(status).collect()
+    }
+}
+
+impl Mount {
+    fn drain(&mut self) {
+        let State::Up { output, .. } = &mut self.state else {
+            return;
+        };
+        let Some(descriptor) = output else { return };
+        match read_output(descriptor, &mut self.tail) {
+            Ok(true) => {}
+            Ok(false) => *output = None,
+            Err(error) => {
+                log!("cannot read what the {} prints: {error}", self.call.driver);
+                *output = None;
+            }
+        }
+    }
+}
+
+/// Trimming a cache.
+pub(super) struct Trim(Option<(Place, u64, Pid)>);
+
+impl Trim {
+    /// Does it and reports.
+    pub(super) fn run(&self, channel: &Channel) {
+        if let Some((place, limit, program)) = self.0
+            && let Err(error) = cache::trim(place, limit, program)
+        {
+            log!("cannot trim the cache of mount {place}: {error}");
+        }
+        channel.send(&Report::Done, &[]);
+    }
+}
+
+/// What may be left of mounts.
+pub(super) struct Leavings<'a>(Vec<(Place, Option<BorrowedFd<'a>>)>);
+
+impl Leavings<'_> {
+    /// Descriptors that the worker needs.
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.0
+            .iter()
+            .filter_map(|(_, attached)| Some(attached.as_ref()?.as_raw_fd()))
+            .collect()
+    }
+
+    /// Takes it away and reports.
+    pub(super) fn run(&self, channel: &Channel) {
+        for (place, attached) in &self.0 {
+            if let Err(error) = attached.map_or(Ok(()), attach::detach) {
+                log!("cannot detach mount {place}: {error}");
+            }
+            clean_up(*place);
+        }
+        channel.send(&Report::Done, &[]);
+    }
+}
+
+/// Bytes a program has read and written so far; zero if it is gone.
+fn bytes_moved(program: Pid) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{program}/io")).unwrap_or_default();
+    let field = |line: &str| line.split_once(": ")?.1.parse::<u64>().ok();
+    io.lines().take(2).filter_map(field).sum()
+}

@@ -1,0 +1,84 @@
+//! A fresh /proc for the user's side, with the masks that the engine put on the old one.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use rustix::fs::{FileType, lstat};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
+};
+
+/// Readable as before, but root writes nothing there: most of it is the host's.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Not for sandboxes: keys, addresses and loads of the host.
+const HIDDEN: [&str; 18] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/slabinfo",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
+];
+
+const RESTRICTED: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
+
+/// Replaces /proc in this mount namespace by one of this PID namespace.
+pub(super) fn replace() -> anyhow::Result<()> {
+    unmount("/proc", UnmountFlags::DETACH).context("failed to detach the old /proc")?;
+    mount("proc", "/proc", "proc", RESTRICTED, None).context("failed to mount /proc")?;
+    for path in READ_ONLY {
+        if exists(path)?.is_some() {
+            mount_bind_recursive(path, path)
+                .and_then(|()| {
+                    let flags = MountFlags::BIND | MountFlags::RDONLY | RESTRICTED;
+                    mount_remount(path, flags, "")
+                })
+                .with_context(|| format!("failed to make {path} read-only"))?;
+        }
+    }
+    for path in HIDDEN {
+        hide(path).with_context(|| format!("failed to hide {path}"))?;
+    }
+    Ok(())
+}
+
+fn hide(path: &str) -> anyhow::Result<()> {
+    match exists(path)? {
+        None => Ok(()),
+        Some(FileType::Directory) => {
+            let flags = MountFlags::RDONLY | RESTRICTED;
+            Ok(mount("tmpfs", path, "tmpfs", flags, c"size=4k,mode=555")?)
+        }
+        Some(_) => Ok(mount_bind_recursive(Path::new("/dev/null"), path)?),
+    }
+}
+
+fn exists(path: &str) -> anyhow::Result<Option<FileType>> {
+    match lstat(path) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("failed to look at {path}")),
+    }
+}

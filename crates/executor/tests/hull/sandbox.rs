@@ -1,0 +1,117 @@
+//! A sandbox's container as the runtime makes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sandyard_contract::control::{Call, FlushReport, MountCall, MountStatus, Mounted, Reply, Secret};
+use sandyard_types::{Access, Cache, Driver};
+
+use super::control::{Authority, Connection};
+use super::docker::{Container, Volume, bundle, image, name, wait_for};
+use super::s3::{ACCESS_KEY, BUCKET, Minio, SECRET_KEY};
+
+/// A container with `init` and, in most tests, a mount.
+pub(super) struct Sandbox {
+    pub(super) container: Container,
+    pub(super) authority: Authority,
+    pub(super) store: Arc<Minio>,
+    /// Its part of the bucket, without the last slash.
+    pub(super) prefix: String,
+    _bundle: Arc<Volume>,
+}
+
+impl Sandbox {
+    /// Starts a sandbox with a workspace and more arguments for `docker run`.
+    pub(super) fn start(options: &[&str]) -> anyhow::Result<Self> {
+        let store = Minio::shared()?;
+        let bundle = bundle()?;
+        let authority = Authority::new();
+        let volume = format!("{}:/.sandyard:ro", bundle.0);
+        let mut all = vec!["--device", "/dev/fuse", "--cap-add", "SYS_ADMIN", "-v", &volume];
+        all.extend(["-v", "/.sandyard/cache", "--memory", "512m", "--pids-limit", "512"]);
+        all.extend_from_slice(options);
+        all.extend(["--user", "0:0", "--entrypoint", "/.sandyard/executor"]);
+        let key = hex::encode(authority.key.verifying_key().as_bytes());
+        let instance = authority.instance.to_string();
+        let command =
+            ["init", "--instance", &instance, "--control-key", &key, "--workspace"];
+        let container = Container::start(&all, &image(), &command)?;
+        let prefix = format!("sessions/{}", name("s"));
+        store.put(&format!("{prefix}/"), b"")?;
+        let sandbox = Self { container, authority, store, prefix, _bundle: bundle };
+        wait_for("init", Duration::from_secs(10), || {
+            Ok(Connection::open(sandbox.container.address).is_ok())
+        })?;
+        Ok(sandbox)
+    }
+
+    /// Starts a sandbox with its workspace mounted.
+    pub(super) fn mounted() -> anyhow::Result<Self> {
+        let sandbox = Self::start(&[])?;
+        sandbox.mount(vec![sandbox.workspace()])?;
+        Ok(sandbox)
+    }
+
+    /// A call for a mount of this sandbox's prefix.
+    pub(super) fn workspace(&self) -> MountCall {
+        MountCall {
+            bucket: BUCKET.parse().expect("valid"),
+            prefix: format!("{}/", self.prefix).parse().expect("valid"),
+            target: "/workspace".parse().expect("valid"),
+            access: Access::ReadWrite,
+            driver: Driver::S3fs,
+            endpoint: self.store.endpoint(),
+            access_key_id: ACCESS_KEY.to_owned(),
+            secret_access_key: Secret::new(SECRET_KEY),
+            uid: 1000,
+            gid: 1000,
+            cache: Cache::Disk { limit_mib: 1024 },
+        }
+    }
+
+    /// The key of a file of the workspace.
+    pub(super) fn key(&self, file: &str) -> String {
+        format!("{}/{file}", self.prefix)
+    }
+
+    /// Makes one call on a connection of its own.
+    pub(super) fn call(&self, call: &Call) -> anyhow::Result<Reply> {
+        Connection::open(self.container.address)?.call(&self.authority, call)
+    }
+
+    /// Mounts, or fails with what `init` said.
+    pub(super) fn mount(&self, mounts: Vec<MountCall>) -> anyhow::Result<Vec<Mounted>> {
+        match self.call(&Call::Mount { mounts })? {
+            Reply::Mounted { mounts } => Ok(mounts),
+            reply => bail!("{reply:?}; log: {}", self.container.logs()?),
+        }
+    }
+
+    /// Stops the sandbox.
+    pub(super) fn stop(&self, flush_limit_ms: u64) -> anyhow::Result<FlushReport> {
+        match self.call(&Call::Stop { flush_limit_ms })? {
+            Reply::Stopped { flush } => Ok(flush),
+            reply => bail!("{reply:?}"),
+        }
+    }
+
+    /// The state of its mounts.
+    pub(super) fn status(&self) -> anyhow::Result<Vec<MountStatus>> {
+        match self.call(&Call::Status)? {
+            Reply::Status { mounts } => Ok(mounts),
+            reply => bail!("{reply:?}"),
+        }
+    }
+
+    /// The host's process id of its only FUSE program.
+    pub(super) fn program(&self) -> anyhow::Result<i32> {
+        self.container.processes("s3fs")?.first().copied().context("s3fs runs")
+    }
+
+    /// Waits until the container has ended.
+    pub(super) fn wait_for_end(&self, limit: Duration) -> anyhow::Result<i32> {
+        wait_for("the container's end", limit, || Ok(!self.container.running()?))?;
+        self.container.exit_code()
+    }
+}
