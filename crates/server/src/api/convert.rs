@@ -1,0 +1,73 @@
+//! Sandboxes of the scheduler in the forms that clients see.
+
+use sandyard_contract::ENVD_VERSION;
+use sandyard_contract::rest::{
+    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, SandboxBody, SandboxDetailBody,
+    VisibleState,
+};
+use sandyard_core::{Sandbox, State};
+
+use super::App;
+
+/// What is reported as a sandbox's disk, in MiB. A container shares the engine's disk and has no limit of
+/// its own; clients show the number and compute with it, so it is not zero.
+const NOMINAL_DISK_MIB: u32 = 10 * 1024;
+
+/// State as clients see it (control-plane 3.2); `None` for what they no longer see.
+pub(super) fn visible(state: State) -> Option<VisibleState> {
+    match state {
+        State::Running | State::Snapshotting => Some(VisibleState::Running),
+        State::Pausing | State::Paused => Some(VisibleState::Paused),
+        State::Killing => None,
+    }
+}
+
+/// The answer to create and connect.
+pub(super) fn sandbox_body(app: &App, sandbox: &Sandbox) -> SandboxBody {
+    SandboxBody {
+        template_id: sandbox.template.id.to_string(),
+        sandbox_id: sandbox.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: ENVD_VERSION.to_owned(),
+        alias: Some(sandbox.template.name.to_string()),
+        envd_access_token: sandbox
+            .secure
+            .then(|| app.tokens.envd_access_token(&sandbox.id)),
+        domain: Some(app.domain.clone()),
+    }
+}
+
+/// An entry of a list; `None` for a sandbox that clients no longer see.
+pub(super) fn listed_body(sandbox: &Sandbox) -> Option<ListedSandboxBody> {
+    Some(ListedSandboxBody {
+        template_id: sandbox.template.id.to_string(),
+        sandbox_id: sandbox.id.to_string(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: ENVD_VERSION.to_owned(),
+        alias: Some(sandbox.template.name.to_string()),
+        started_at: sandbox.started_at,
+        end_at: sandbox.end_at,
+        cpu_count: sandbox.template.cpu_count,
+        memory_mb: sandbox.template.memory_mib,
+        disk_size_mb: NOMINAL_DISK_MIB,
+        state: visible(sandbox.state)?,
+        metadata: (!sandbox.metadata.is_empty()).then(|| (*sandbox.metadata).clone()),
+        volume_mounts: Vec::new(),
+    })
+}
+
+/// All about a sandbox; `None` for one that clients no longer see.
+pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailBody> {
+    Some(SandboxDetailBody {
+        listed: listed_body(sandbox)?,
+        envd_access_token: sandbox
+            .secure
+            .then(|| app.tokens.envd_access_token(&sandbox.id)),
+        allow_internet_access: sandbox.internet,
+        domain: Some(app.domain.clone()),
+        lifecycle: Lifecycle {
+            auto_resume: false,
+            on_timeout: OnTimeout::Kill,
+        },
+    })
+}

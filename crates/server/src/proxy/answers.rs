@@ -1,0 +1,239 @@
+//! What the proxy answers by itself: JSON, or HTML for people in front of a browser (control-plane 5.6).
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use sandyard_types::SandboxId;
+use serde_json::{Value, json};
+
+use super::target::{Target, Unaddressed};
+
+/// A body from a sandbox, or one of our own.
+pub(super) type ProxyBody = Either<Incoming, Full<Bytes>>;
+
+const JSON: &str = "application/json; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// What browsers call themselves, among others.
+const BROWSERS: [&str; 7] = [
+    "mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie",
+];
+
+/// Why a request was not forwarded, or got no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Nobody knows for which sandbox it is.
+    Unaddressed(Unaddressed),
+    /// `CONNECT`, which is for proxies to anywhere.
+    Method,
+    /// The signature of a URL fits no sandbox.
+    Signature,
+    /// The path is the server's own.
+    Reserved { path: String },
+    /// Unknown, ended, or it died just now.
+    NotFound(SandboxId),
+    /// Nothing listens on the port.
+    PortClosed(Target),
+    /// The service took the request and hung up.
+    NoAnswer(Target),
+    /// The daemon did not do what the server asked.
+    Daemon { id: SandboxId, reason: String },
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unaddressed(_) | Self::Method => StatusCode::BAD_REQUEST,
+            Self::Signature => StatusCode::UNAUTHORIZED,
+            Self::Reserved { .. } => StatusCode::NOT_FOUND,
+            Self::NotFound(_) | Self::PortClosed(_) | Self::NoAnswer(_) => StatusCode::BAD_GATEWAY,
+            // Not 502, which means to clients that the sandbox is gone.
+            Self::Daemon { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let code = self.status().as_u16();
+        match self {
+            Self::Unaddressed(reason) => json!({"code": code, "message": reason.to_string()}),
+            Self::Method => json!({"code": code, "message": "CONNECT is not served here"}),
+            Self::Signature => json!({"code": code, "message": "invalid signature"}),
+            Self::Reserved { path } => json!({
+                "code": code,
+                "path": path,
+                "message": "this path is reserved for the E2B control plane",
+            }),
+            Self::NotFound(id) => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": "The sandbox was not found",
+            }),
+            Self::PortClosed(Target { id, port }) => json!({
+                "code": code,
+                "sandboxId": id,
+                "port": port,
+                "message": "The sandbox is running but port is not open",
+            }),
+            Self::NoAnswer(Target { id, port }) => json!({
+                "code": code,
+                "sandboxId": id,
+                "port": port,
+                "message": "The service on the port closed the connection without an answer",
+            }),
+            Self::Daemon { id, reason } => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": format!("the sandbox's executor did not open the port: {reason}"),
+            }),
+        }
+    }
+
+    /// The page for a browser; `None` where programs and people get the same. Ids and ports need no
+    /// escaping: letters and digits.
+    fn html(&self) -> Option<String> {
+        let (title, text) = match self {
+            Self::NotFound(id) => (
+                "Sandbox Not Found",
+                format!("The sandbox <b>{id}</b> does not run any more, or never did."),
+            ),
+            Self::PortClosed(Target { id, port }) => (
+                "Closed Port",
+                format!(
+                    "The sandbox <b>{id}</b> is running, but there's no service running on port \
+                     <b>{port}</b>."
+                ),
+            ),
+            Self::NoAnswer(Target { id, port }) => (
+                "No Answer",
+                format!(
+                    "The service on port <b>{port}</b> of the sandbox <b>{id}</b> closed the connection \
+                     without an answer."
+                ),
+            ),
+            Self::Unaddressed(_)
+            | Self::Method
+            | Self::Signature
+            | Self::Reserved { .. }
+            | Self::Daemon { .. } => return None,
+        };
+        Some(format!(
+            "<html><head><title>{title}</title></head><body><h1>{title}</h1><p>{text}</p></body></html>"
+        ))
+    }
+
+    /// The answer to a request with these headers.
+    pub(super) fn respond(&self, browser: bool) -> Response<ProxyBody> {
+        let (content_type, body) = match self.html().filter(|_| browser) {
+            Some(page) => (HTML, page),
+            None => (JSON, self.json().to_string()),
+        };
+        let mut response = Response::new(Either::Right(Full::from(body)));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
+    }
+}
+
+/// Whether a person sees the answer, as far as headers tell.
+pub(super) fn wants_html(headers: &HeaderMap) -> bool {
+    let text = |name: &str| {
+        let value = headers.get(name).map(HeaderValue::as_bytes);
+        String::from_utf8_lossy(value.unwrap_or_default()).to_lowercase()
+    };
+    let agent = text(USER_AGENT.as_str());
+    let accept = text(ACCEPT.as_str());
+    let mode = text("sec-fetch-mode");
+    let browser = BROWSERS.iter().any(|name| agent.contains(name));
+    let wants_json = accept.contains("application/json") && !accept.contains("text/html");
+    let fetched = matches!(
+        mode.as_str(),
+        "cors" | "no-cors" | "same-origin" | "websocket"
+    );
+    let scripted = headers.contains_key("x-requested-with") && mode != "navigate";
+    browser && !wants_json && !fetched && !scripted
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn wants(pairs: &[(&'static str, &'static str)]) -> bool {
+        let headers = pairs.iter().map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
+        wants_html(&headers.collect())
+    }
+
+    #[test]
+    fn only_a_browser_that_shows_the_answer_gets_a_page() {
+        const AGENT: (&str, &str) = ("user-agent", "Mozilla/5.0 (X11) Firefox/1");
+        assert!(wants(&[AGENT]));
+        assert!(wants(&[AGENT, ("accept", "text/html,application/json")]));
+        assert!(wants(&[
+            AGENT,
+            ("x-requested-with", "a"),
+            ("sec-fetch-mode", "navigate")
+        ]));
+        assert!(!wants(&[]));
+        assert!(!wants(&[("user-agent", "python-httpx/0.27")]));
+        assert!(!wants(&[AGENT, ("accept", "application/json")]));
+        assert!(!wants(&[AGENT, ("x-requested-with", "XMLHttpRequest")]));
+        for mode in ["cors", "no-cors", "same-origin", "websocket"] {
+            assert!(!wants(&[AGENT, ("sec-fetch-mode", mode)]), "{mode}");
+        }
+    }
+
+    async fn text(refusal: Refusal, browser: bool) -> (String, String) {
+        let response = refusal.respond(browser);
+        let content_type = response.headers()[CONTENT_TYPE].to_str().expect("text");
+        let content_type = content_type.to_owned();
+        let body = response.into_body().collect().await.expect("own body");
+        let body = String::from_utf8(body.to_bytes().to_vec()).expect("text");
+        (content_type, body)
+    }
+
+    #[tokio::test]
+    async fn bodies_are_the_contracts() {
+        let id: SandboxId = "iabc".parse().expect("valid");
+        let target = Target {
+            id: id.clone(),
+            port: 8000,
+        };
+        let (kind, body) = text(Refusal::NotFound(id.clone()), false).await;
+        assert_eq!(kind, "application/json; charset=utf-8");
+        let body: Value = serde_json::from_str(&body).expect("json");
+        let expected =
+            json!({"code": 502, "sandboxId": "iabc", "message": "The sandbox was not found"});
+        assert_eq!(body, expected);
+
+        let (_, body) = text(Refusal::PortClosed(target.clone()), false).await;
+        let body: Value = serde_json::from_str(&body).expect("json");
+        let expected = json!({
+            "code": 502, "sandboxId": "iabc", "port": 8000,
+            "message": "The sandbox is running but port is not open",
+        });
+        assert_eq!(body, expected);
+
+        let (kind, page) = text(Refusal::NotFound(id), true).await;
+        assert_eq!(kind, "text/html; charset=utf-8");
+        assert!(page.starts_with("<html") && page.ends_with("</html>"));
+        assert!(page.contains("Sandbox Not Found") && page.contains("iabc"));
+        let (_, page) = text(Refusal::PortClosed(target), true).await;
+        assert!(page.contains("no service running on port"));
+        assert!(page.contains("iabc") && page.contains("8000"));
+
+        let path = "/init".to_owned();
+        let (kind, body) = text(Refusal::Reserved { path }, true).await;
+        assert_eq!(kind, "application/json; charset=utf-8");
+        assert!(body.contains("reserved for the E2B control plane"));
+    }
+}

@@ -1,0 +1,226 @@
+//! From a request to the sandbox's answer (control-plane 5.5).
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HOST;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use sandyard_contract::control::CONTROL_PORT;
+use sandyard_contract::daemon::DAEMON_PORT;
+use tokio::sync::mpsc;
+use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
+
+use super::Routes;
+use super::answers::{ProxyBody, Refusal, wants_html};
+use super::connect::{ConnectError, Connector, daemon_answers, pool_uri};
+use super::connection::Upgraded;
+use super::headers::{prepare_request, put_upgrade, remove_hop_by_hop, wanted_upgrade};
+use super::reserved::reserved;
+use super::signed::SignedUrl;
+use super::target::{Target, Unaddressed, target_of};
+
+/// The daemon never closes an idle connection by itself.
+const DAEMON_IDLE: Duration = Duration::from_secs(90);
+/// Services close idle connections after a few seconds, some after two; a request sent into that is lost.
+const SERVICE_IDLE: Duration = Duration::from_secs(1);
+/// Idle connections that are kept for one port of one sandbox.
+const MAX_IDLE: usize = 32;
+
+/// Forwards requests.
+pub(super) struct Proxy {
+    routes: Arc<dyn Routes>,
+    daemons: Client<Connector, Incoming>,
+    services: Client<Connector, Incoming>,
+}
+
+impl Proxy {
+    pub(super) fn new(routes: Arc<dyn Routes>) -> Self {
+        let client = |idle| {
+            let connector = Connector {
+                routes: routes.clone(),
+            };
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(idle)
+                .pool_max_idle_per_host(MAX_IDLE)
+                // Services see the host that the client asked for.
+                .set_host(false)
+                .build(connector)
+        };
+        Self {
+            daemons: client(DAEMON_IDLE),
+            services: client(SERVICE_IDLE),
+            routes,
+        }
+    }
+
+    /// Answers a request. What goes on in another protocol after the answer is sent to `upgrades`.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        upgrades: mpsc::Sender<Upgraded>,
+    ) -> Response<ProxyBody> {
+        let browser = wants_html(request.headers());
+        // Neither path nor query: both may hold secrets.
+        let span = debug_span!(
+            "proxy",
+            method = %request.method(),
+            sandbox.id = field::Empty,
+            port = field::Empty,
+        );
+        async {
+            let answer = self.forward(request, upgrades).await;
+            match &answer {
+                Ok(response) => debug!(status = response.status().as_u16(), "forwarded"),
+                Err(Refusal::Daemon { id, reason }) => {
+                    warn!(sandbox.id = %id, reason, "the executor did not open a port");
+                }
+                Err(refusal) => debug!(?refusal, "not forwarded"),
+            }
+            answer.unwrap_or_else(|refusal| refusal.respond(browser))
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        upgrades: mpsc::Sender<Upgraded>,
+    ) -> Result<Response<ProxyBody>, Refusal> {
+        if *request.method() == Method::CONNECT {
+            return Err(Refusal::Method);
+        }
+        let target = self.target(&request).await?;
+        Span::current()
+            .record("sandbox.id", target.id.as_str())
+            .record("port", target.port);
+        if target.port == DAEMON_PORT
+            && let Some(path) = reserved(request.uri().path())
+        {
+            return Err(Refusal::Reserved { path });
+        }
+        if self.routes.route(&target.id).is_none() {
+            return Err(Refusal::NotFound(target.id));
+        }
+        if target.port == CONTROL_PORT {
+            return Err(Refusal::PortClosed(target));
+        }
+
+        let upgrade = wanted_upgrade(request.headers());
+        let downstream = upgrade
+            .as_ref()
+            .map(|_| hyper::upgrade::on(&mut request));
+        address(&mut request, &target)?;
+        prepare_request(request.headers_mut(), upgrade.as_ref());
+        let client = if target.port == DAEMON_PORT {
+            &self.daemons
+        } else {
+            &self.services
+        };
+        let response = match client.request(request).await {
+            Ok(response) => response,
+            Err(error) => return Err(self.refusal(target, &error).await),
+        };
+        answer_from(response, downstream, &upgrades)
+            .await
+            .ok_or(Refusal::NoAnswer(target))
+    }
+
+    async fn target(&self, request: &Request<Incoming>) -> Result<Target, Refusal> {
+        let refused = match target_of(host_of(request).as_deref(), request.headers()) {
+            Ok(target) => return Ok(target),
+            Err(refused) => refused,
+        };
+        let signed = match refused {
+            Unaddressed::Host => SignedUrl::of(request.method(), request.uri()),
+            Unaddressed::MissingHeader(_) | Unaddressed::Port | Unaddressed::Id => None,
+        };
+        let Some(url) = signed else {
+            return Err(Refusal::Unaddressed(refused));
+        };
+        let id = url
+            .sandbox(self.routes.as_ref())
+            .await
+            .ok_or(Refusal::Signature)?;
+        let port = DAEMON_PORT;
+        Ok(Target { id, port })
+    }
+
+    /// Why there is no answer.
+    async fn refusal(&self, target: Target, error: &legacy::Error) -> Refusal {
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            match source.downcast_ref::<ConnectError>() {
+                Some(ConnectError::Gone(reason)) => {
+                    debug!(reason, "the sandbox does not answer");
+                    return Refusal::NotFound(target.id);
+                }
+                Some(ConnectError::PortClosed(_)) => return Refusal::PortClosed(target),
+                Some(ConnectError::Refused(reason)) => {
+                    let (id, reason) = (target.id, reason.clone());
+                    return Refusal::Daemon { id, reason };
+                }
+                None => cause = source.source(),
+            }
+        }
+        debug!(?error, "the connection ended before the answer");
+        // Did the service hang up, or the whole sandbox end?
+        if daemon_answers(self.routes.as_ref(), &target).await {
+            Refusal::NoAnswer(target)
+        } else {
+            Refusal::NotFound(target.id)
+        }
+    }
+}
+
+/// The host that the client asked for: the URI's where it has one (HTTP/2, absolute form), else the header's.
+fn host_of<B>(request: &Request<B>) -> Option<String> {
+    let authority = request.uri().authority().map(ToString::to_string);
+    authority.or_else(|| {
+        let header = request.headers().get(HOST)?;
+        header.to_str().ok().map(str::to_owned)
+    })
+}
+
+/// Points the request at the target; its `Host` stays what the client asked for.
+fn address<B>(request: &mut Request<B>, target: &Target) -> Result<(), Refusal> {
+    let refused = || Refusal::Unaddressed(Unaddressed::Host);
+    if let Some(authority) = request.uri().authority() {
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| refused())?;
+        request.headers_mut().insert(HOST, host);
+    }
+    *request.uri_mut() = pool_uri(target, request.uri()).map_err(|_| refused())?;
+    *request.version_mut() = Version::HTTP_11;
+    Ok(())
+}
+
+/// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.
+async fn answer_from(
+    mut response: Response<Incoming>,
+    downstream: Option<OnUpgrade>,
+    upgrades: &mpsc::Sender<Upgraded>,
+) -> Option<Response<ProxyBody>> {
+    let mut upgrade = None;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let upstream = hyper::upgrade::on(&mut response);
+        upgrade = wanted_upgrade(response.headers());
+        let downstream = downstream?;
+        let upgraded = Upgraded {
+            downstream,
+            upstream,
+        };
+        // The receiver is the connection itself: without it nobody waits for this answer either.
+        upgrades.send(upgraded).await.ok()?;
+    }
+    remove_hop_by_hop(response.headers_mut());
+    put_upgrade(response.headers_mut(), upgrade.as_ref());
+    *response.version_mut() = Version::HTTP_11;
+    Some(response.map(Either::Left))
+}
