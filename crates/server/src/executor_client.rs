@@ -24,6 +24,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::api::Tokens as _;
 use crate::secrets::Secrets;
 
 /// How long a started container may take until its executor listens.

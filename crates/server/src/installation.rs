@@ -16,11 +16,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api::hash_api_key;
 use crate::config::{Config, StoreConfig};
 use crate::data_dir::DataDir;
 use crate::executor_client::NetworkExecutor;
 use crate::grants::{GatewayWorkspaces, SchedulerGrants};
-use crate::secrets::{Secrets, hash_api_key};
+use crate::secrets::Secrets;
 
 /// The team that the first API key belongs to.
 const DEFAULT_TEAM: &str = "default";

@@ -1,4 +1,12 @@
-//! The server: REST API, sandbox proxy, and what wires them to the scheduler.
+//! The server: REST API, sandbox proxy, S3 gateway and scheduler in one process, and the commands of
+//! the program `sandyard`.
 
 pub mod api;
+pub mod commands;
+pub mod config;
+pub mod data_dir;
+pub mod executor_client;
+pub mod grants;
+pub mod installation;
 pub mod proxy;
+pub mod secrets;

@@ -4,10 +4,11 @@
 use ed25519_dalek::SigningKey;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sandyard_contract::control::Secret;
-use sandyard_core::ApiKeyHash;
 use sandyard_gateway::{AccessKey, GatewayKeys, KeyName};
 use sandyard_types::SandboxId;
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
+
+use crate::api::Tokens;
 
 /// The key of a sandbox's grant or of the owner's counts from here; a second key for the same holder
 /// would have the next number.
@@ -49,25 +50,6 @@ impl Secrets {
         hex::encode(self.control.verifying_key().as_bytes())
     }
 
-    /// What RPC and files of a secured sandbox demand (executor 3.2): the same for the sandbox's whole
-    /// life (control-plane 4.1).
-    pub fn envd_access_token(&self, id: &SandboxId) -> Secret {
-        Secret::new(hex::encode(derive(
-            &self.master,
-            "envd access token",
-            id.as_str(),
-        )))
-    }
-
-    /// What the daemon's control routes demand.
-    pub fn control_token(&self, id: &SandboxId) -> Secret {
-        Secret::new(hex::encode(derive(
-            &self.master,
-            "daemon control token",
-            id.as_str(),
-        )))
-    }
-
     /// The S3 key of a sandbox.
     pub fn sandbox_key(&self, id: &SandboxId) -> AccessKey {
         self.gateway.key(&sandbox_key_name(id))
@@ -91,6 +73,24 @@ fn sandbox_key_name(id: &SandboxId) -> KeyName {
     KeyName::Sandbox {
         sandbox: id.clone(),
         generation: GENERATION,
+    }
+}
+
+impl Tokens for Secrets {
+    fn envd_access_token(&self, id: &SandboxId) -> Secret {
+        Secret::new(hex::encode(derive(
+            &self.master,
+            "envd access token",
+            id.as_str(),
+        )))
+    }
+
+    fn control_token(&self, id: &SandboxId) -> Secret {
+        Secret::new(hex::encode(derive(
+            &self.master,
+            "daemon control token",
+            id.as_str(),
+        )))
     }
 }
 
@@ -125,11 +125,6 @@ pub fn fill_random(bytes: &mut [u8]) -> anyhow::Result<()> {
     getrandom::fill(bytes).map_err(|e| anyhow::anyhow!("the system gives no random numbers: {e}"))
 }
 
-/// What is stored in the place of an API key.
-pub fn hash_api_key(key: &str) -> ApiKeyHash {
-    ApiKeyHash(hex::encode(Sha256::digest(key.as_bytes())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,7 +154,6 @@ mod tests {
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         );
         assert_ne!(key, fresh_api_key()?);
-        assert_eq!(hash_api_key(&key), hash_api_key(&key));
         Ok(())
     }
 

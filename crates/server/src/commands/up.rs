@@ -70,20 +70,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let (downs, mut down_asked) = mpsc::channel(1);
     watching.spawn(listen_for_down(listen_at(&data)?, downs));
-    let app = api::App::new(
-        scheduler.clone(),
-        installation.secrets.clone(),
-        domain.clone(),
-    );
+    let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
+    let app = api::App {
+        scheduler: scheduler.clone(),
+        tokens: tokens.clone(),
+        domain: domain.clone(),
+    };
     let serve_api = axum::serve(api_listener, api::router(app))
         .with_graceful_shutdown(stop.clone().cancelled_owned());
     serving.spawn(async move { serve_api.await.context("the REST API broke") });
-    let routes = Arc::new(proxy::SchedulerRoutes::new(
-        scheduler,
-        installation.secrets.clone(),
-    ));
+    let routes = Arc::new(proxy::SchedulerRoutes::new(scheduler, tokens));
     let serve_proxy = proxy::serve(proxy_listener, routes, stop.clone());
-    serving.spawn(async move { serve_proxy.await.context("the sandbox proxy broke") });
+    serving.spawn(async move {
+        serve_proxy.await;
+        Ok(())
+    });
+
     data.write_running(&Running {
         pid: std::process::id(),
         api_url: format!("http://{api_address}"),
