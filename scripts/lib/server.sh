@@ -18,7 +18,7 @@ start_server() {
         unlock_setup
         unset "${!SANDYARD_@}"
         exec setsid env "$@" "$BIN/sandyard" up --data-dir "$dir" --api-listen 127.0.0.1:0 \
-            --proxy-listen 127.0.0.1:0 --gateway-port 0 >>"$dir/server.log" 2>&1 </dev/null
+            --proxy-listen 127.0.0.1:0 --gateway-listen 127.0.0.1:0 >>"$dir/server.log" 2>&1 </dev/null
     ) &
     pid=$!
     if ! wait_for "$SERVER_START_LIMIT" server_settled "$dir" "$pid" || ! kill -0 "$pid" 2>/dev/null; then
@@ -93,10 +93,10 @@ minio_is_ready() {
 
 # The configuration of a server whose store is the MinIO at MINIO_ENDPOINT, as NAME=VALUE lines.
 minio_settings() {
-    printf '%s\n' SANDYARD_STORE=upstream "SANDYARD_UPSTREAM_ENDPOINT=$MINIO_ENDPOINT" \
-        SANDYARD_UPSTREAM_REGION=us-east-1 SANDYARD_UPSTREAM_PATH_STYLE=true \
-        "SANDYARD_BUCKET=$MINIO_BUCKET" "SANDYARD_UPSTREAM_ACCESS_KEY_ID=$MINIO_USER" \
-        "SANDYARD_UPSTREAM_SECRET_ACCESS_KEY=$MINIO_PASSWORD"
+    printf '%s\n' SANDYARD_STORE__BACKEND=upstream "SANDYARD_STORE__ENDPOINT=$MINIO_ENDPOINT" \
+        SANDYARD_STORE__REGION=us-east-1 SANDYARD_STORE__PATH_STYLE=true \
+        "SANDYARD_STORE__BUCKET=$MINIO_BUCKET" "SANDYARD_STORE__ACCESS_KEY_ID=$MINIO_USER" \
+        "SANDYARD_STORE__SECRET_ACCESS_KEY=$MINIO_PASSWORD"
 }
 
 stop_minio() { # DIR
