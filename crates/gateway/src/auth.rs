@@ -21,6 +21,9 @@ impl S3Auth for GrantAuth {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
         match self.grants.grant(access_key) {
             Some(grant) => Ok(grant.secret),
+            None if !self.grants.is_ready() => {
+                Err(s3_error!(ServiceUnavailable, "the server is starting"))
+            }
             None => Err(s3_error!(
                 InvalidAccessKeyId,
                 "the access key is unknown or was revoked"

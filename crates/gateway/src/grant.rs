@@ -8,6 +8,13 @@ pub trait GrantSource: Send + Sync + 'static {
     /// The grant of an access key, or `None` if there is no such key (any more). Asked on every
     /// request, before its signature is checked: it must not block.
     fn grant(&self, access_key_id: &str) -> Option<Grant>;
+
+    /// Whether a key without a grant is really unknown. While this is `false` (the server has just
+    /// started and does not know its sandboxes yet) such a key is answered 503, which drivers try
+    /// again; a 403 they pass on to programs as an error, or as an empty file.
+    fn is_ready(&self) -> bool {
+        true
+    }
 }
 
 /// Who holds a key.

@@ -7,8 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +27,7 @@ const INLINE_LIMIT: usize = 16 * 1024;
 /// A body is handed to the disk in pieces of about this size.
 const WRITE_SIZE: usize = 1024 * 1024;
 /// And read from it in pieces of this size.
-const READ_SIZE: u64 = 512 * 1024;
+const READ_SIZE: u64 = 256 * 1024;
 
 /// A part of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,7 +189,7 @@ impl Files {
         let mut md5 = Md5::new();
         if let Some(mut body) = body {
             while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| broken_body(error))?;
+                let chunk = chunk.map_err(broken_body)?;
                 expected.update(&chunk);
                 size += chunk.len() as u64;
                 gathered += chunk.len();
@@ -242,10 +241,15 @@ impl Files {
             current: None,
             _lease: lease,
         };
-        futures::stream::try_unfold(reader, |reader| async move {
-            spawn_blocking(move || reader.next_piece())
-                .await
-                .map_err(io::Error::other)?
+        // The next piece is read while the one before is sent.
+        let first = spawn_blocking(move || reader.next_piece());
+        futures::stream::try_unfold(Some(first), |ahead| async move {
+            let Some(ahead) = ahead else { return Ok(None) };
+            let Some((piece, reader)) = ahead.await.map_err(io::Error::other)?? else {
+                return Ok(None);
+            };
+            let next = (!reader.is_done()).then(|| spawn_blocking(move || reader.next_piece()));
+            Ok(Some((piece, next)))
         })
     }
 }
@@ -427,8 +431,12 @@ struct Reader {
 }
 
 impl Reader {
+    fn is_done(&self) -> bool {
+        self.current.is_none() && self.segments.as_slice().is_empty()
+    }
+
     fn next_piece(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        let (file, mut segment) = match self.current.take() {
+        let (mut file, mut segment) = match self.current.take() {
             Some(current) => current,
             None => match self.segments.next() {
                 Some(segment) => (File::open(self.files.path(&segment.file))?, segment),
@@ -436,14 +444,17 @@ impl Reader {
             },
         };
         let length = segment.length.min(READ_SIZE);
-        let mut piece = BytesMut::zeroed(length as usize);
-        file.read_exact_at(&mut piece, segment.offset)?;
+        let mut piece = Vec::with_capacity(length as usize);
+        file.seek(SeekFrom::Start(segment.offset))?;
+        if file.by_ref().take(length).read_to_end(&mut piece)? as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         segment.offset += length;
         segment.length -= length;
         if segment.length > 0 {
             self.current = Some((file, segment));
         }
-        Ok(Some((piece.freeze(), self)))
+        Ok(Some((piece.into(), self)))
     }
 }
 

@@ -278,6 +278,8 @@ fn listed(row: &SqliteRow, key: &str) -> S3Result<Object> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -295,5 +297,78 @@ mod tests {
         assert_eq!(after_all(&[b'a', 0xff]), Some(b"b".to_vec()));
         assert_eq!(after_all(&[0xff]), None);
         assert_eq!(after_all(b""), None);
+    }
+
+    /// The list as S3 describes it: fold, sort, skip, cut.
+    fn plain_page(keys: &[String], ask: &PageRequest<'_>) -> (Vec<String>, bool) {
+        let folded = |key: &String| {
+            common_prefix(key, ask.prefix, ask.delimiter)
+                .unwrap_or(key)
+                .to_owned()
+        };
+        let mut names: Vec<String> = keys
+            .iter()
+            .filter(|key| key.starts_with(ask.prefix))
+            .map(folded)
+            .collect();
+        names.sort();
+        names.dedup();
+        names.retain(|name| ask.after.is_none_or(|after| name.as_str() > after));
+        let more = names.len() > ask.limit;
+        names.truncate(ask.limit);
+        (names, more)
+    }
+
+    async fn stored_page(keys: &[String], ask: &PageRequest<'_>) -> (Vec<String>, bool) {
+        use sqlx::{Connection, Executor};
+        let mut db = SqliteConnection::connect("sqlite::memory:")
+            .await
+            .expect("opens");
+        db.execute(include_str!("../../migrations/0001_index.sql"))
+            .await
+            .expect("the schema");
+        for key in keys {
+            let insert =
+                "INSERT OR IGNORE INTO objects VALUES ('b', ?, 0, 'e', 0, '{}', NULL, X'')";
+            sqlx::query(insert)
+                .bind(key.as_bytes())
+                .execute(&mut db)
+                .await
+                .expect("inserts");
+        }
+        let page = page(&mut db, ask).await.expect("a page");
+        (
+            page.entries
+                .iter()
+                .map(|entry| entry.name().to_owned())
+                .collect(),
+            page.more,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_page_is_what_a_plain_reading_gives(
+            keys in proptest::collection::vec("[ab/é]{1,5}", 0..40),
+            prefix in "[ab/]{0,2}",
+            delimiter in proptest::option::of("(/|b|a/)"),
+            after in proptest::option::of(0usize..60),
+            limit in 1usize..6,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let mut ask = PageRequest {
+                bucket: "b",
+                prefix: &prefix,
+                delimiter: delimiter.as_deref(),
+                after: None,
+                limit: usize::MAX,
+            };
+            // A marker is a name that a page before has shown.
+            let (shown, _) = plain_page(&keys, &ask);
+            ask.after = after.and_then(|place| shown.get(place)).map(String::as_str);
+            ask.limit = limit;
+            let stored = runtime.block_on(stored_page(&keys, &ask));
+            prop_assert_eq!(stored, plain_page(&keys, &ask));
+        }
     }
 }

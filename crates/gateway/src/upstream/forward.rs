@@ -1,19 +1,24 @@
 //! Making a request anew and sending it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::StreamBody;
+use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::StreamingBlob;
 use s3s::stream::ByteStream as _;
 use s3s::{Body, S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
+use tokio::time::Sleep;
 use tracing::warn;
 
 use super::answer::{ErrorDocument, collect};
@@ -30,6 +35,8 @@ const PATH: &AsciiSet = &QUERY.remove(b'/');
 
 /// How long an answer may take, on top of what the body needs at [`SLOWEST`].
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an answer may pause once it has begun.
+const SILENCE_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes per second below which a transfer counts as stuck.
 const SLOWEST: u64 = 64 * 1024;
 
@@ -282,7 +289,11 @@ impl Upstream {
                 for name in [header::CONNECTION, header::TRANSFER_ENCODING, KEEP_ALIVE] {
                     parts.headers.remove(name);
                 }
-                Ok(Response::from_parts(parts, Body::from(body)))
+                let body = Patient {
+                    inner: body,
+                    waiting: None,
+                };
+                Ok(Response::from_parts(parts, Body::http_body_unsync(body)))
             }
             Ok(Err(_)) if broken.load(Ordering::Relaxed) => Err(s3_error!(
                 IncompleteBody,
@@ -368,6 +379,47 @@ fn watched(body: Body, broken: Arc<AtomicBool>) -> Body {
         BrokenBody(error)
     }))
 }
+
+/// The upstream's body, given up when nothing of it arrives for a while. Time the client takes to
+/// read does not count.
+struct Patient {
+    inner: Incoming,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for Patient {
+    type Data = Bytes;
+    type Error = s3s::StdError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, s3s::StdError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
+            self.waiting = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE_DEADLINE)));
+        match waiting.as_mut().poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => Poll::Ready(Some(Err(Silent.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the object store sent nothing for {SILENCE_DEADLINE:?} in the middle of an answer")]
+struct Silent;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body failed")]

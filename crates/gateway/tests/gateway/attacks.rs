@@ -328,6 +328,14 @@ async fn a_revoked_key_is_dead_at_once_and_traffic_is_counted(host: Host) -> any
         .await?
         .expect_error(403, "InvalidAccessKeyId");
     assert_eq!(host.gateway.traffic(&sandbox).requests, 3);
+    // A server that has just started does not know its keys yet: that is no refusal.
+    host.grants
+        .starting
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    client
+        .get(&target)
+        .await?
+        .expect_error(503, "ServiceUnavailable");
     host.gateway.forget(&sandbox);
     assert_eq!(
         host.gateway.traffic(&sandbox),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,16 @@ pub(crate) const ROOT_SECRET: &str = "rootsecret";
 #[derive(Default)]
 pub(crate) struct Grants {
     all: Mutex<HashMap<String, Grant>>,
+    pub(crate) starting: AtomicBool,
 }
 
 impl GrantSource for Grants {
     fn grant(&self, access_key_id: &str) -> Option<Grant> {
         self.all.lock().expect("lock").get(access_key_id).cloned()
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.starting.load(Ordering::Relaxed)
     }
 }
 

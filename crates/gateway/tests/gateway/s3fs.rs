@@ -23,7 +23,7 @@ impl Mount {
         let (target, keys) = (folder.path().join("mnt"), folder.path().join("keys"));
         fs::create_dir(&target)?;
         let mut file = fs::OpenOptions::new()
-            .create(true)
+            .create_new(true)
             .write(true)
             .mode(0o600)
             .open(&keys)?;

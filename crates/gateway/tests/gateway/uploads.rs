@@ -110,7 +110,7 @@ async fn an_upload_can_be_given_up(host: Host) -> anyhow::Result<()> {
         .get(&format!("/{BUCKET}?uploads=&{prefix}"))
         .await?
         .expect(200);
-    assert_eq!(listed.elements("UploadId"), [upload.clone()]);
+    assert_eq!(listed.elements("UploadId"), std::slice::from_ref(&upload));
     client
         .delete(&format!("{target}?uploadId={upload}"))
         .await?
