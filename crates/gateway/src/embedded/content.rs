@@ -436,7 +436,7 @@ impl Reader {
     }
 
     fn next_piece(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        let (mut file, mut segment) = match self.current.take() {
+        let (file, mut segment) = match self.current.take() {
             Some(current) => current,
             None => match self.segments.next() {
                 Some(segment) => (File::open(self.files.path(&segment.file))?, segment),
@@ -445,8 +445,8 @@ impl Reader {
         };
         let length = segment.length.min(READ_SIZE);
         let mut piece = Vec::with_capacity(length as usize);
-        file.seek(SeekFrom::Start(segment.offset))?;
-        if file.by_ref().take(length).read_to_end(&mut piece)? as u64 != length {
+        (&file).seek(SeekFrom::Start(segment.offset))?;
+        if (&file).take(length).read_to_end(&mut piece)? as u64 != length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         segment.offset += length;
