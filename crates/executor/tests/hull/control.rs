@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ed25519_dalek::{Signer as _, SigningKey};
-use sandyard_contract::control::{
-    CONTROL_PORT, Call, Hello, Reply, SignedCall, signing_input,
-};
+use sandyard_contract::control::{CONTROL_PORT, Call, Hello, Reply, SignedCall, signing_input};
 use sandyard_types::InstanceId;
 
 /// Who may give orders to one container.
@@ -21,7 +19,10 @@ pub(super) struct Authority {
 impl Authority {
     pub(super) fn new() -> Self {
         // Nothing is protected by this key.
-        Self { key: SigningKey::from_bytes(&[42; 32]), instance: InstanceId::random() }
+        Self {
+            key: SigningKey::from_bytes(&[42; 32]),
+            instance: InstanceId::random(),
+        }
     }
 
     /// The call as a line without its end.
@@ -42,7 +43,9 @@ impl Connection {
     pub(super) fn open(address: Ipv4Addr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((address, CONTROL_PORT)).context("connect to init")?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     fn line(&mut self) -> anyhow::Result<String> {
@@ -58,7 +61,10 @@ impl Connection {
     }
 
     pub(super) fn send(&mut self, line: &str) -> anyhow::Result<()> {
-        Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?)
+        Ok(self
+            .stream
+            .get_mut()
+            .write_all(format!("{line}\n").as_bytes())?)
     }
 
     pub(super) fn reply(&mut self) -> anyhow::Result<Reply> {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use sandyard_contract::control::{Call, FlushReport, MountCall, MountStatus, Mounted, Reply, Secret};
+use sandyard_contract::control::{
+    Call, FlushReport, MountCall, MountStatus, Mounted, Reply, Secret,
+};
 use sandyard_types::{Access, Cache, Driver};
 
 use super::control::{Authority, Connection};
@@ -24,22 +26,48 @@ pub(super) struct Sandbox {
 impl Sandbox {
     /// Starts a sandbox with a workspace and more arguments for `docker run`.
     pub(super) fn start(options: &[&str]) -> anyhow::Result<Self> {
+        let mut all = vec!["--device", "/dev/fuse"];
+        all.extend_from_slice(options);
+        Self::start_without_device(&all)
+    }
+
+    /// The same without /dev/fuse.
+    pub(super) fn start_without_device(options: &[&str]) -> anyhow::Result<Self> {
         let store = Minio::shared()?;
         let bundle = bundle()?;
         let authority = Authority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);
-        let mut all = vec!["--device", "/dev/fuse", "--cap-add", "SYS_ADMIN", "-v", &volume];
-        all.extend(["-v", "/.sandyard/cache", "--memory", "512m", "--pids-limit", "512"]);
+        let mut all = vec!["--cap-add", "SYS_ADMIN", "-v", &volume];
+        all.extend([
+            "-v",
+            "/.sandyard/cache",
+            "--memory",
+            "512m",
+            "--pids-limit",
+            "512",
+        ]);
         all.extend_from_slice(options);
         all.extend(["--user", "0:0", "--entrypoint", "/.sandyard/executor"]);
         let key = hex::encode(authority.key.verifying_key().as_bytes());
         let instance = authority.instance.to_string();
-        let command =
-            ["init", "--instance", &instance, "--control-key", &key, "--workspace"];
+        let command = [
+            "init",
+            "--instance",
+            &instance,
+            "--control-key",
+            &key,
+            "--workspace",
+        ];
         let container = Container::start(&all, &image(), &command)?;
         let prefix = format!("sessions/{}", name("s"));
         store.put(&format!("{prefix}/"), b"")?;
-        let sandbox = Self { container, authority, store, prefix, _bundle: bundle };
+        let sandbox = Self {
+            container,
+            authority,
+            store,
+            prefix,
+            _bundle: bundle,
+        };
         wait_for("init", Duration::from_secs(10), || {
             Ok(Connection::open(sandbox.container.address).is_ok())
         })?;
@@ -106,12 +134,18 @@ impl Sandbox {
 
     /// The host's process id of its only FUSE program.
     pub(super) fn program(&self) -> anyhow::Result<i32> {
-        self.container.processes("s3fs")?.first().copied().context("s3fs runs")
+        self.container
+            .processes("s3fs")?
+            .first()
+            .copied()
+            .context("s3fs runs")
     }
 
     /// Waits until the container has ended.
     pub(super) fn wait_for_end(&self, limit: Duration) -> anyhow::Result<i32> {
-        wait_for("the container's end", limit, || Ok(!self.container.running()?))?;
+        wait_for("the container's end", limit, || {
+            Ok(!self.container.running()?)
+        })?;
         self.container.exit_code()
     }
 }

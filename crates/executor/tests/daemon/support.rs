@@ -1,0 +1,414 @@
+//! A daemon for one test, and a client that hides nothing of HTTP.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Signer as _, SigningKey};
+use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, init_signing_input};
+use sandyard_types::InstanceId;
+use serde_json::{Value, json};
+
+/// No answer of these tests takes longer, apart from a fault.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running daemon, ended on drop, with a directory of its own.
+pub struct Daemon {
+    child: Child,
+    pub address: SocketAddr,
+    pub instance: InstanceId,
+    pub key: SigningKey,
+    directory: tempfile::TempDir,
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Daemon {
+    /// Starts one; it listens when this returns.
+    pub fn start() -> Self {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let instance = InstanceId::random();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-executor"))
+            .args([
+                "daemon",
+                "--listen",
+                "127.0.0.1:0",
+                "--instance",
+                instance.as_str(),
+            ])
+            .args([
+                "--control-key",
+                &hex::encode(key.verifying_key().as_bytes()),
+            ])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the daemon starts");
+        let mut line = String::new();
+        let mut log = BufReader::new(child.stderr.take().expect("it was piped"));
+        log.read_line(&mut line)
+            .expect("the daemon says where it listens");
+        let address = line
+            .trim()
+            .rsplit(' ')
+            .next()
+            .and_then(|text| text.parse().ok());
+        let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
+        // What it says later goes to the test's output, and never fills the pipe.
+        std::thread::spawn(move || {
+            log.lines()
+                .map_while(Result::ok)
+                .for_each(|l| eprintln!("{l}"))
+        });
+        let directory = tempfile::tempdir().expect("a directory");
+        Self {
+            child,
+            address,
+            instance,
+            key,
+            directory,
+        }
+    }
+
+    /// A path in this test's own directory, which every user may enter.
+    pub fn path(&self, name: &str) -> String {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.directory.path(), mode).expect("it is ours");
+        self.directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("plain names")
+            .to_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends bytes and reads until the daemon closes the connection.
+    pub fn raw(&self, request: &[u8]) -> Vec<u8> {
+        let mut stream = self.connect();
+        stream.write_all(request).expect("the request is sent");
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .expect("the answer comes in time");
+        answer
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("it listens");
+        stream
+            .set_read_timeout(Some(LIMIT))
+            .expect("a socket has timeouts");
+        stream
+    }
+
+    /// One request on a connection of its own.
+    pub fn call(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        Answer::read(&mut self.send(method, target, headers, body))
+    }
+
+    /// Sends one request; the answer is still to be read.
+    pub fn send(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> TcpStream {
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if method != "GET" {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        let mut stream = self.connect();
+        stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .expect("the request is sent");
+        stream
+    }
+
+    pub fn get(&self, target: &str) -> Answer {
+        self.call("GET", target, &[], b"")
+    }
+
+    /// A unary procedure in JSON.
+    pub fn unary(&self, procedure: &str, message: &Value) -> Answer {
+        self.unary_with(procedure, message, &[])
+    }
+
+    pub fn unary_with(&self, procedure: &str, message: &Value, headers: &[(&str, &str)]) -> Answer {
+        let headers = [&[("Content-Type", "application/json")], headers].concat();
+        self.call("POST", procedure, &headers, message.to_string().as_bytes())
+    }
+
+    /// A streaming procedure in JSON, not yet read.
+    pub fn stream(&self, procedure: &str, message: &Value, headers: &[(&str, &str)]) -> Stream {
+        let headers = [&[("Content-Type", "application/connect+json")], headers].concat();
+        let body = envelope(message.to_string().as_bytes());
+        let socket = self.send("POST", procedure, &headers, &body);
+        Stream::open(socket)
+    }
+
+    /// Starts a shell command as root, without stdin.
+    pub fn start_command(&self, script: &str) -> Stream {
+        let mut message = shell(script);
+        message["stdin"] = json!(false);
+        self.stream("/process.Process/Start", &message, &[])
+    }
+
+    /// Runs a shell command to its end: stdout, stderr, the end event.
+    pub fn run(&self, script: &str) -> (String, String, Value) {
+        self.start_command(script).finish()
+    }
+
+    /// A signed call to `/init`.
+    pub fn init(&self, body: &Value) -> Answer {
+        let body = body.to_string();
+        let signature = self
+            .key
+            .sign(&init_signing_input(&self.instance, body.as_bytes()));
+        let signature = hex::encode(signature.to_bytes());
+        self.call(
+            "POST",
+            "/init",
+            &[(INIT_SIGNATURE_HEADER, &signature)],
+            body.as_bytes(),
+        )
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+}
+
+impl Answer {
+    pub fn read(stream: &mut TcpStream) -> Self {
+        let mut all = Vec::new();
+        stream
+            .read_to_end(&mut all)
+            .expect("the answer comes in time");
+        let end = find(&all, b"\r\n\r\n").expect("an answer has a head");
+        let head = String::from_utf8(all[..end].to_vec()).expect("heads are ASCII");
+        let mut answer = Self {
+            status: status(&head),
+            head,
+            body: all[end + 4..].to_vec(),
+        };
+        if answer.header("transfer-encoding").as_deref() == Some("chunked") {
+            answer.body = unchunk(&answer.body);
+        }
+        answer
+    }
+
+    /// All values of a header, joined by a comma.
+    pub fn header(&self, name: &str) -> Option<String> {
+        header(&self.head, name)
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("a text")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
+    }
+}
+
+/// A stream of envelopes, read one by one.
+pub struct Stream {
+    pub head: String,
+    reader: BufReader<TcpStream>,
+    buffered: Vec<u8>,
+}
+
+impl Stream {
+    fn open(socket: TcpStream) -> Self {
+        let mut reader = BufReader::new(socket);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(
+                reader.read_line(&mut head).expect("a head in time"),
+                0,
+                "{head}"
+            );
+        }
+        Self {
+            head,
+            reader,
+            buffered: Vec::new(),
+        }
+    }
+
+    pub fn status(&self) -> u16 {
+        status(&self.head)
+    }
+
+    /// Reads until at least so many bytes are there.
+    fn fill(&mut self, length: usize) {
+        let chunked = header(&self.head, "transfer-encoding").is_some();
+        while self.buffered.len() < length {
+            let mut size = length - self.buffered.len();
+            if chunked {
+                let mut line = String::new();
+                self.reader.read_line(&mut line).expect("a chunk in time");
+                size = usize::from_str_radix(line.trim(), 16).expect("a chunk's size");
+                assert_ne!(size, 0, "the stream ended without an end");
+            }
+            let mut chunk = vec![0; size + if chunked { 2 } else { 0 }];
+            self.reader.read_exact(&mut chunk).expect("a chunk in time");
+            self.buffered.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    /// The next envelope as it is: flags and payload.
+    pub fn envelope(&mut self) -> (u8, Vec<u8>) {
+        self.fill(5);
+        let length = u32::from_be_bytes(self.buffered[1..5].try_into().expect("four")) as usize;
+        self.fill(5 + length);
+        let payload = self.buffered[5..5 + length].to_vec();
+        let flags = self.buffered[0];
+        self.buffered.drain(..5 + length);
+        (flags, payload)
+    }
+
+    /// The next message; the end of the stream has flag 2.
+    pub fn next(&mut self) -> (u8, Value) {
+        let (flags, payload) = self.envelope();
+        (flags, serde_json::from_slice(&payload).expect("JSON"))
+    }
+
+    /// The pid of the start event, which comes first.
+    pub fn pid(&mut self) -> u64 {
+        let (flags, message) = self.next();
+        assert_eq!(flags, 0, "{message}");
+        message["event"]["start"]["pid"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{message}"))
+    }
+
+    /// The error of a stream without messages.
+    pub fn error(mut self) -> Value {
+        assert_eq!(self.status(), 200);
+        let (flags, message) = self.next();
+        assert_eq!(flags, 2, "{message}");
+        message["error"].clone()
+    }
+
+    /// Reads events until output holds a text.
+    pub fn until(&mut self, text: &str) {
+        let mut seen = String::new();
+        while !seen.contains(text) {
+            let (_, message) = self.next();
+            let data = &message["event"]["data"];
+            assert!(data.is_object(), "{text:?} did not come: {message}");
+            seen.push_str(&output(data, "stdout"));
+        }
+    }
+
+    /// Reads start and everything after it.
+    pub fn finish(mut self) -> (String, String, Value) {
+        self.pid();
+        self.rest()
+    }
+
+    /// Reads data, the one end, and the end of the stream.
+    pub fn rest(mut self) -> (String, String, Value) {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        loop {
+            let (flags, message) = self.next();
+            assert_eq!(flags, 0, "the stream ended without an end event: {message}");
+            let event = &message["event"];
+            if event["end"].is_object() {
+                assert_eq!(self.next(), (2, json!({})));
+                return (stdout, stderr, event["end"].clone());
+            }
+            stdout.push_str(&output(&event["data"], "stdout"));
+            stderr.push_str(&output(&event["data"], "stderr"));
+        }
+    }
+}
+
+fn output(data: &Value, name: &str) -> String {
+    let bytes = STANDARD
+        .decode(data[name].as_str().unwrap_or(""))
+        .expect("base64");
+    String::from_utf8(bytes).expect("a text")
+}
+
+/// `StartRequest` of a shell command.
+pub fn shell(script: &str) -> Value {
+    json!({ "process": { "cmd": "/bin/bash", "args": ["-c", script] } })
+}
+
+/// What names a user, as clients send it.
+pub fn basic(user: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:")))
+}
+
+pub fn envelope(payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short");
+    [&[0], &length.to_be_bytes()[..], payload].concat()
+}
+
+pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
+
+fn status(head: &str) -> u16 {
+    head.split(' ')
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .expect("a status")
+}
+
+fn header(head: &str, name: &str) -> Option<String> {
+    let values: Vec<&str> = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+fn unchunk(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    loop {
+        let end = find(body, b"\r\n").expect("a chunk's size");
+        let size = std::str::from_utf8(&body[..end]).expect("ASCII");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        if size == 0 {
+            return whole;
+        }
+        body = &body[end + 2..];
+        whole.extend_from_slice(&body[..size]);
+        body = &body[size + 2..];
+    }
+}
