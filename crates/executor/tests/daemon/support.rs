@@ -16,25 +16,25 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A running daemon, ended on drop, with a directory of its own.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub address: SocketAddr,
-    pub instance: InstanceId,
-    pub key: SigningKey,
+    pub(crate) address: SocketAddr,
+    pub(crate) instance: InstanceId,
+    pub(crate) key: SigningKey,
     directory: tempfile::TempDir,
 }
 
 /// An answer as it came.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Daemon {
     /// Starts one; it listens when this returns.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let key = SigningKey::from_bytes(&[7; 32]);
         let instance = InstanceId::random();
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-executor"))
@@ -79,7 +79,7 @@ impl Daemon {
     }
 
     /// A path in this test's own directory, which every user may enter.
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         use std::os::unix::fs::PermissionsExt as _;
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(self.directory.path(), mode).expect("it is ours");
@@ -91,22 +91,11 @@ impl Daemon {
             .to_owned()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends bytes and reads until the daemon closes the connection.
-    pub fn raw(&self, request: &[u8]) -> Vec<u8> {
-        let mut stream = self.connect();
-        stream.write_all(request).expect("the request is sent");
-        let mut answer = Vec::new();
-        stream
-            .read_to_end(&mut answer)
-            .expect("the answer comes in time");
-        answer
-    }
-
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
         stream
             .set_read_timeout(Some(LIMIT))
@@ -115,7 +104,7 @@ impl Daemon {
     }
 
     /// One request on a connection of its own.
-    pub fn call(
+    pub(crate) fn call(
         &self,
         method: &str,
         target: &str,
@@ -126,7 +115,7 @@ impl Daemon {
     }
 
     /// Sends one request; the answer is still to be read.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         method: &str,
         target: &str,
@@ -148,22 +137,32 @@ impl Daemon {
         stream
     }
 
-    pub fn get(&self, target: &str) -> Answer {
+    pub(crate) fn get(&self, target: &str) -> Answer {
         self.call("GET", target, &[], b"")
     }
 
     /// A unary procedure in JSON.
-    pub fn unary(&self, procedure: &str, message: &Value) -> Answer {
+    pub(crate) fn unary(&self, procedure: &str, message: &Value) -> Answer {
         self.unary_with(procedure, message, &[])
     }
 
-    pub fn unary_with(&self, procedure: &str, message: &Value, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) fn unary_with(
+        &self,
+        procedure: &str,
+        message: &Value,
+        headers: &[(&str, &str)],
+    ) -> Answer {
         let headers = [&[("Content-Type", "application/json")], headers].concat();
         self.call("POST", procedure, &headers, message.to_string().as_bytes())
     }
 
     /// A streaming procedure in JSON, not yet read.
-    pub fn stream(&self, procedure: &str, message: &Value, headers: &[(&str, &str)]) -> Stream {
+    pub(crate) fn stream(
+        &self,
+        procedure: &str,
+        message: &Value,
+        headers: &[(&str, &str)],
+    ) -> Stream {
         let headers = [&[("Content-Type", "application/connect+json")], headers].concat();
         let body = envelope(message.to_string().as_bytes());
         let socket = self.send("POST", procedure, &headers, &body);
@@ -171,19 +170,19 @@ impl Daemon {
     }
 
     /// Starts a shell command as root, without stdin.
-    pub fn start_command(&self, script: &str) -> Stream {
+    pub(crate) fn start_command(&self, script: &str) -> Stream {
         let mut message = shell(script);
         message["stdin"] = json!(false);
         self.stream("/process.Process/Start", &message, &[])
     }
 
     /// Runs a shell command to its end: stdout, stderr, the end event.
-    pub fn run(&self, script: &str) -> (String, String, Value) {
+    pub(crate) fn run(&self, script: &str) -> (String, String, Value) {
         self.start_command(script).finish()
     }
 
     /// A signed call to `/init`.
-    pub fn init(&self, body: &Value) -> Answer {
+    pub(crate) fn init(&self, body: &Value) -> Answer {
         let body = body.to_string();
         let signature = self
             .key
@@ -206,7 +205,7 @@ impl Drop for Daemon {
 }
 
 impl Answer {
-    pub fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) fn read(stream: &mut TcpStream) -> Self {
         let mut all = Vec::new();
         stream
             .read_to_end(&mut all)
@@ -225,23 +224,23 @@ impl Answer {
     }
 
     /// All values of a header, joined by a comma.
-    pub fn header(&self, name: &str) -> Option<String> {
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
         header(&self.head, name)
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("a text")
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 }
 
 /// A stream of envelopes, read one by one.
-pub struct Stream {
-    pub head: String,
+pub(crate) struct Stream {
+    pub(crate) head: String,
     reader: BufReader<TcpStream>,
     buffered: Vec<u8>,
 }
@@ -264,7 +263,7 @@ impl Stream {
         }
     }
 
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         status(&self.head)
     }
 
@@ -286,7 +285,7 @@ impl Stream {
     }
 
     /// The next envelope as it is: flags and payload.
-    pub fn envelope(&mut self) -> (u8, Vec<u8>) {
+    pub(crate) fn envelope(&mut self) -> (u8, Vec<u8>) {
         self.fill(5);
         let length = u32::from_be_bytes(self.buffered[1..5].try_into().expect("four")) as usize;
         self.fill(5 + length);
@@ -297,13 +296,13 @@ impl Stream {
     }
 
     /// The next message; the end of the stream has flag 2.
-    pub fn next(&mut self) -> (u8, Value) {
+    pub(crate) fn next(&mut self) -> (u8, Value) {
         let (flags, payload) = self.envelope();
         (flags, serde_json::from_slice(&payload).expect("JSON"))
     }
 
     /// The pid of the start event, which comes first.
-    pub fn pid(&mut self) -> u64 {
+    pub(crate) fn pid(&mut self) -> u64 {
         let (flags, message) = self.next();
         assert_eq!(flags, 0, "{message}");
         message["event"]["start"]["pid"]
@@ -312,7 +311,7 @@ impl Stream {
     }
 
     /// The error of a stream without messages.
-    pub fn error(mut self) -> Value {
+    pub(crate) fn error(mut self) -> Value {
         assert_eq!(self.status(), 200);
         let (flags, message) = self.next();
         assert_eq!(flags, 2, "{message}");
@@ -320,7 +319,7 @@ impl Stream {
     }
 
     /// Reads events until output holds a text.
-    pub fn until(&mut self, text: &str) {
+    pub(crate) fn until(&mut self, text: &str) {
         let mut seen = String::new();
         while !seen.contains(text) {
             let (_, message) = self.next();
@@ -331,13 +330,13 @@ impl Stream {
     }
 
     /// Reads start and everything after it.
-    pub fn finish(mut self) -> (String, String, Value) {
+    pub(crate) fn finish(mut self) -> (String, String, Value) {
         self.pid();
         self.rest()
     }
 
     /// Reads data, the one end, and the end of the stream.
-    pub fn rest(mut self) -> (String, String, Value) {
+    pub(crate) fn rest(mut self) -> (String, String, Value) {
         let (mut stdout, mut stderr) = (String::new(), String::new());
         loop {
             let (flags, message) = self.next();
@@ -361,21 +360,21 @@ fn output(data: &Value, name: &str) -> String {
 }
 
 /// `StartRequest` of a shell command.
-pub fn shell(script: &str) -> Value {
+pub(crate) fn shell(script: &str) -> Value {
     json!({ "process": { "cmd": "/bin/bash", "args": ["-c", script] } })
 }
 
 /// What names a user, as clients send it.
-pub fn basic(user: &str) -> String {
+pub(crate) fn basic(user: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:")))
 }
 
-pub fn envelope(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn envelope(payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short");
     [&[0], &length.to_be_bytes()[..], payload].concat()
 }
 
-pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack
         .windows(needle.len())
         .position(|window| window == needle)

@@ -281,22 +281,32 @@ fn fork(child: impl FnOnce() -> std::convert::Infallible) -> io::Result<u32> {
     Ok(pid.cast_unsigned())
 }
 
-/// Gives every signal its default again and lets all through.
+/// Gives every signal its default again and lets all through. By direct calls: the library keeps two
+/// signals for itself, which whoever started the daemon may have left ignored.
 ///
 /// # Safety
 /// For the child of a fork only: it changes the whole process.
 #[allow(unsafe_code)]
 unsafe fn reset_signals() {
-    // SAFETY: all-zero is a valid action (the default, no flags) and an empty set; numbers that have no
-    // action to set are refused by the call.
+    // The kernel's own forms: an action is a handler, flags, a restorer and a mask, all nothing here.
+    const DEFAULT_ACTION: [u64; 4] = [0; 4];
+    const EMPTY_SET: u64 = 0;
+    const SET_BYTES: usize = 8;
+    // SAFETY: pointers to constants of the size that the kernel reads; KILL and STOP are refused.
     unsafe {
-        let action = std::mem::zeroed::<libc::sigaction>();
-        for signal in 1..=64 {
-            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        let no_old = ptr::null_mut::<u64>();
+        for signal in 1..=64 as c_long {
+            let action = DEFAULT_ACTION.as_ptr();
+            libc::syscall(libc::SYS_rt_sigaction, signal, action, no_old, SET_BYTES);
         }
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        let set = ptr::from_ref(&EMPTY_SET);
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            set,
+            no_old,
+            SET_BYTES,
+        );
     }
 }
 
