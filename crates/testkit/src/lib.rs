@@ -1,1 +1,8 @@
-//! Placeholder.
+//! For tests only: a container engine, an object store and executors that exist in memory, do as they
+//! are told, and remember what was asked of them.
+
+mod daemon;
+mod engine;
+
+pub use daemon::{FakeDaemon, Seen};
+pub use engine::{Behaviour, Call, FakeEngine};

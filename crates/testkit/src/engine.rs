@@ -1,0 +1,390 @@
+//! A container engine with its object store and executors, in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use sandyard_core::{
+    Claim, ContainerSpec, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance, Runtime,
+    RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
+};
+use sandyard_types::{SandboxId, Template, WorkspaceSpec};
+use tokio::sync::{broadcast, watch};
+
+use crate::FakeDaemon;
+
+/// A call that the scheduler makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// [`Runtime::ensure_image`].
+    EnsureImage,
+    /// [`Runtime::create`].
+    Create,
+    /// [`Runtime::get`].
+    Get,
+    /// [`Runtime::list`].
+    List,
+    /// [`Runtime::stop`].
+    Stop,
+    /// [`Runtime::delete`].
+    Delete,
+    /// [`Runtime::last_lines`].
+    LastLines,
+    /// [`Workspaces::prepare`].
+    Prepare,
+    /// [`ExecutorClient::claim`].
+    Claim,
+    /// [`ExecutorClient::sync`].
+    Sync,
+    /// [`ExecutorClient::stop`].
+    StopExecutor,
+}
+
+/// What a call does from now on instead of working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Fails before it has done anything.
+    Fail,
+    /// Does its work, and fails then.
+    FailAfter,
+    /// Never returns, and does nothing.
+    Hang,
+}
+
+/// A container engine, an object store and the executors of all containers. Cheap to clone: all clones
+/// are one engine.
+#[derive(Clone)]
+pub struct FakeEngine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    state: Mutex<State>,
+    events: broadcast::Sender<RuntimeEvent>,
+    /// Sends the number of calls made so far.
+    made: watch::Sender<usize>,
+    /// Whether every container has a [`FakeDaemon`].
+    daemons: bool,
+}
+
+#[derive(Default)]
+struct State {
+    instances: BTreeMap<SandboxId, Instance>,
+    daemons: HashMap<SandboxId, Arc<FakeDaemon>>,
+    behaviours: HashMap<Call, Behaviour>,
+    calls: Vec<(Call, Option<SandboxId>)>,
+    claims: Vec<Claim>,
+    specs: Vec<ContainerSpec>,
+    prepared: Vec<WorkspaceSpec>,
+}
+
+/// Events that a slow watcher may be behind.
+const EVENTS: usize = 256;
+
+impl Default for FakeEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeEngine {
+    /// An engine that runs nothing. Its containers have an address at which nobody listens.
+    pub fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// An engine whose containers each have a [`FakeDaemon`] on a loopback address of their own.
+    pub fn with_daemons() -> Self {
+        Self::with(true)
+    }
+
+    fn with(daemons: bool) -> Self {
+        let inner = Inner {
+            state: Mutex::default(),
+            events: broadcast::Sender::new(EVENTS),
+            made: watch::Sender::new(0),
+            daemons,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every such call behave so from now on.
+    pub fn script(&self, call: Call, behaviour: Behaviour) {
+        self.state().behaviours.insert(call, behaviour);
+    }
+
+    /// Makes every such call work again; one that hangs goes on hanging.
+    pub fn heal(&self, call: Call) {
+        self.state().behaviours.remove(&call);
+    }
+
+    /// All calls so far, in order.
+    pub fn calls(&self) -> Vec<(Call, Option<SandboxId>)> {
+        self.state().calls.clone()
+    }
+
+    /// Waits until such a call has been made `times` times altogether.
+    pub async fn called(&self, call: Call, times: usize) {
+        let mut made = self.inner.made.subscribe();
+        let reached = |engine: &Self| {
+            let state = engine.state();
+            state.calls.iter().filter(|(c, _)| *c == call).count() >= times
+        };
+        // The sender lives as long as the engine.
+        let _ = made.wait_for(|_| reached(self)).await;
+    }
+
+    /// All containers, running or not.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.state().instances.values().cloned().collect()
+    }
+
+    /// Puts a container there, as if it had been left from before.
+    pub fn add(&self, instance: Instance) {
+        self.state().instances.insert(instance.id.clone(), instance);
+    }
+
+    /// What containers were made from.
+    pub fn specs(&self) -> Vec<ContainerSpec> {
+        self.state().specs.clone()
+    }
+
+    /// What executors were given.
+    pub fn claims(&self) -> Vec<Claim> {
+        self.state().claims.clone()
+    }
+
+    /// Workspaces that were prepared in the object store.
+    pub fn prepared(&self) -> Vec<WorkspaceSpec> {
+        self.state().prepared.clone()
+    }
+
+    /// The daemon of a container.
+    pub fn daemon(&self, id: &SandboxId) -> Option<Arc<FakeDaemon>> {
+        self.state().daemons.get(id).cloned()
+    }
+
+    /// Ends a container by itself, and says so.
+    pub fn die(&self, id: &SandboxId) {
+        self.die_unseen(id);
+        self.announce(RuntimeEvent::Died(id.clone()));
+    }
+
+    /// Ends a container by itself. Nobody is told.
+    pub fn die_unseen(&self, id: &SandboxId) {
+        let mut state = self.state();
+        if let Some(instance) = state.instances.get_mut(id) {
+            instance.address = None;
+        }
+        state.daemons.remove(id);
+    }
+
+    /// Emits an event to all that watch now.
+    pub fn announce(&self, event: RuntimeEvent) {
+        // Without a watcher nobody needs it.
+        let _ = self.inner.events.send(event);
+    }
+
+    /// Notes a call, and hangs or fails if told to. Every call can be abandoned here, before it has done
+    /// anything, and in [`Self::end`].
+    async fn begin(&self, call: Call, id: Option<&SandboxId>) -> Result<(), ()> {
+        tokio::task::yield_now().await;
+        let (behaviour, made) = {
+            let mut state = self.state();
+            state.calls.push((call, id.cloned()));
+            (state.behaviours.get(&call).copied(), state.calls.len())
+        };
+        self.inner.made.send_replace(made);
+        match behaviour {
+            Some(Behaviour::Hang) => std::future::pending().await,
+            Some(Behaviour::Fail) => Err(()),
+            Some(Behaviour::FailAfter) | None => Ok(()),
+        }
+    }
+
+    /// Ends a call that has done its work.
+    async fn end(&self, call: Call) -> Result<(), ()> {
+        tokio::task::yield_now().await;
+        match self.state().behaviours.get(&call) {
+            Some(Behaviour::FailAfter) => Err(()),
+            Some(Behaviour::Fail | Behaviour::Hang) | None => Ok(()),
+        }
+    }
+}
+
+fn refused(call: &'static str) -> impl Fn(()) -> RuntimeError {
+    move |()| RuntimeError::Failed {
+        call,
+        reason: "told to fail".to_owned(),
+    }
+}
+
+fn refusal(call: &str) -> ExecutorError {
+    ExecutorError::Refused(format!("told to fail to {call}"))
+}
+
+#[async_trait]
+impl Runtime for FakeEngine {
+    fn validate(&self, _: &ContainerSpec) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
+        let missing = |()| RuntimeError::ImageMissing {
+            image: template.image.clone(),
+            template: template.name.to_string(),
+            reason: "told to fail".to_owned(),
+        };
+        self.begin(Call::EnsureImage, None).await.map_err(missing)?;
+        self.end(Call::EnsureImage).await.map_err(missing)?;
+        Ok(ImageFacts::default())
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
+        const WHAT: &str = "create the container";
+        self.begin(Call::Create, Some(&spec.id))
+            .await
+            .map_err(refused(WHAT))?;
+        let failed = |error: std::io::Error| RuntimeError::Failed {
+            call: WHAT,
+            reason: error.to_string(),
+        };
+        let daemon = if self.inner.daemons {
+            Some(Arc::new(FakeDaemon::start().await.map_err(failed)?))
+        } else {
+            None
+        };
+        let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let instance = Instance {
+            id: spec.id.clone(),
+            instance: spec.instance.clone(),
+            address: Some(daemon.as_ref().map_or(nobody, |d| d.address().ip())),
+            profile: spec.profile,
+        };
+        {
+            let mut state = self.state();
+            state.instances.insert(spec.id.clone(), instance.clone());
+            state.specs.push(spec.clone());
+            if let Some(daemon) = daemon {
+                state.daemons.insert(spec.id.clone(), daemon);
+            }
+        }
+        self.end(Call::Create).await.map_err(refused(WHAT))?;
+        Ok(instance)
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
+        const WHAT: &str = "inspect the container";
+        self.begin(Call::Get, Some(id))
+            .await
+            .map_err(refused(WHAT))?;
+        let found = self.state().instances.get(id).cloned();
+        self.end(Call::Get).await.map_err(refused(WHAT))?;
+        Ok(found)
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
+        const WHAT: &str = "list containers";
+        self.begin(Call::List, None).await.map_err(refused(WHAT))?;
+        let all = self.instances();
+        self.end(Call::List).await.map_err(refused(WHAT))?;
+        Ok(all)
+    }
+
+    fn watch(&self) -> BoxStream<'static, RuntimeEvent> {
+        let events = self.inner.events.subscribe();
+        futures::stream::unfold(events, |mut events| async move {
+            let event = match events.recv().await {
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(_)) => RuntimeEvent::Resync,
+                // The engine itself is gone: an engine never ends its events.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            };
+            Some((event, events))
+        })
+        .boxed()
+    }
+
+    async fn stop(&self, id: &SandboxId, _: u32) -> Result<(), RuntimeError> {
+        const WHAT: &str = "stop the container";
+        self.begin(Call::Stop, Some(id))
+            .await
+            .map_err(refused(WHAT))?;
+        self.die_unseen(id);
+        self.end(Call::Stop).await.map_err(refused(WHAT))
+    }
+
+    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        const WHAT: &str = "remove the container";
+        self.begin(Call::Delete, Some(id))
+            .await
+            .map_err(refused(WHAT))?;
+        {
+            let mut state = self.state();
+            state.instances.remove(id);
+            state.daemons.remove(id);
+        }
+        self.end(Call::Delete).await.map_err(refused(WHAT))
+    }
+
+    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
+        const WHAT: &str = "read the container's log";
+        self.begin(Call::LastLines, Some(id))
+            .await
+            .map_err(refused(WHAT))?;
+        self.end(Call::LastLines).await.map_err(refused(WHAT))?;
+        Ok(vec!["the last line".to_owned()])
+    }
+}
+
+#[async_trait]
+impl ExecutorClient for FakeEngine {
+    async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
+        self.begin(Call::Claim, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("claim"))?;
+        self.state().claims.push(claim.clone());
+        self.end(Call::Claim).await.map_err(|()| refusal("claim"))
+    }
+
+    async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
+        self.begin(Call::Sync, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("sync"))?;
+        self.end(Call::Sync).await.map_err(|()| refusal("sync"))?;
+        Ok(Flushed::Complete)
+    }
+
+    async fn stop(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
+        self.begin(Call::StopExecutor, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("stop"))?;
+        self.end(Call::StopExecutor)
+            .await
+            .map_err(|()| refusal("stop"))?;
+        Ok(Flushed::Complete)
+    }
+}
+
+#[async_trait]
+impl Workspaces for FakeEngine {
+    async fn prepare(&self, workspace: &WorkspaceSpec) -> Result<(), WorkspaceError> {
+        let failed = |()| WorkspaceError::Unreachable("told to fail".to_owned());
+        self.begin(Call::Prepare, None).await.map_err(failed)?;
+        self.state().prepared.push(workspace.clone());
+        self.end(Call::Prepare).await.map_err(failed)
+    }
+}
