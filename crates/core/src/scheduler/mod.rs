@@ -239,27 +239,10 @@ impl Scheduler {
         team: TeamId,
         request: CreateSandbox,
     ) -> Result<Arc<Sandbox>, SandboxError> {
-        let template = self.templates().resolve(&request.template)?;
-        let limits = self.limits();
-        if request.timeout.is_zero() {
-            return Err(SandboxError::ZeroTimeout);
-        }
-        if request.timeout > limits.max_length {
-            return Err(SandboxError::TimeoutTooLong {
-                max: limits.max_length,
-            });
-        }
-        let id = SandboxId::random();
+        let provision = self.provision(team, request)?;
+        let id = provision.id.clone();
         let span = info_span!("sandbox", sandbox.id = %id);
         let (answer, created) = oneshot::channel();
-        let provision = provision::Provision {
-            shared: self.shared.clone(),
-            id: id.clone(),
-            instance: InstanceId::random(),
-            team,
-            template,
-            request,
-        };
         provision.reserve().await?;
         let task = async move {
             match provision.run().await {
@@ -285,6 +268,45 @@ impl Scheduler {
         created
             .await
             .unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
+    }
+
+    /// The making of a sandbox in the caller's own future, up to where the sandbox would be served: for
+    /// tests that drop it half-way, as the end of the process does.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    #[doc(hidden)]
+    pub async fn create_unserved(
+        &self,
+        team: TeamId,
+        request: CreateSandbox,
+    ) -> Result<(), SandboxError> {
+        let provision = self.provision(team, request)?;
+        provision.reserve().await?;
+        provision.run().await.map(drop)
+    }
+
+    fn provision(
+        &self,
+        team: TeamId,
+        request: CreateSandbox,
+    ) -> Result<provision::Provision, SandboxError> {
+        let template = self.templates().resolve(&request.template)?;
+        let max = self.limits().max_length;
+        if request.timeout.is_zero() {
+            return Err(SandboxError::ZeroTimeout);
+        }
+        if request.timeout > max {
+            return Err(SandboxError::TimeoutTooLong { max });
+        }
+        Ok(provision::Provision {
+            shared: self.shared.clone(),
+            id: SandboxId::random(),
+            instance: InstanceId::random(),
+            team,
+            template,
+            request,
+        })
     }
 
     async fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
