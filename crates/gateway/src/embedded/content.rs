@@ -266,11 +266,7 @@ pub(super) fn disk(error: io::Error) -> S3Error {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     ) {
-        return S3Error::with_message(
-            s3s::S3ErrorCode::from_bytes(b"InsufficientStorage")
-                .unwrap_or(s3s::S3ErrorCode::InternalError),
-            "the server's disk is full",
-        );
+        return s3_error!(error, InternalError, "the server's disk is full");
     }
     S3Error::internal_error(error)
 }

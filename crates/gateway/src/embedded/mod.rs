@@ -152,9 +152,7 @@ impl Embedded {
                 path: path.clone(),
                 source,
             })?;
-        reconcile(&folder, &files, &readers)
-            .await
-            .and_then(|result| result)?;
+        reconcile(&folder, &files, &readers).await?;
 
         let reading = Arc::new(RwLock::new(()));
         let (sender, changes) = mpsc::channel(QUEUE);
@@ -242,7 +240,7 @@ async fn reconcile(
     folder: &Path,
     files: &Files,
     readers: &SqlitePool,
-) -> Result<Result<(), EmbeddedError>, EmbeddedError> {
+) -> Result<(), EmbeddedError> {
     let path = folder.join("index.sqlite");
     let index = |source| EmbeddedError::Index {
         path: path.clone(),
@@ -270,14 +268,14 @@ async fn reconcile(
             "removed content files that were never acknowledged"
         );
     }
-    Ok(match missing.first() {
+    match missing.first() {
         None => Ok(()),
         Some(example) => Err(EmbeddedError::Lost {
             path: folder.to_owned(),
             count: missing.len(),
             example: example.clone(),
         }),
-    })
+    }
 }
 
 /// The tag S3 gives an object made of parts: the MD5 of the parts' MD5s, and their number.
