@@ -96,7 +96,8 @@ fn group_file(version2: &str, version1: &str) -> Option<String> {
 
 /// How many CPUs may be used, in parts of one too.
 fn cpu_limit() -> io::Result<f64> {
-    let online = std::thread::available_parallelism()?.get() as f64;
+    // Not the library's count of usable threads, which rounds a quota down.
+    let online = f64::from(rustix::thread::sched_getaffinity(None)?.count());
     let limit = match group_file("cpu.max", "cpu/cpu.cfs_quota_us") {
         Some(text) if text.contains(' ') => quota(text.split_whitespace()),
         Some(quota_us) => {

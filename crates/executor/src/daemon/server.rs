@@ -16,6 +16,9 @@ use super::{Daemon, log, router};
 /// How long a connection without a request stays, longer than any proxy in front keeps it.
 const IDLE: Duration = Duration::from_secs(640);
 
+/// Metadata of uploads comes in headers, up to 4096 bytes of it (executor 6.5).
+const MAX_HEADERS: usize = 512;
+
 /// How long to wait before accepting again when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -69,6 +72,7 @@ async fn connection(stream: TcpStream, daemon: Arc<Daemon>) {
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE)
+            .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
             .await,

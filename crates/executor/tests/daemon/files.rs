@@ -22,7 +22,7 @@ fn upload(daemon: &Daemon, path: &str, headers: &[(&str, &str)], body: &[u8]) ->
 
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
-    GzDecoder::new(bytes).read_to_end(&mut plain).unwrap();
+    GzDecoder::new(bytes).read_to_end(&mut plain).expect("gzip");
     plain
 }
 
@@ -75,7 +75,7 @@ fn what_cannot_be_written_says_why() {
 #[test]
 fn several_files_come_as_parts_with_their_directories() {
     let daemon = Daemon::start();
-    let (one, two) = (daemon.path("d/one.txt"), daemon.path("d/e/zwei ü.txt"));
+    let (one, two) = (daemon.path("d/one.txt"), daemon.path("d/e/zwei; ü.txt"));
     let kind = [("Content-Type", "multipart/form-data; boundary=XX")];
     let part = |name: &str, filename: Option<&str>, content: &str| {
         let filename = filename.map_or(String::new(), |name| format!("; filename=\"{name}\""));
@@ -93,7 +93,7 @@ fn several_files_come_as_parts_with_their_directories() {
     let answer = daemon.call("POST", "/files", &kind, body.as_bytes());
     let expected = json!([
         {"name": "one.txt", "path": one, "type": "file"},
-        {"name": "zwei ü.txt", "path": two, "type": "file"},
+        {"name": "zwei; ü.txt", "path": two, "type": "file"},
     ]);
     assert_eq!((answer.status, answer.json()), (200, expected));
     assert_eq!(std::fs::read(&two).unwrap(), b"22");
@@ -273,10 +273,6 @@ fn metadata_is_replaced_by_every_upload() {
         b"1",
     );
     let stored = first.json()[0]["metadata"].clone();
-    if stored.is_null() {
-        eprintln!("the file system of {path} has no attributes: nothing more to see here");
-        return;
-    }
     assert_eq!(stored, json!({"author": "me", "b": "2"}));
     let stat = daemon
         .unary("/filesystem.Filesystem/Stat", &json!({"path": path}))

@@ -202,7 +202,11 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ConnectError> {
     use Procedure::*;
-    let message = read_message(procedure.form(), request).await?;
+    let message = match procedure {
+        // Its request lasts as long as the client likes, and the answer is known.
+        ProcessStreamInput => Bytes::new(),
+        _ => read_message(procedure.form(), request).await?,
+    };
     match procedure {
         ProcessList => unary(codec, call, &message, process::list).await,
         ProcessSendInput => unary(codec, call, &message, process::send_input).await,
@@ -221,16 +225,14 @@ async fn serve(
         FilesystemMove => unary(codec, call, &message, filesystem::rename).await,
         FilesystemListDir => unary(codec, call, &message, filesystem::list_dir).await,
         FilesystemRemove => unary(codec, call, &message, filesystem::remove).await,
-        ProcessUpdate | ProcessStreamInput => Err(ConnectError::new(
-            Code::Unimplemented,
-            "terminals and streamed input are not supported yet: use SendInput",
-        )),
-        FilesystemWatchDir
+        ProcessUpdate
+        | ProcessStreamInput
+        | FilesystemWatchDir
         | FilesystemCreateWatcher
         | FilesystemGetWatcherEvents
         | FilesystemRemoveWatcher => Err(ConnectError::new(
             Code::Unimplemented,
-            "watching directories is not supported yet: list them instead",
+            "terminals, streamed input and watching are not supported yet: use SendInput and ListDir",
         )),
     }
 }

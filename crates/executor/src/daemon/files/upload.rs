@@ -190,11 +190,12 @@ impl Target {
         let broken = |error: multer::Error| Refusal::invalid(format!("broken upload: {error}"));
         let mut parts = multer::Multipart::new(stream(source), boundary);
         let (mut written, mut paths) = (Vec::new(), BTreeSet::new());
+        let query_path = self.query_path.as_deref().filter(|path| !path.is_empty());
         while let Some(mut part) = parts.next_field().await.map_err(broken)? {
             if part.name() != Some("file") {
                 continue;
             }
-            let name = self.query_path.as_deref().or(part.file_name());
+            let name = query_path.or(part.file_name());
             let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
                 Refusal::invalid("a part 'file' has no filename and the query has no 'path'")
             })?;

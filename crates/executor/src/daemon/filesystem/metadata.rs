@@ -16,6 +16,7 @@ const LIMIT: usize = 64 << 10;
 /// text.
 pub(super) fn of_path(path: &str) -> BTreeMap<String, String> {
     read(
+        rustix::fs::llistxattr_query(path),
         |buffer| rustix::fs::llistxattr(path, buffer),
         |name, buffer| rustix::fs::lgetxattr(path, name, buffer),
     )
@@ -24,20 +25,22 @@ pub(super) fn of_path(path: &str) -> BTreeMap<String, String> {
 /// What an open file carries.
 pub(in super::super) fn of_file(file: &File) -> BTreeMap<String, String> {
     read(
+        rustix::fs::flistxattr_query(file),
         |buffer| rustix::fs::flistxattr(file, buffer),
         |name, buffer| rustix::fs::fgetxattr(file, name, buffer),
     )
 }
 
 fn read(
+    size: Result<usize, Errno>,
     list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
     value: impl Fn(&str, &mut [u8]) -> Result<usize, Errno>,
 ) -> BTreeMap<String, String> {
-    // Nearly no file has any: the question for the size alone is answered first.
-    let mut names = match list(&mut []) {
-        Ok(size) if size > 0 => vec![0; LIMIT],
-        _ => return BTreeMap::new(),
-    };
+    // Nearly no file has any, and then nothing is allocated.
+    if size.unwrap_or(0) == 0 {
+        return BTreeMap::new();
+    }
+    let mut names = vec![0; LIMIT];
     let Ok(size) = list(&mut names) else {
         return BTreeMap::new();
     };
@@ -85,4 +88,26 @@ pub(in super::super) fn replace(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_read_back_and_replaced() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stored = |pairs: &[(&str, &str)]| {
+            let given = pairs
+                .iter()
+                .map(|(key, value)| ((*key).into(), (*value).into()))
+                .collect();
+            replace(file.as_file(), &given).unwrap();
+            assert_eq!(of_file(file.as_file()), given);
+            assert_eq!(of_path(file.path().to_str().unwrap()), given);
+        };
+        stored(&[("author", "me"), ("empty", "")]);
+        stored(&[("author", "you"), ("b", "2")]);
+        stored(&[]);
+    }
 }

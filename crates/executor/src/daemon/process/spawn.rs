@@ -37,6 +37,8 @@ pub(super) struct Command {
     gid: u32,
     groups: Vec<u32>,
     not_found: Vec<u8>,
+    not_permitted: Vec<u8>,
+    too_long: Vec<u8>,
     cannot_execute: Vec<u8>,
 }
 
@@ -100,6 +102,8 @@ impl Command {
             gid: identity.gid,
             groups: identity.groups,
             not_found: format!("exec: {program}: not found\n").into_bytes(),
+            not_permitted: format!("exec: {program}: permission denied\n").into_bytes(),
+            too_long: format!("exec: {program}: argument list too long\n").into_bytes(),
             cannot_execute: format!("exec: {program}: cannot execute\n").into_bytes(),
         })
     }
@@ -183,7 +187,8 @@ impl Command {
                 fail(REPORTER, Step::Directory);
             }
             libc::close(REPORTER);
-            let mut found = false;
+            // The last reason that is not "there is none".
+            let mut reason = libc::ENOENT;
             for (candidate, script) in self.candidates.iter().zip(&image.scripts) {
                 libc::execve(
                     candidate.as_ptr(),
@@ -194,16 +199,18 @@ impl Command {
                     libc::ENOENT | libc::ENOTDIR => {}
                     // A script without a first line that names its program: the shell's, by custom.
                     libc::ENOEXEC => {
-                        found = true;
                         let shell = c"/bin/sh".as_ptr();
                         libc::execve(shell, script.as_ptr(), image.environment.as_ptr());
+                        reason = libc::ENOEXEC;
                     }
-                    _ => found = true,
+                    error => reason = error,
                 }
             }
-            let (text, code) = match found {
-                true => (&self.cannot_execute, CANNOT_EXECUTE),
-                false => (&self.not_found, NOT_FOUND),
+            let (text, code) = match reason {
+                libc::ENOENT => (&self.not_found, NOT_FOUND),
+                libc::EACCES => (&self.not_permitted, CANNOT_EXECUTE),
+                libc::E2BIG => (&self.too_long, CANNOT_EXECUTE),
+                _ => (&self.cannot_execute, CANNOT_EXECUTE),
             };
             libc::write(2, text.as_ptr().cast(), text.len());
             libc::_exit(code)
