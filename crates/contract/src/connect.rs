@@ -83,10 +83,7 @@ pub struct ConnectError {
 impl ConnectError {
     /// An error with a code and a text.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 
@@ -148,23 +145,14 @@ mod tests {
         let json = serde_json::to_string(&end).unwrap();
         assert_eq!(json, r#"{"error":{"code":"not_found","message":"no"}}"#);
         assert_eq!(serde_json::to_string(&EndStream::default()).unwrap(), "{}");
-        assert_eq!(
-            serde_json::to_string(&Code::DataLoss).unwrap(),
-            "\"data_loss\""
-        );
+        assert_eq!(serde_json::to_string(&Code::DataLoss).unwrap(), "\"data_loss\"");
     }
 
     #[test]
     fn content_types_are_read_with_parameters() {
         let read = Codec::from_content_type;
-        assert_eq!(
-            read("application/json; charset=utf-8"),
-            Some((Form::Unary, Codec::Json))
-        );
-        assert_eq!(
-            read("Application/Connect+Proto"),
-            Some((Form::Stream, Codec::Proto))
-        );
+        assert_eq!(read("application/json; charset=utf-8"), Some((Form::Unary, Codec::Json)));
+        assert_eq!(read("Application/Connect+Proto"), Some((Form::Stream, Codec::Proto)));
         assert_eq!(read("application/grpc"), None);
         assert_eq!(read(""), None);
     }

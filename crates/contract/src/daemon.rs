@@ -64,11 +64,7 @@ pub struct InitBody {
     #[serde(default, rename = "sandboxID", skip_serializing_if = "Option::is_none")]
     pub sandbox_id: Option<String>,
     /// Our own: the template's id, for `E2B_TEMPLATE_ID`.
-    #[serde(
-        default,
-        rename = "templateID",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "templateID", skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
     /// Our own: what [`CONTROL_TOKEN_HEADER`] must carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]

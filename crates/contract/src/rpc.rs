@@ -55,10 +55,7 @@ impl<'de> Deserialize<'de> for Timestamp {
                 let time = OffsetDateTime::parse(text, &Rfc3339).map_err(E::custom)?;
                 let time = time.to_offset(UtcOffset::UTC);
                 // Nanoseconds of a second fit 31 bits.
-                Ok(Timestamp {
-                    seconds: time.unix_timestamp(),
-                    nanos: time.nanosecond() as i32,
-                })
+                Ok(Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond() as i32 })
             }
         }
         deserializer.deserialize_str(Text)
@@ -82,18 +79,10 @@ mod tests {
             status: "exit status 0".into(),
             error: None,
         };
-        let event = ProcessEvent {
-            event: Some(process_event::Event::End(end)),
-        };
+        let event = ProcessEvent { event: Some(process_event::Event::End(end)) };
         let json = serde_json::to_string(&StartResponse { event: Some(event) }).unwrap();
-        assert_eq!(
-            json,
-            r#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#
-        );
-        assert_eq!(
-            serde_json::to_string(&ListDirResponse::default()).unwrap(),
-            "{}"
-        );
+        assert_eq!(json, r#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#);
+        assert_eq!(serde_json::to_string(&ListDirResponse::default()).unwrap(), "{}");
     }
 
     #[test]
@@ -132,10 +121,7 @@ mod tests {
         let entry = EntryInfo {
             r#type: FileType::File as i32,
             size: 5,
-            modified_time: Some(Timestamp {
-                seconds: 1_700_000_000,
-                nanos: 120_000_000,
-            }),
+            modified_time: Some(Timestamp { seconds: 1_700_000_000, nanos: 120_000_000 }),
             ..EntryInfo::default()
         };
         let json = serde_json::to_string(&entry).unwrap();

@@ -53,13 +53,8 @@ pub enum Plan {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 5] = [
-        Self::Running,
-        Self::Snapshotting,
-        Self::Pausing,
-        Self::Paused,
-        Self::Killing,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Running, Self::Snapshotting, Self::Pausing, Self::Paused, Self::Killing];
 
     /// The table of control-plane 3.2. No `_` arm: a new state or operation does not compile until
     /// someone decides what it means here.
@@ -115,36 +110,14 @@ mod tests {
     /// The contract's table, written down a second time as the client sees it: the status a call gets,
     /// `wait` for one that is answered after another operation.
     const TABLE: [(State, [&str; 7]); 5] = [
-        (
-            State::Running,
-            ["204", "204", "200", "409", "204", "201", "201"],
-        ),
-        (
-            State::Snapshotting,
-            ["wait", "wait", "wait", "409", "409", "409", "409"],
-        ),
-        (
-            State::Pausing,
-            ["join", "wait", "wait", "wait", "409", "409", "409"],
-        ),
-        (
-            State::Paused,
-            ["409", "204", "201", "201", "404", "404", "409"],
-        ),
-        (
-            State::Killing,
-            ["409", "join", "409", "404", "409", "409", "409"],
-        ),
+        (State::Running, ["204", "204", "200", "409", "204", "201", "201"]),
+        (State::Snapshotting, ["wait", "wait", "wait", "409", "409", "409", "409"]),
+        (State::Pausing, ["join", "wait", "wait", "wait", "409", "409", "409"]),
+        (State::Paused, ["409", "204", "201", "201", "404", "404", "409"]),
+        (State::Killing, ["409", "join", "409", "404", "409", "409", "409"]),
     ];
-    const OPS: [Op; 7] = [
-        Op::Pause,
-        Op::Kill,
-        Op::Connect,
-        Op::Resume,
-        Op::Change,
-        Op::Snapshot,
-        Op::Fork,
-    ];
+    const OPS: [Op; 7] =
+        [Op::Pause, Op::Kill, Op::Connect, Op::Resume, Op::Change, Op::Snapshot, Op::Fork];
 
     #[test]
     fn the_table_is_the_contracts_row_by_row() {

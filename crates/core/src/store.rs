@@ -236,13 +236,7 @@ impl Store {
         .bind(to_json(&record.id, &record.metadata)?)
         .bind(record.secure)
         .bind(record.internet)
-        .bind(
-            record
-                .workspace
-                .as_ref()
-                .map(|w| to_json(&record.id, w))
-                .transpose()?,
-        )
+        .bind(record.workspace.as_ref().map(|w| to_json(&record.id, w)).transpose()?)
         .execute(&self.pool)
         .await
         .map_err(failed("add a sandbox"))?;
@@ -313,16 +307,11 @@ fn to_json<T: serde::Serialize>(id: &SandboxId, value: &T) -> Result<String, Sto
 }
 
 fn corrupt(what: &str, reason: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        what: format!("'{what}'"),
-        reason: reason.to_string(),
-    }
+    StoreError::Corrupt { what: format!("'{what}'"), reason: reason.to_string() }
 }
 
 fn parse_team(text: &str) -> Result<TeamId, StoreError> {
-    text.parse::<Uuid>()
-        .map(TeamId)
-        .map_err(|e| corrupt(text, &e))
+    text.parse::<Uuid>().map(TeamId).map_err(|e| corrupt(text, &e))
 }
 
 fn team_from(row: &SqliteRow) -> Result<Team, StoreError> {
@@ -337,12 +326,10 @@ fn team_from(row: &SqliteRow) -> Result<Team, StoreError> {
 
 fn record_from(row: &SqliteRow) -> Result<Record, StoreError> {
     let text = |column: &'static str| {
-        row.try_get::<String, _>(column)
-            .map_err(failed("read a sandbox's record"))
+        row.try_get::<String, _>(column).map_err(failed("read a sandbox's record"))
     };
     let micros = |column: &'static str| {
-        row.try_get::<i64, _>(column)
-            .map_err(failed("read a sandbox's record"))
+        row.try_get::<i64, _>(column).map_err(failed("read a sandbox's record"))
     };
     let id = text("id")?;
     let time = |column: &'static str| {
@@ -354,9 +341,8 @@ fn record_from(row: &SqliteRow) -> Result<Record, StoreError> {
         "killing" => Stage::Killing,
         other => return Err(corrupt(&id, &format!("unknown state '{other}'"))),
     };
-    let workspace = row
-        .try_get::<Option<String>, _>("workspace")
-        .map_err(failed("read a sandbox's record"))?;
+    let workspace =
+        row.try_get::<Option<String>, _>("workspace").map_err(failed("read a sandbox's record"))?;
     Ok(Record {
         team: parse_team(&text("team_id")?)?,
         template: serde_json::from_str(&text("template")?).map_err(|e| corrupt(&id, &e))?,
@@ -365,12 +351,8 @@ fn record_from(row: &SqliteRow) -> Result<Record, StoreError> {
         started_at: time("started_at")?,
         end_at: time("end_at")?,
         metadata: serde_json::from_str(&text("metadata")?).map_err(|e| corrupt(&id, &e))?,
-        secure: row
-            .try_get("secure")
-            .map_err(failed("read a sandbox's record"))?,
-        internet: row
-            .try_get("internet")
-            .map_err(failed("read a sandbox's record"))?,
+        secure: row.try_get("secure").map_err(failed("read a sandbox's record"))?,
+        internet: row.try_get("internet").map_err(failed("read a sandbox's record"))?,
         workspace: workspace
             .map(|json| serde_json::from_str(&json))
             .transpose()
@@ -390,11 +372,7 @@ mod tests {
     }
 
     fn team(slug: &str) -> Team {
-        Team {
-            id: TeamId::random(),
-            slug: slug.to_owned(),
-            name: slug.to_owned(),
-        }
+        Team { id: TeamId::random(), slug: slug.to_owned(), name: slug.to_owned() }
     }
 
     #[tokio::test]
@@ -430,10 +408,7 @@ mod tests {
     async fn a_file_that_is_no_data_base_is_an_error_that_says_so() -> anyhow::Result<()> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("store.db");
-        std::fs::write(
-            &file,
-            "not a data base, but long enough to be taken for one".repeat(100),
-        )?;
+        std::fs::write(&file, "not a data base, but long enough to be taken for one".repeat(100))?;
         assert!(Store::open(&file).await.is_err());
         Ok(())
     }

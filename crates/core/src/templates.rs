@@ -82,9 +82,7 @@ pub struct Templates {
 impl Templates {
     /// Keeps the templates; the configuration has made sure that ids and names are unique.
     pub fn new(templates: Vec<Template>) -> Self {
-        Self {
-            all: templates.into_iter().map(Arc::new).collect(),
-        }
+        Self { all: templates.into_iter().map(Arc::new).collect() }
     }
 
     /// All of them.
@@ -99,22 +97,14 @@ impl Templates {
     pub fn resolve(&self, reference: &TemplateReference) -> Result<Arc<Template>, UnknownTemplate> {
         let unknown = || {
             let namespace = reference.namespace.as_ref().map(|n| format!("{n}/"));
-            UnknownTemplate::Name(format!(
-                "{}{}",
-                namespace.unwrap_or_default(),
-                reference.name
-            ))
+            UnknownTemplate::Name(format!("{}{}", namespace.unwrap_or_default(), reference.name))
         };
         if reference.namespace.is_some() {
             return Err(unknown());
         }
         let by_name = |t: &&Arc<Template>| TemplateName::as_str(&t.name) == reference.name;
         let by_id = |t: &&Arc<Template>| TemplateId::as_str(&t.id) == reference.name;
-        let found = self
-            .all
-            .iter()
-            .find(by_name)
-            .or_else(|| self.all.iter().find(by_id));
+        let found = self.all.iter().find(by_name).or_else(|| self.all.iter().find(by_id));
         let template = found.ok_or_else(unknown)?;
         if reference.names_a_tag() {
             let (name, tag) = (reference.name.clone(), reference.tag.clone());
@@ -152,10 +142,7 @@ mod tests {
     fn resolve(text: &str) -> Result<String, String> {
         let reference: TemplateReference =
             text.parse().map_err(|e: InvalidReference| e.to_string())?;
-        templates()
-            .resolve(&reference)
-            .map(|t| t.name.to_string())
-            .map_err(|e| e.to_string())
+        templates().resolve(&reference).map(|t| t.name.to_string()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -168,10 +155,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         assert_eq!(resolve("nope"), Err("template 'nope' not found".to_owned()));
-        assert_eq!(
-            resolve("team/base"),
-            Err("template 'team/base' not found".to_owned())
-        );
+        assert_eq!(resolve("team/base"), Err("template 'team/base' not found".to_owned()));
         let tag = "tag 'v1.2' does not exist for template 'base'";
         assert_eq!(resolve("base:v1.2"), Err(tag.to_owned()));
     }

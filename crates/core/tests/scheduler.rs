@@ -33,24 +33,13 @@ impl Host {
         let store = Store::open(&folder.path().join("store.db")).await?;
         let mut teams = Vec::new();
         for slug in ["one", "two"] {
-            let team = Team {
-                id: TeamId::random(),
-                slug: slug.to_owned(),
-                name: slug.to_owned(),
-            };
+            let team = Team { id: TeamId::random(), slug: slug.to_owned(), name: slug.to_owned() };
             store.add_team(&team).await?;
             teams.push(team.id);
         }
         let engine = FakeEngine::new();
         let scheduler = start(&engine, &store).await?;
-        Ok(Self {
-            _folder: folder,
-            engine,
-            store,
-            team: teams[0],
-            other_team: teams[1],
-            scheduler,
-        })
+        Ok(Self { _folder: folder, engine, store, team: teams[0], other_team: teams[1], scheduler })
     }
 
     /// The process ends without a word, and another one starts.
@@ -66,10 +55,7 @@ impl Host {
     /// Nothing of any sandbox is left, in memory, on the engine or in the store.
     async fn assert_empty(&self, when: &str) -> anyhow::Result<()> {
         timeout(LIMIT, self.scheduler.emptied()).await?;
-        assert!(
-            self.engine.instances().is_empty(),
-            "{when}: a container is left"
-        );
+        assert!(self.engine.instances().is_empty(), "{when}: a container is left");
         // What the store still held would come back now.
         let again = start(&self.engine, &self.store).await?;
         assert!(again.list(self.team).is_empty(), "{when}: a record is left");
@@ -128,10 +114,7 @@ async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Resul
     let host = Host::start().await?;
     let sandbox = host.create(request()).await?;
     assert_eq!(sandbox.state, State::Running);
-    assert_eq!(
-        sandbox.end_at - sandbox.started_at,
-        Duration::from_secs(600)
-    );
+    assert_eq!(sandbox.end_at - sandbox.started_at, Duration::from_secs(600));
     assert_eq!(host.scheduler.get(host.team, &sandbox.id)?.id, sandbox.id);
     let claim = &host.engine.claims()[0];
     assert_eq!(claim.env["A"], "template");
@@ -149,14 +132,8 @@ async fn another_team_sees_nothing_and_cannot_have_the_session() -> anyhow::Resu
     let sandbox = host.create(request()).await?;
     let (other, id) = (host.other_team, &sandbox.id);
     let minute = Duration::from_secs(60);
-    assert!(matches!(
-        host.scheduler.get(other, id),
-        Err(SandboxError::NotFound(_))
-    ));
-    assert!(matches!(
-        host.scheduler.kill(other, id).await,
-        Err(SandboxError::NotFound(_))
-    ));
+    assert!(matches!(host.scheduler.get(other, id), Err(SandboxError::NotFound(_))));
+    assert!(matches!(host.scheduler.kill(other, id).await, Err(SandboxError::NotFound(_))));
     let connect = host.scheduler.connect(other, id, minute).await;
     assert!(matches!(connect, Err(SandboxError::NotFound(_))));
     let set = host.scheduler.set_timeout(other, id, minute).await;
@@ -177,8 +154,7 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> 
             let failed = host.create(request()).await;
             assert!(failed.is_err(), "{call:?} {behaviour:?}");
             host.engine.heal(call);
-            host.assert_empty(&format!("{call:?} {behaviour:?}"))
-                .await?;
+            host.assert_empty(&format!("{call:?} {behaviour:?}")).await?;
         }
     }
     host.create(request()).await?;
@@ -224,11 +200,7 @@ async fn a_create_dropped_at_any_await_leaves_nothing_after_the_next_start() -> 
         assert!(awaits < 500, "a create has no end");
         let finished = {
             let create = pin!(host.scheduler.create_unserved(host.team, request()));
-            Polls {
-                future: create,
-                left: awaits,
-            }
-            .await
+            Polls { future: create, left: awaits }.await
         };
         host.crash_and_restart().await?;
         match finished {
@@ -240,14 +212,10 @@ async fn a_create_dropped_at_any_await_leaves_nothing_after_the_next_start() -> 
                     let made = |(call, id): &(Call, Option<SandboxId>)| {
                         *call == Call::Claim && id.as_ref() == Some(&whole.id)
                     };
-                    assert!(
-                        calls.iter().any(made),
-                        "await {awaits}: half a sandbox is kept"
-                    );
+                    assert!(calls.iter().any(made), "await {awaits}: half a sandbox is kept");
                     host.scheduler.kill(host.team, &whole.id).await?;
                 }
-                host.assert_empty(&format!("dropped at await {awaits}"))
-                    .await?;
+                host.assert_empty(&format!("dropped at await {awaits}")).await?;
             }
             Some(result) => {
                 result?;
@@ -280,21 +248,14 @@ async fn a_sandbox_whose_client_left_before_the_answer_is_ended() -> anyhow::Res
 async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> anyhow::Result<()> {
     let mut host = Host::start().await?;
     let lives = host.create(request()).await?;
-    let due = host
-        .create(CreateSandbox {
-            timeout: Duration::from_millis(300),
-            ..request()
-        })
-        .await?;
+    let due =
+        host.create(CreateSandbox { timeout: Duration::from_millis(300), ..request() }).await?;
     let dead = host.create(request()).await?;
     // The process is gone; meanwhile one container dies and one that nobody knows appears.
     host.scheduler.shut_down().await;
     host.engine.die_unseen(&dead.id);
     let stranger: SandboxId = "istranger".parse()?;
-    host.engine.add(sandyard_core::Instance {
-        id: stranger.clone(),
-        ..lives.instance.clone()
-    });
+    host.engine.add(sandyard_core::Instance { id: stranger.clone(), ..lives.instance.clone() });
     while now() < due.end_at {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -308,10 +269,7 @@ async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> a
     let left = host.engine.instances();
     assert_eq!(left.iter().map(|i| &i.id).collect::<Vec<_>>(), [&lives.id]);
     let adopted = host.scheduler.get(host.team, &lives.id)?;
-    assert_eq!(
-        (adopted.started_at, adopted.end_at),
-        (lives.started_at, lives.end_at)
-    );
+    assert_eq!((adopted.started_at, adopted.end_at), (lives.started_at, lives.end_at));
     assert_eq!(adopted.workspace, lives.workspace);
     Ok(())
 }
@@ -336,13 +294,7 @@ async fn a_container_that_dies_ends_its_sandbox() -> anyhow::Result<()> {
     host.engine.announce(sandyard_core::RuntimeEvent::Resync);
     timeout(LIMIT, host.scheduler.emptied()).await?;
     // Nobody is left to be asked for a flush.
-    assert!(
-        !host
-            .engine
-            .calls()
-            .iter()
-            .any(|(call, _)| *call == Call::StopExecutor)
-    );
+    assert!(!host.engine.calls().iter().any(|(call, _)| *call == Call::StopExecutor));
     host.assert_empty("died").await
 }
 
@@ -378,16 +330,10 @@ async fn a_sandbox_being_killed_is_not_there_and_its_key_still_is() -> anyhow::R
     assert!(host.scheduler.get(host.team, &sandbox.id).is_err());
     assert!(host.scheduler.list(host.team).is_empty());
     assert!(host.scheduler.route(&sandbox.id).is_none());
-    assert!(
-        host.scheduler.workspace(&sandbox.id).is_some(),
-        "the driver still needs its key"
-    );
+    assert!(host.scheduler.workspace(&sandbox.id).is_some(), "the driver still needs its key");
     let minute = Duration::from_secs(60);
     let connect = host.scheduler.connect(host.team, &sandbox.id, minute).await;
-    assert!(
-        matches!(connect, Err(SandboxError::Conflict { .. })),
-        "{connect:?}"
-    );
+    assert!(matches!(connect, Err(SandboxError::Conflict { .. })), "{connect:?}");
     Ok(())
 }
 
@@ -410,14 +356,8 @@ async fn a_kill_that_the_engine_refuses_is_said_and_tried_again() -> anyhow::Res
     let sandbox = host.create(request()).await?;
     host.engine.script(Call::Delete, Behaviour::Fail);
     let refused = host.scheduler.kill(host.team, &sandbox.id).await;
-    assert!(
-        matches!(refused, Err(SandboxError::Runtime { .. })),
-        "{refused:?}"
-    );
-    assert!(
-        host.scheduler.get(host.team, &sandbox.id).is_err(),
-        "it is on its way out"
-    );
+    assert!(matches!(refused, Err(SandboxError::Runtime { .. })), "{refused:?}");
+    assert!(host.scheduler.get(host.team, &sandbox.id).is_err(), "it is on its way out");
     host.engine.heal(Call::Delete);
     host.assert_empty("after the retry").await
 }
@@ -431,10 +371,7 @@ async fn end_times_follow_the_contract() -> anyhow::Result<()> {
 
     // Connect only ever extends, and an unchanged end is the same to the digit.
     let same = scheduler.connect(team, id, seconds(10)).await?;
-    assert_eq!(
-        (same.started_at, same.end_at),
-        (sandbox.started_at, sandbox.end_at)
-    );
+    assert_eq!((same.started_at, same.end_at), (sandbox.started_at, sandbox.end_at));
     let longer = scheduler.connect(team, id, seconds(1200)).await?;
     assert!(longer.end_at > sandbox.end_at + seconds(500));
     // A set timeout may shorten, and is clamped to the maximum from the start.
@@ -442,10 +379,7 @@ async fn end_times_follow_the_contract() -> anyhow::Result<()> {
     let shorter = scheduler.get(team, id)?.end_at;
     assert!(shorter <= now() + seconds(60) && shorter > now() + seconds(50));
     scheduler.set_timeout(team, id, seconds(100_000)).await?;
-    assert_eq!(
-        scheduler.get(team, id)?.end_at,
-        sandbox.started_at + seconds(3600)
-    );
+    assert_eq!(scheduler.get(team, id)?.end_at, sandbox.started_at + seconds(3600));
     // Too long is refused before the sandbox is looked for.
     let unknown: SandboxId = "iunknown".parse()?;
     let refused = scheduler.connect(team, &unknown, seconds(3601)).await;
@@ -460,48 +394,19 @@ async fn end_times_follow_the_contract() -> anyhow::Result<()> {
 #[tokio::test]
 async fn creates_beyond_a_bound_are_refused() -> anyhow::Result<()> {
     let host = Host::start().await?;
-    let zero = CreateSandbox {
-        timeout: Duration::ZERO,
-        ..request()
-    };
-    assert!(matches!(
-        host.create(zero).await,
-        Err(SandboxError::ZeroTimeout)
-    ));
-    let long = CreateSandbox {
-        timeout: Duration::from_secs(3601),
-        ..request()
-    };
-    assert!(matches!(
-        host.create(long).await,
-        Err(SandboxError::TimeoutTooLong { .. })
-    ));
-    let unknown = CreateSandbox {
-        template: "nope".parse()?,
-        ..request()
-    };
-    assert!(matches!(
-        host.create(unknown).await,
-        Err(SandboxError::Template(_))
-    ));
+    let zero = CreateSandbox { timeout: Duration::ZERO, ..request() };
+    assert!(matches!(host.create(zero).await, Err(SandboxError::ZeroTimeout)));
+    let long = CreateSandbox { timeout: Duration::from_secs(3601), ..request() };
+    assert!(matches!(host.create(long).await, Err(SandboxError::TimeoutTooLong { .. })));
+    let unknown = CreateSandbox { template: "nope".parse()?, ..request() };
+    assert!(matches!(host.create(unknown).await, Err(SandboxError::Template(_))));
     for _ in 0..3 {
         host.create(request()).await?;
     }
-    assert!(matches!(
-        host.create(request()).await,
-        Err(SandboxError::TooMany { max: 3 })
-    ));
+    assert!(matches!(host.create(request()).await, Err(SandboxError::TooMany { max: 3 })));
     // Another team has a count of its own.
     let session = Some("s2".parse()?);
-    host.scheduler
-        .create(
-            host.other_team,
-            CreateSandbox {
-                session,
-                ..request()
-            },
-        )
-        .await?;
+    host.scheduler.create(host.other_team, CreateSandbox { session, ..request() }).await?;
     assert_eq!(host.engine.instances().len(), 4);
     Ok(())
 }
@@ -510,11 +415,7 @@ async fn creates_beyond_a_bound_are_refused() -> anyhow::Result<()> {
 async fn a_shutdown_syncs_workspaces_and_leaves_sandboxes() -> anyhow::Result<()> {
     let mut host = Host::start().await?;
     let one = host.create(request()).await?;
-    host.create(CreateSandbox {
-        session: None,
-        ..request()
-    })
-    .await?;
+    host.create(CreateSandbox { session: None, ..request() }).await?;
     let report = host.scheduler.shut_down().await;
     assert_eq!((report.synced, report.unsynced.len()), (1, 0));
     assert_eq!(host.engine.instances().len(), 2);

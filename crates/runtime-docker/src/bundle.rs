@@ -41,10 +41,7 @@ impl Bundle {
     /// # Errors
     /// [`DockerError::Bundle`] if it cannot be read.
     pub async fn open(path: &Path) -> Result<Self, DockerError> {
-        let cannot = |source| DockerError::Bundle {
-            path: path.to_owned(),
-            source,
-        };
+        let cannot = |source| DockerError::Bundle { path: path.to_owned(), source };
         let mut file = tokio::fs::File::open(path).await.map_err(cannot)?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
@@ -55,27 +52,17 @@ impl Bundle {
             }
             hasher.update(&buffer[..read]);
         }
-        let hash = hasher
-            .finalize()
-            .iter()
-            .fold(String::new(), |mut hex, byte| {
-                // Writing to a string cannot fail.
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            });
-        Ok(Self {
-            path: path.to_owned(),
-            hash,
-        })
+        let hash = hasher.finalize().iter().fold(String::new(), |mut hex, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        Ok(Self { path: path.to_owned(), hash })
     }
 
     /// The volume's name: by architecture and content, so that servers of one version share it.
     pub(crate) fn volume(&self) -> String {
-        format!(
-            "sandyard-executor-{}-{}",
-            std::env::consts::ARCH,
-            &self.hash[..16]
-        )
+        format!("sandyard-executor-{}-{}", std::env::consts::ARCH, &self.hash[..16])
     }
 }
 
@@ -94,18 +81,13 @@ impl DockerRuntime {
             ..VolumeCreateRequest::default()
         };
         let fail = |call| move |error| failed(&self.endpoint, call, error);
-        self.docker
-            .create_volume(request)
-            .await
-            .map_err(fail("create the executor's volume"))?;
+        self.docker.create_volume(request).await.map_err(fail("create the executor's volume"))?;
         let helper = self.create_helper(image, &volume).await?;
         let filled = self.fill_if_incomplete(&helper, &volume).await;
         let options = RemoveContainerOptionsBuilder::default().force(true).build();
         let removed = self.docker.remove_container(&helper, Some(options)).await;
         filled?;
-        removed.map_err(fail(
-            "remove the container that filled the executor's volume",
-        ))?;
+        removed.map_err(fail("remove the container that filled the executor's volume"))?;
         *ready = true;
         Ok(())
     }
@@ -119,14 +101,9 @@ impl DockerRuntime {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         let filters: HashMap<&str, Vec<String>> =
             [("label", vec![format!("{LABEL_ROLE}=executor")])].into();
-        let options = ListVolumesOptionsBuilder::default()
-            .filters(&filters)
-            .build();
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
         let listed = self.docker.list_volumes(Some(options)).await;
-        let listed = listed
-            .map_err(fail("list volumes"))?
-            .volumes
-            .unwrap_or_default();
+        let listed = listed.map_err(fail("list volumes"))?.volumes.unwrap_or_default();
         let mut ready = self.volume_ready.lock().await;
         let mut removed = Vec::new();
         for name in listed.into_iter().map(|volume| volume.name) {
@@ -134,11 +111,7 @@ impl DockerRuntime {
             if current && !all {
                 continue;
             }
-            match self
-                .docker
-                .remove_volume(&name, None::<RemoveVolumeOptions>)
-                .await
-            {
+            match self.docker.remove_volume(&name, None::<RemoveVolumeOptions>).await {
                 Ok(()) => {
                     *ready &= !current;
                     removed.push(name);
@@ -170,52 +143,29 @@ impl DockerRuntime {
         let options = CreateContainerOptionsBuilder::default().build();
         let created = self.docker.create_container(Some(options), body).await;
         let call = "create the container that fills the executor's volume";
-        Ok(created
-            .map_err(|error| failed(&self.endpoint, call, error))?
-            .id)
+        Ok(created.map_err(|error| failed(&self.endpoint, call, error))?.id)
     }
 
     async fn fill_if_incomplete(&self, helper: &str, volume: &str) -> Result<(), RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         let marker = format!("{MOUNT_POINT}/{COMPLETE}");
-        let options = ContainerArchiveInfoOptionsBuilder::default()
-            .path(&marker)
-            .build();
-        match self
-            .docker
-            .get_container_archive_info(helper, Some(options))
-            .await
-        {
+        let options = ContainerArchiveInfoOptionsBuilder::default().path(&marker).build();
+        match self.docker.get_container_archive_info(helper, Some(options)).await {
             Ok(_) => return Ok(()),
             Err(error) if is_not_found(&error) => {}
             Err(error) => return Err(fail("look into the executor's volume")(error)),
         }
         info!(volume, "filling the executor's volume");
-        let file = tokio::fs::File::open(&self.bundle.path)
-            .await
-            .map_err(|error| {
-                let reason = format!("{}: {error}", self.bundle.path.display());
-                RuntimeError::Failed {
-                    call: "read the executor bundle",
-                    reason,
-                }
-            })?;
-        let upload = || {
-            UploadToContainerOptionsBuilder::default()
-                .path(MOUNT_POINT)
-                .build()
-        };
+        let file = tokio::fs::File::open(&self.bundle.path).await.map_err(|error| {
+            let reason = format!("{}: {error}", self.bundle.path.display());
+            RuntimeError::Failed { call: "read the executor bundle", reason }
+        })?;
+        let upload = || UploadToContainerOptionsBuilder::default().path(MOUNT_POINT).build();
         let body = body_try_stream(ReaderStream::with_capacity(file, 1 << 16).into_stream());
-        let sent = self
-            .docker
-            .upload_to_container(helper, Some(upload()), body)
-            .await;
+        let sent = self.docker.upload_to_container(helper, Some(upload()), body).await;
         sent.map_err(fail("fill the executor's volume"))?;
         let marker = bollard::body_full(marker_tar()?.into());
-        let sent = self
-            .docker
-            .upload_to_container(helper, Some(upload()), marker)
-            .await;
+        let sent = self.docker.upload_to_container(helper, Some(upload()), marker).await;
         sent.map_err(fail("finish the executor's volume"))
     }
 }

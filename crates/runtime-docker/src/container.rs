@@ -46,10 +46,7 @@ pub(crate) fn plan(
     let mut labels = runtime.labels("sandbox");
     labels.insert(LABEL_INSTANCE.to_owned(), spec.instance.to_string());
     labels.insert(LABEL_TEMPLATE.to_owned(), template.id.to_string());
-    labels.insert(
-        LABEL_PROFILE.to_owned(),
-        profile_name(spec.profile).to_owned(),
-    );
+    labels.insert(LABEL_PROFILE.to_owned(), profile_name(spec.profile).to_owned());
 
     let mut command: Vec<String> = [
         "init",
@@ -112,11 +109,7 @@ pub(crate) fn plan(
         network_mode: Some(runtime.network.name.clone()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
-            config: Some(
-                log_options
-                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                    .into(),
-            ),
+            config: Some(log_options.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
         }),
         ..HostConfig::default()
     };
@@ -135,25 +128,15 @@ pub(crate) fn plan(
         }),
         labels: Some(labels),
         host_config: Some(host_config),
-        networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(endpoints),
-        }),
+        networking_config: Some(NetworkingConfig { endpoints_config: Some(endpoints) }),
         ..ContainerCreateBody::default()
     };
-    (
-        CreateContainerOptionsBuilder::default()
-            .name(spec.id.as_str())
-            .build(),
-        body,
-    )
+    (CreateContainerOptionsBuilder::default().name(spec.id.as_str()).build(), body)
 }
 
 /// An image that has files at the target must not get them copied into the volume.
 fn no_copy() -> MountVolumeOptions {
-    MountVolumeOptions {
-        no_copy: Some(true),
-        ..MountVolumeOptions::default()
-    }
+    MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }
 }
 
 /// The container's address on the sandboxes' network.
@@ -170,9 +153,7 @@ pub(crate) fn from_summary(summary: ContainerSummary, network: &str) -> Option<I
     let labels = summary.labels?;
     let name = summary.names?.into_iter().next()?;
     let runs = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
-    let networks = summary
-        .network_settings
-        .and_then(|settings| settings.networks);
+    let networks = summary.network_settings.and_then(|settings| settings.networks);
     let address = networks.and_then(|networks| on_network(networks.get(network)?));
     Some(Instance {
         id: name.trim_start_matches('/').parse().ok()?,

@@ -32,10 +32,7 @@ pub(crate) const LABEL_PROFILE: &str = "dev.sandyard.profile";
 pub(crate) const LABEL_ROLE: &str = "dev.sandyard.role";
 
 /// The oldest API we are tested with.
-const OLDEST_API: ClientVersion = ClientVersion {
-    major_version: 1,
-    minor_version: 41,
-};
+const OLDEST_API: ClientVersion = ClientVersion { major_version: 1, minor_version: 41 };
 
 /// Longest wait for one answer of the engine, in seconds. Removing a container whose disk is slow
 /// takes long; a create never does.
@@ -100,28 +97,15 @@ impl DockerRuntime {
         let version = docker.version().await.map_err(fail("say its version"))?;
         let api_version = version.api_version.unwrap_or_default();
         if !speaks_at_least(&api_version, &OLDEST_API) {
-            return Err(DockerError::TooOld {
-                found: api_version,
-                needed: "1.41",
-            });
+            return Err(DockerError::TooOld { found: api_version, needed: "1.41" });
         }
-        let docker = docker
-            .negotiate_version()
-            .await
-            .map_err(fail("agree on an API version"))?;
+        let docker = docker.negotiate_version().await.map_err(fail("agree on an API version"))?;
         let info = docker.info().await.map_err(fail("say what it can do"))?;
         let facts = EngineFacts {
             version: version.version.unwrap_or_default(),
             api_version,
-            apparmor: info
-                .security_options
-                .iter()
-                .flatten()
-                .any(|o| o.contains("name=apparmor")),
-            cgroup_version: info
-                .cgroup_version
-                .map(|v| v.to_string())
-                .unwrap_or_default(),
+            apparmor: info.security_options.iter().flatten().any(|o| o.contains("name=apparmor")),
+            cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
         };
         Ok(Self {
             docker,
@@ -165,30 +149,23 @@ impl DockerRuntime {
     }
 
     pub(crate) fn labels(&self, role: &str) -> HashMap<String, String> {
-        let labels = [
-            (LABEL_INSTALLATION, self.settings.installation.as_str()),
-            (LABEL_ROLE, role),
-        ];
-        labels
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into()
+        let labels =
+            [(LABEL_INSTALLATION, self.settings.installation.as_str()), (LABEL_ROLE, role)];
+        labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 
     async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
         let image = &template.image;
         info!(image, "the image is not on the engine: pulling it");
-        let options = CreateImageOptionsBuilder::default()
-            .from_image(image)
-            .build();
+        let options = CreateImageOptionsBuilder::default().from_image(image).build();
         let pulled = self.docker.create_image(Some(options), None, None);
-        pulled
-            .try_for_each(|_progress| async { Ok(()) })
-            .await
-            .map_err(|error| RuntimeError::ImageMissing {
+        pulled.try_for_each(|_progress| async { Ok(()) }).await.map_err(|error| {
+            RuntimeError::ImageMissing {
                 image: image.clone(),
                 template: template.name.to_string(),
                 reason: error.to_string(),
-            })
+            }
+        })
     }
 
     /// Waits until a container whose removal somebody else began is gone.
@@ -207,10 +184,7 @@ impl DockerRuntime {
         };
         tokio::time::timeout(limit, gone).await.unwrap_or_else(|_| {
             let reason = format!("its removal by another call did not end within {limit:?}");
-            Err(RuntimeError::Failed {
-                call: "remove a container",
-                reason,
-            })
+            Err(RuntimeError::Failed { call: "remove a container", reason })
         })
     }
 }
@@ -255,9 +229,7 @@ impl Runtime for DockerRuntime {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         // Images without a WORKDIR say "" or "/": neither is where a user wants to start.
-        let workdir = config
-            .working_dir
-            .filter(|dir| !matches!(dir.as_str(), "" | "/"));
+        let workdir = config.working_dir.filter(|dir| !matches!(dir.as_str(), "" | "/"));
         self.ensure_volume(image).await?;
         Ok(ImageFacts { env, workdir })
     }
@@ -268,23 +240,14 @@ impl Runtime for DockerRuntime {
         let created = self.docker.create_container(Some(options), body).await;
         created.map_err(fail("create a container"))?;
         let id = spec.id.as_str();
-        self.docker
-            .start_container(id, None)
-            .await
-            .map_err(fail("start a container"))?;
-        let found = self
-            .docker
-            .inspect_container(id, None::<InspectContainerOptions>)
-            .await;
+        self.docker.start_container(id, None).await.map_err(fail("start a container"))?;
+        let found = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
         let found = found.map_err(fail("inspect a container"))?;
         let address = container::address(found.network_settings, &self.network.name);
         if address.is_none() {
             let lines = self.last_lines(&spec.id).await.unwrap_or_default();
             let reason = format!("it ended at once; its last lines: {}", lines.join(" | "));
-            return Err(RuntimeError::Failed {
-                call: "keep a container running",
-                reason,
-            });
+            return Err(RuntimeError::Failed { call: "keep a container running", reason });
         }
         Ok(Instance {
             id: spec.id.clone(),
@@ -295,21 +258,14 @@ impl Runtime for DockerRuntime {
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
-        Ok(self
-            .list()
-            .await?
-            .into_iter()
-            .find(|instance| instance.id == *id))
+        Ok(self.list().await?.into_iter().find(|instance| instance.id == *id))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
         let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
         let role = format!("{LABEL_ROLE}=sandbox");
         let filters: HashMap<&str, Vec<String>> = [("label", vec![label, role])].into();
-        let options = ListContainersOptionsBuilder::default()
-            .all(true)
-            .filters(&filters)
-            .build();
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.docker.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| failed(&self.endpoint, "list containers", error))?;
         let read = |summary| container::from_summary(summary, &self.network.name);
@@ -335,15 +291,8 @@ impl Runtime for DockerRuntime {
     }
 
     async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
-        let options = RemoveContainerOptionsBuilder::default()
-            .force(true)
-            .v(true)
-            .build();
-        match self
-            .docker
-            .remove_container(id.as_str(), Some(options))
-            .await
-        {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match self.docker.remove_container(id.as_str(), Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
             Err(error) if is_conflict(&error) => {
@@ -355,15 +304,9 @@ impl Runtime for DockerRuntime {
     }
 
     async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
-        let options = LogsOptionsBuilder::default()
-            .stdout(true)
-            .stderr(true)
-            .tail("20")
-            .build();
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("20").build();
         let logs = self.docker.logs(id.as_str(), Some(options));
-        let lines = logs
-            .map_ok(|line| line.to_string().trim_end().to_owned())
-            .boxed();
+        let lines = logs.map_ok(|line| line.to_string().trim_end().to_owned()).boxed();
         let lines = lines.try_collect().await;
         lines.map_err(|error| failed(&self.endpoint, "read a container's log", error))
     }

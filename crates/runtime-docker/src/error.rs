@@ -13,7 +13,7 @@ pub enum DockerError {
     Engine(#[from] RuntimeError),
     /// The executor bundle cannot be read.
     #[error(
-        "cannot read the executor bundle {path}: {source}; scripts/ builds it, and executor.bundle names another place"
+        "cannot read the executor bundle {path} (scripts/ builds it, and executor.bundle names another place)"
     )]
     Bundle {
         /// Where it was looked for.
@@ -37,48 +37,28 @@ pub(crate) fn failed(endpoint: &str, call: &'static str, error: Error) -> Runtim
         Error::DockerResponseServerError { message, .. } if is_missing_fuse(&message) => {
             RuntimeError::NoFuse(message)
         }
-        Error::DockerResponseServerError {
-            status_code,
-            message,
-        } => RuntimeError::Failed {
-            call,
-            reason: format!("{message} (status {status_code})"),
-        },
+        Error::DockerResponseServerError { status_code, message } => {
+            RuntimeError::Failed { call, reason: format!("{message} (status {status_code})") }
+        }
         Error::IOError { .. }
         | Error::HyperResponseError { .. }
         | Error::HyperLegacyError { .. }
         | Error::RequestTimeoutError
-        | Error::SocketNotFoundError(_) => RuntimeError::Unreachable {
-            endpoint: endpoint.to_owned(),
-            reason: with_causes(&error),
-        },
-        other => RuntimeError::Failed {
-            call,
-            reason: with_causes(&other),
-        },
+        | Error::SocketNotFoundError(_) => {
+            RuntimeError::Unreachable { endpoint: endpoint.to_owned(), reason: with_causes(&error) }
+        }
+        other => RuntimeError::Failed { call, reason: with_causes(&other) },
     }
 }
 
 /// Whether the engine says that an object is not there.
 pub(crate) fn is_not_found(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::DockerResponseServerError {
-            status_code: 404,
-            ..
-        }
-    )
+    matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
 
 /// Whether the engine says that something else is being done to the object.
 pub(crate) fn is_conflict(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::DockerResponseServerError {
-            status_code: 409,
-            ..
-        }
-    )
+    matches!(error, Error::DockerResponseServerError { status_code: 409, .. })
 }
 
 fn is_missing_fuse(message: &str) -> bool {
@@ -101,20 +81,14 @@ mod tests {
     use super::*;
 
     fn answer(message: &str) -> Error {
-        Error::DockerResponseServerError {
-            status_code: 500,
-            message: message.to_owned(),
-        }
+        Error::DockerResponseServerError { status_code: 500, message: message.to_owned() }
     }
 
     #[test]
     fn a_host_without_fuse_is_told_from_other_failures() {
         let missing = "error gathering device information while adding custom device \
                        \"/dev/fuse\": no such file or directory";
-        assert!(matches!(
-            failed("e", "create", answer(missing)),
-            RuntimeError::NoFuse(_)
-        ));
+        assert!(matches!(failed("e", "create", answer(missing)), RuntimeError::NoFuse(_)));
         let other = failed("e", "create", answer("no space left on device"));
         assert_eq!(
             other.to_string(),
@@ -125,11 +99,7 @@ mod tests {
     #[test]
     fn an_engine_that_does_not_answer_is_named() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let error = failed(
-            "unix:///run/x.sock",
-            "create",
-            Error::IOError { err: refused },
-        );
+        let error = failed("unix:///run/x.sock", "create", Error::IOError { err: refused });
         assert!(matches!(&error, RuntimeError::Unreachable { .. }));
         assert!(error.to_string().contains("unix:///run/x.sock"), "{error}");
     }

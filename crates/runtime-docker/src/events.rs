@@ -53,9 +53,7 @@ fn one_connection(docker: &Docker, label: String) -> BoxStream<'static, RuntimeE
             }
         }
     });
-    stream::once(async { RuntimeEvent::Resync })
-        .chain(events)
-        .boxed()
+    stream::once(async { RuntimeEvent::Resync }).chain(events).boxed()
 }
 
 fn died(message: EventMessage) -> Option<RuntimeEvent> {

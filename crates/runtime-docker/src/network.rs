@@ -53,10 +53,8 @@ impl Network {
         settings: &DockerSettings,
         name: &str,
     ) -> Result<(), RuntimeError> {
-        let labels = [
-            (LABEL_INSTALLATION, settings.installation.as_str()),
-            (LABEL_ROLE, "network"),
-        ];
+        let labels =
+            [(LABEL_INSTALLATION, settings.installation.as_str()), (LABEL_ROLE, "network")];
         let request = NetworkCreateRequest {
             name: name.to_owned(),
             driver: Some("bridge".to_owned()),
@@ -65,9 +63,7 @@ impl Network {
         };
         let created = docker.create_network(request).await;
         let call = "create the sandboxes' network";
-        created
-            .map(drop)
-            .map_err(|error| failed(&settings.host, call, error))
+        created.map(drop).map_err(|error| failed(&settings.host, call, error))
     }
 
     pub(crate) async fn remove(&self, docker: &Docker, endpoint: &str) -> Result<(), RuntimeError> {

@@ -20,11 +20,7 @@ pub struct InvalidId {
 
 impl InvalidId {
     fn new(what: &'static str, value: &str, rule: &'static str) -> Self {
-        Self {
-            what,
-            value: value.chars().take(64).collect(),
-            rule,
-        }
+        Self { what, value: value.chars().take(64).collect(), rule }
     }
 }
 
@@ -90,10 +86,7 @@ fn fill_random(buffer: &mut [u8]) {
 }
 
 fn is_lower_alphanumeric(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
 /// Names one sandbox for its whole life. Any non-empty `[a-z0-9]` string parses: an id that was never
@@ -146,11 +139,7 @@ impl FromStr for TemplateId {
         if is_lower_alphanumeric(text) && text.len() <= 128 {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidId::new(
-                "template id",
-                text,
-                "it must be 1 to 128 characters of [a-z0-9]",
-            ))
+            Err(InvalidId::new("template id", text, "it must be 1 to 128 characters of [a-z0-9]"))
         }
     }
 }
@@ -188,10 +177,7 @@ impl FromStr for SessionId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         let ok = text.len() <= 128
-            && text
-                .as_bytes()
-                .first()
-                .is_some_and(u8::is_ascii_alphanumeric)
+            && text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
             && text.bytes().all(allowed)
             && !text.contains("..");
         if ok {
@@ -227,11 +213,7 @@ impl FromStr for InstanceId {
         if text.len() == 32 && text.bytes().all(hex) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidId::new(
-                "instance id",
-                text,
-                "it must be 32 lower-case hex digits",
-            ))
+            Err(InvalidId::new("instance id", text, "it must be 32 lower-case hex digits"))
         }
     }
 }
@@ -301,10 +283,7 @@ mod tests {
         let plain: SandboxId = "iabc123".parse().expect("valid");
         assert_eq!(SandboxId::from_path("iabc123-6532622b"), Ok(plain.clone()));
         assert_eq!(SandboxId::from_path("iabc123"), Ok(plain));
-        assert_eq!(
-            SandboxId::from_path("not-found").expect("valid").as_str(),
-            "not"
-        );
+        assert_eq!(SandboxId::from_path("not-found").expect("valid").as_str(), "not");
         for bad in ["a-b-c", "-x", "", "ABC", "a.b", "ä", "a/b"] {
             assert_eq!(SandboxId::from_path(bad), Err(InvalidSandboxId), "{bad}");
         }
@@ -315,30 +294,16 @@ mod tests {
         for good in ["a", "0", "Run-1.2_x", &"a".repeat(128)] {
             assert_eq!(good.parse::<SessionId>().expect("valid").as_str(), good);
         }
-        for bad in [
-            "",
-            "../x",
-            ".a",
-            "-a",
-            "_a",
-            "a..b",
-            "a/b",
-            "ä",
-            "a b",
-            "a\0",
-            &"a".repeat(129),
-        ] {
+        for bad in
+            ["", "../x", ".a", "-a", "_a", "a..b", "a/b", "ä", "a b", "a\0", &"a".repeat(129)]
+        {
             assert!(bad.parse::<SessionId>().is_err(), "{bad:?} was accepted");
         }
     }
 
     #[test]
     fn an_error_names_the_field_and_cuts_a_long_value() {
-        let error = "/"
-            .repeat(500)
-            .parse::<SessionId>()
-            .expect_err("invalid")
-            .to_string();
+        let error = "/".repeat(500).parse::<SessionId>().expect_err("invalid").to_string();
         assert!(error.starts_with("invalid session '////"), "{error}");
         assert!(error.len() < 250, "{error}");
     }

@@ -21,11 +21,7 @@ pub struct InvalidWorkspace {
 
 impl InvalidWorkspace {
     fn new(member: &'static str, value: &str, rule: &'static str) -> Self {
-        Self {
-            member,
-            value: value.chars().take(64).collect(),
-            rule,
-        }
+        Self { member, value: value.chars().take(64).collect(), rule }
     }
 }
 
@@ -150,10 +146,7 @@ impl FromStr for TargetPath {
         let ok = text.len() <= 512
             && !text.chars().any(char::is_control)
             && body.split('/').all(|s| !matches!(s, "" | "." | ".."))
-            && !body
-                .split('/')
-                .next()
-                .is_some_and(|first| reserved.contains(&first));
+            && !body.split('/').next().is_some_and(|first| reserved.contains(&first));
         if ok {
             return Ok(Self(text.to_owned()));
         }
@@ -242,10 +235,7 @@ impl WorkspaceSpec {
             driver: Driver::S3fs,
             directories: vec!["uploads".to_owned(), "artifacts".to_owned()],
         };
-        Self {
-            session,
-            mounts: vec![mount],
-        }
+        Self { session, mounts: vec![mount] }
     }
 }
 
@@ -260,22 +250,14 @@ mod tests {
         let prefix = KeyPrefix::session(&"a".parse().expect("valid"));
         assert!(prefix.covers("sessions/a/x"));
         assert!(prefix.covers("sessions/a/"));
-        for outside in [
-            "sessions/ab/x",
-            "sessions/a",
-            "sessions/",
-            "",
-            "/sessions/a/x",
-        ] {
+        for outside in ["sessions/ab/x", "sessions/a", "sessions/", "", "/sessions/a/x"] {
             assert!(!prefix.covers(outside), "{outside}");
         }
     }
 
     #[test]
     fn prefixes_that_could_climb_or_match_all_are_refused() {
-        for bad in [
-            "", "/", "a", "/a/", "a//b/", "a/../b/", "./", "../", "a/\n/",
-        ] {
+        for bad in ["", "/", "a", "/a/", "a//b/", "a/../b/", "./", "../", "a/\n/"] {
             assert!(bad.parse::<KeyPrefix>().is_err(), "{bad:?}");
         }
         assert!("threads/t-1/".parse::<KeyPrefix>().is_ok());
@@ -283,25 +265,12 @@ mod tests {
 
     #[test]
     fn targets_stay_out_of_what_the_sandbox_needs() {
-        for bad in [
-            "",
-            "/",
-            "x",
-            "/a/../b",
-            "/proc/1",
-            "/sys",
-            "/dev/x",
-            "/.sandyard/run",
-            "//a",
-        ] {
+        for bad in ["", "/", "x", "/a/../b", "/proc/1", "/sys", "/dev/x", "/.sandyard/run", "//a"] {
             assert!(bad.parse::<TargetPath>().is_err(), "{bad:?}");
         }
         let target: TargetPath = "/workspace/sessions/{session_id}".parse().expect("valid");
         let session = "s1".parse().expect("valid");
-        assert_eq!(
-            target.for_session(&session).expect("valid").as_str(),
-            "/workspace/sessions/s1"
-        );
+        assert_eq!(target.for_session(&session).expect("valid").as_str(), "/workspace/sessions/s1");
     }
 
     #[test]
@@ -309,10 +278,7 @@ mod tests {
         assert!(serde_json::from_str::<BucketName>("\"UPPER\"").is_err());
         assert!(serde_json::from_str::<KeyPrefix>("\"../\"").is_err());
         let bucket: BucketName = serde_json::from_str("\"sandyard\"").expect("valid");
-        assert_eq!(
-            serde_json::to_string(&bucket).expect("serializes"),
-            "\"sandyard\""
-        );
+        assert_eq!(serde_json::to_string(&bucket).expect("serializes"), "\"sandyard\"");
     }
 
     proptest! {

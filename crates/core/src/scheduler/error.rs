@@ -57,12 +57,14 @@ pub enum SandboxError {
     #[error(transparent)]
     Workspace(#[from] InvalidWorkspace),
     /// The object store could not offer the workspace.
-    #[error("cannot prepare the workspace of session '{session}'")]
+    #[error("cannot prepare the workspace of session '{session}': {store}{}", said(driver.as_ref()))]
     ObjectStore {
         /// Whose workspace.
         session: SessionId,
-        /// Why.
-        source: WorkspaceError,
+        /// Why, from the server's side.
+        store: WorkspaceError,
+        /// Why, from the driver's side.
+        driver: Option<ExecutorError>,
     },
     /// The engine refused or failed.
     #[error("failed to {op} sandbox '{id}'")]
@@ -106,6 +108,10 @@ pub enum SandboxError {
     /// The data base failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn said(driver: Option<&ExecutorError>) -> String {
+    driver.map_or_else(String::new, |error| format!("; and in the sandbox: {error}"))
 }
 
 fn left(bytes: Option<u64>) -> String {

@@ -165,15 +165,8 @@ impl Scheduler {
     /// # Errors
     /// The store's or the engine's failure to say what they hold.
     pub async fn start(parts: SchedulerParts) -> Result<Self, SandboxError> {
-        let shared = Arc::new(Shared {
-            parts,
-            entries: Mutex::default(),
-            gone: Notify::new(),
-        });
-        let scheduler = Self {
-            shared,
-            tasks: Arc::default(),
-        };
+        let shared = Arc::new(Shared { parts, entries: Mutex::default(), gone: Notify::new() });
+        let scheduler = Self { shared, tasks: Arc::default() };
         scheduler.reconcile().await?;
         Ok(scheduler)
     }
@@ -265,9 +258,7 @@ impl Scheduler {
             }
         };
         self.spawn(task.instrument(span)).await;
-        created
-            .await
-            .unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
+        created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
     }
 
     /// The making of a sandbox in the caller's own future, up to where the sandbox would be served: for
@@ -323,10 +314,7 @@ impl Scheduler {
     }
 
     fn live(&self, id: &SandboxId) -> Option<Live> {
-        self.shared
-            .entries()
-            .get(id)
-            .and_then(|entry| entry.live.clone())
+        self.shared.entries().get(id).and_then(|entry| entry.live.clone())
     }
 
     fn of_team(&self, team: TeamId, id: &SandboxId) -> Result<Live, SandboxError> {
@@ -353,9 +341,7 @@ impl Scheduler {
         let entries = self.shared.entries();
         let live = entries.values().filter(|entry| entry.team == team);
         let views = live.filter_map(|entry| entry.live.as_ref().map(|l| l.view.borrow().clone()));
-        views
-            .filter(|sandbox| sandbox.state != State::Killing)
-            .collect()
+        views.filter(|sandbox| sandbox.state != State::Killing).collect()
     }
 
     /// The sandbox whatever its team, for the proxy. `None` if it is unknown or being killed.
@@ -367,10 +353,7 @@ impl Scheduler {
     /// What a sandbox may reach of the object store, for the gateway. Known from before the container
     /// exists until after it is gone: a key must outlive its mount.
     pub fn workspace(&self, id: &SandboxId) -> Option<Arc<WorkspaceSpec>> {
-        self.shared
-            .entries()
-            .get(id)
-            .and_then(|entry| entry.workspace.clone())
+        self.shared.entries().get(id).and_then(|entry| entry.workspace.clone())
     }
 
     async fn ask<T>(
@@ -382,10 +365,7 @@ impl Scheduler {
         let live = self.of_team(team, id)?;
         let (answer, answered) = oneshot::channel();
         let not_found = || SandboxError::NotFound(id.clone());
-        live.requests
-            .send(request(answer))
-            .await
-            .map_err(|_| not_found())?;
+        live.requests.send(request(answer)).await.map_err(|_| not_found())?;
         answered.await.map_err(|_| not_found())?
     }
 
@@ -411,8 +391,7 @@ impl Scheduler {
         id: &SandboxId,
         timeout: Duration,
     ) -> Result<(), SandboxError> {
-        self.ask(team, id, |answer| Request::SetTimeout { timeout, answer })
-            .await
+        self.ask(team, id, |answer| Request::SetTimeout { timeout, answer }).await
     }
 
     /// Makes the sandbox live at least `timeout` from now; never shortens (control-plane 3.2).
@@ -425,12 +404,7 @@ impl Scheduler {
         id: &SandboxId,
         timeout: Duration,
     ) -> Result<Arc<Sandbox>, SandboxError> {
-        self.ask(team, id, |answer| Request::Extend {
-            op: Op::Change,
-            timeout,
-            answer,
-        })
-        .await
+        self.ask(team, id, |answer| Request::Extend { op: Op::Change, timeout, answer }).await
     }
 
     /// Connects to a running sandbox: like [`Self::extend`], but a timeout above the team's maximum is
@@ -448,12 +422,7 @@ impl Scheduler {
         if timeout > max {
             return Err(SandboxError::TimeoutTooLong { max });
         }
-        self.ask(team, id, |answer| Request::Extend {
-            op: Op::Connect,
-            timeout,
-            answer,
-        })
-        .await
+        self.ask(team, id, |answer| Request::Extend { op: Op::Connect, timeout, answer }).await
     }
 
     /// The durability barrier for all workspaces, with the sandboxes left running for the next start
@@ -488,10 +457,7 @@ impl Scheduler {
     pub async fn kill_all(&self) -> Vec<(SandboxId, Result<(), SandboxError>)> {
         let all: Vec<(TeamId, SandboxId)> = {
             let entries = self.shared.entries();
-            entries
-                .iter()
-                .map(|(id, entry)| (entry.team, id.clone()))
-                .collect()
+            entries.iter().map(|(id, entry)| (entry.team, id.clone())).collect()
         };
         let kills = all.into_iter().map(async |(team, id)| {
             let result = self.kill(team, &id).await;
@@ -515,11 +481,7 @@ impl Scheduler {
 impl Record {
     /// A record as the rest of the world sees it.
     fn view(&self, template: &Arc<Template>, instance: &Instance, state: State) -> Sandbox {
-        debug_assert_ne!(
-            self.stage,
-            Stage::Creating,
-            "a sandbox in the making has no view"
-        );
+        debug_assert_ne!(self.stage, Stage::Creating, "a sandbox in the making has no view");
         Sandbox {
             id: self.id.clone(),
             team: self.team,

@@ -33,11 +33,7 @@ impl Provision {
         };
         let target = self.template.workspace_target.for_session(session)?;
         let bucket = self.shared.parts.bucket.clone();
-        Ok(Some(WorkspaceSpec::for_session(
-            session.clone(),
-            bucket,
-            target,
-        )))
+        Ok(Some(WorkspaceSpec::for_session(session.clone(), bucket, target)))
     }
 
     /// Takes a place among the team's sandboxes and the session for the team.
@@ -45,35 +41,18 @@ impl Provision {
         let workspace = self.workspace()?;
         if let Some(workspace) = &workspace {
             let session = &workspace.session;
-            let owner = self
-                .shared
-                .parts
-                .store
-                .claim_session(session, self.team)
-                .await?;
+            let owner = self.shared.parts.store.claim_session(session, self.team).await?;
             if owner != self.team {
                 return Err(SandboxError::SessionTaken(session.clone()));
             }
         }
         let mut entries = self.shared.entries();
         let max = self.shared.parts.limits.max_sandboxes;
-        if entries
-            .values()
-            .filter(|entry| entry.team == self.team)
-            .count()
-            >= max
-        {
+        if entries.values().filter(|entry| entry.team == self.team).count() >= max {
             return Err(SandboxError::TooMany { max });
         }
         let workspace = workspace.map(Arc::new);
-        entries.insert(
-            self.id.clone(),
-            Entry {
-                team: self.team,
-                workspace,
-                live: None,
-            },
-        );
+        entries.insert(self.id.clone(), Entry { team: self.team, workspace, live: None });
         Ok(())
     }
 
@@ -97,11 +76,7 @@ impl Provision {
         let deleted = parts.runtime.delete(&self.id).await;
         // The key dies now, whatever else fails.
         self.shared.forget(&self.id);
-        let failed = |source| SandboxError::Runtime {
-            op: "delete",
-            id: self.id.clone(),
-            source,
-        };
+        let failed = |source| SandboxError::Runtime { op: "delete", id: self.id.clone(), source };
         deleted.map_err(failed)?;
         Ok(parts.store.remove(&self.id).await?)
     }
@@ -113,18 +88,10 @@ impl Provision {
             id: self.id.clone(),
             instance: self.instance.clone(),
             template: Template::clone(&self.template),
-            profile: if workspace.is_some() {
-                Profile::Workspace
-            } else {
-                Profile::Plain
-            },
+            profile: if workspace.is_some() { Profile::Workspace } else { Profile::Plain },
             cache: parts.cache,
         };
-        let engine = |source| SandboxError::Runtime {
-            op: "create",
-            id: self.id.clone(),
-            source,
-        };
+        let engine = |source| SandboxError::Runtime { op: "create", id: self.id.clone(), source };
         parts.runtime.validate(&spec).map_err(engine)?;
 
         let created_at = now();
@@ -146,28 +113,18 @@ impl Provision {
         // The store's directories and the container do not need each other: both at once.
         let prepared = async {
             match &workspace {
-                Some(workspace) => parts.workspaces.prepare(workspace).await.map_err(|source| {
-                    SandboxError::ObjectStore {
-                        session: workspace.session.clone(),
-                        source,
-                    }
-                }),
+                Some(workspace) => parts.workspaces.prepare(workspace).await,
                 None => Ok(()),
             }
         };
         let started = async {
-            let facts = parts
-                .runtime
-                .ensure_image(&self.template)
-                .await
-                .map_err(engine)?;
+            let facts = parts.runtime.ensure_image(&self.template).await.map_err(engine)?;
             let instance = parts.runtime.create(&spec).await.map_err(engine)?;
             Ok::<_, SandboxError>((facts, instance))
         };
         // Not `try_join`: a container that is being made while the other side fails must be finished
         // before it can be removed.
         let (prepared, started) = futures::join!(prepared, started);
-        prepared?;
         let (facts, instance) = started?;
 
         let mut env: BTreeMap<String, String> = facts.env;
@@ -182,21 +139,22 @@ impl Provision {
             default_workdir: self.template.workdir.clone().or(facts.workdir),
             workspace,
         };
-        if let Err(source) = parts.executor.claim(&instance, &claim).await {
+        let claimed = parts.executor.claim(&instance, &claim).await;
+        // The driver was let try all the same: what it says of a store that the server itself cannot use
+        // names the cause from the sandbox's side.
+        if let (Err(store), Some(workspace)) = (prepared, &claim.workspace) {
+            let (session, driver) = (workspace.session.clone(), claimed.err());
+            return Err(SandboxError::ObjectStore { session, store, driver });
+        }
+        if let Err(source) = claimed {
             self.log_last_lines().await;
-            return Err(SandboxError::Executor {
-                id: self.id.clone(),
-                source,
-            });
+            return Err(SandboxError::Executor { id: self.id.clone(), source });
         }
 
         record.stage = Stage::Running;
         record.started_at = now();
         record.end_at = record.started_at + self.request.timeout;
-        parts
-            .store
-            .set_running(&record.id, record.started_at, record.end_at)
-            .await?;
+        parts.store.set_running(&record.id, record.started_at, record.end_at).await?;
         info!(template = %self.template.name, "sandbox created");
         Ok((record, instance))
     }

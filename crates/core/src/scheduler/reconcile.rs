@@ -16,10 +16,8 @@ impl Scheduler {
         let parts = &self.shared.parts;
         let records = parts.store.all().await?;
         let instances = parts.runtime.list().await.map_err(SandboxError::Engine)?;
-        let mut instances: HashMap<SandboxId, Instance> = instances
-            .into_iter()
-            .map(|instance| (instance.id.clone(), instance))
-            .collect();
+        let mut instances: HashMap<SandboxId, Instance> =
+            instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect();
         for record in records {
             let span = info_span!("sandbox", sandbox.id = %record.id);
             let instance = instances.remove(&record.id);
@@ -78,11 +76,7 @@ impl Scheduler {
     }
 
     async fn delete(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        let failed = |source| SandboxError::Runtime {
-            op: "delete",
-            id: id.clone(),
-            source,
-        };
+        let failed = |source| SandboxError::Runtime { op: "delete", id: id.clone(), source };
         self.shared.parts.runtime.delete(id).await.map_err(failed)
     }
 

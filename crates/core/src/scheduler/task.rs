@@ -90,10 +90,7 @@ impl SandboxTask {
 
     /// Makes the sandbox visible to everybody.
     pub(super) fn publish(&self) -> Arc<Sandbox> {
-        let live = Live {
-            requests: self.sender.clone(),
-            view: self.view.subscribe(),
-        };
+        let live = Live { requests: self.sender.clone(), view: self.view.subscribe() };
         if let Some(entry) = self.shared.entries().get_mut(&self.record.id) {
             entry.live = Some(live);
         }
@@ -170,11 +167,7 @@ impl SandboxTask {
                 reply(answer, result);
                 false
             }
-            Request::Extend {
-                op,
-                timeout,
-                answer,
-            } => {
+            Request::Extend { op, timeout, answer } => {
                 let result = match self.state.plan(op) {
                     Plan::Begin => self.change_end(timeout, Bound::AtLeast).await,
                     plan => Err(self.refusal(op, plan)),
@@ -196,11 +189,9 @@ impl SandboxTask {
         let id = self.record.id.clone();
         match plan {
             Plan::NotFound => SandboxError::NotFound(id),
-            Plan::Begin | Plan::Join | Plan::Wait | Plan::Conflict => SandboxError::Conflict {
-                op,
-                id,
-                state: self.state,
-            },
+            Plan::Begin | Plan::Join | Plan::Wait | Plan::Conflict => {
+                SandboxError::Conflict { op, id, state: self.state }
+            }
         }
     }
 
@@ -213,10 +204,7 @@ impl SandboxTask {
         let latest = self.record.started_at + max;
         let now = now();
         if now >= latest {
-            return Err(SandboxError::LengthUsedUp {
-                id: self.record.id.clone(),
-                max,
-            });
+            return Err(SandboxError::LengthUsedUp { id: self.record.id.clone(), max });
         }
         let wanted = now + timeout;
         let end_at = match bound {
@@ -224,11 +212,7 @@ impl SandboxTask {
             Bound::AtLeast => wanted.min(latest).max(self.record.end_at),
         };
         if end_at != self.record.end_at {
-            self.shared
-                .parts
-                .store
-                .set_end(&self.record.id, end_at)
-                .await?;
+            self.shared.parts.store.set_end(&self.record.id, end_at).await?;
             self.record.end_at = end_at;
         }
         Ok(self.update_view())
@@ -244,12 +228,7 @@ impl SandboxTask {
             error!(%error, "cannot note that the sandbox ends");
         }
         let flush = self.record.workspace.is_some() && !self.died;
-        Box::pin(end(
-            self.shared.clone(),
-            self.instance.clone(),
-            flush,
-            Duration::ZERO,
-        ))
+        Box::pin(end(self.shared.clone(), self.instance.clone(), flush, Duration::ZERO))
     }
 
     /// Tells everybody how the end went; true when the sandbox is gone.
@@ -268,39 +247,26 @@ impl SandboxTask {
         self.shared.forget(&self.record.id);
         info!("sandbox ended");
         for answer in std::mem::take(&mut self.killers) {
-            reply(
-                answer,
-                ended.clone().map_err(|failure| self.kill_error(failure)),
-            );
+            reply(answer, ended.clone().map_err(|failure| self.kill_error(failure)));
         }
         true
     }
 
     /// Tries again to remove the container, later.
     fn retry_end(&self) -> BoxFuture<'static, Ended> {
-        Box::pin(end(
-            self.shared.clone(),
-            self.instance.clone(),
-            false,
-            RETRY,
-        ))
+        Box::pin(end(self.shared.clone(), self.instance.clone(), false, RETRY))
     }
 
     fn kill_error(&self, failure: KillFailure) -> SandboxError {
         let id = self.record.id.clone();
         match failure {
-            KillFailure::DataLeft(bytes_left) => SandboxError::DataLeft {
-                id,
-                limit: self.shared.parts.limits.flush,
-                bytes_left,
-            },
+            KillFailure::DataLeft(bytes_left) => {
+                SandboxError::DataLeft { id, limit: self.shared.parts.limits.flush, bytes_left }
+            }
             KillFailure::Engine(reason) => SandboxError::Runtime {
                 op: "remove",
                 id,
-                source: crate::RuntimeError::Failed {
-                    call: "remove the container",
-                    reason,
-                },
+                source: crate::RuntimeError::Failed { call: "remove the container", reason },
             },
         }
     }
