@@ -19,9 +19,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use sandyard_contract::daemon::{
-    CONTROL_TOKEN_HEADER, DAEMON_PORT, TUNNEL_PATH, TUNNEL_PROTOCOL,
-};
+use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, DAEMON_PORT, TUNNEL_PATH, TUNNEL_PROTOCOL};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,7 +53,7 @@ pub struct Seen {
 /// | `/endless` | one piece of a body, and never its end |
 /// | `/silent` | never answers |
 /// | `/hang-up` | closes the connection without an answer |
-/// | `/upgrade` | 101; sends back what arrives, and after the client's half-close `bye` |
+/// | `/socket` | 101; sends back what arrives, and after the client's half-close `bye` |
 /// | `/sandyard/tunnel/<port>` | as the contract says, to ports given by [`Self::open_port`] |
 /// | others | 404 |
 pub struct FakeDaemon {
@@ -176,7 +174,6 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
     });
     let mut after = JoinSet::new();
     {
-        // A client that only closes its half still wants the answer, as with many servers.
         let connection = http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
@@ -273,7 +270,7 @@ async fn answer(
             std::future::pending().await
         }
         "/hang-up" => Err(io::Error::other("told to hang up")),
-        "/upgrade" => {
+        "/socket" => {
             let protocol = request.headers().get(UPGRADE).cloned();
             let Some(protocol) = protocol else {
                 return Ok(plain(StatusCode::UPGRADE_REQUIRED));

@@ -204,12 +204,30 @@ mod tests {
             ("timeout", json!({"templateID": "base", "timeout": 0})),
             ("timeout", json!({"templateID": "base", "timeout": -1})),
             ("templateID", json!({"templateID": "a b"})),
-            ("metadata.session", json!({"templateID": "base", "metadata": {"session": "../x"}})),
-            ("metadata.session", json!({"templateID": "base", "metadata": {"session": ""}})),
-            ("metadata", json!({"templateID": "base", "metadata": {"k": "x".repeat(70_000)}})),
-            ("envVars.A=B", json!({"templateID": "base", "envVars": {"A=B": ""}})),
-            ("envVars.A", json!({"templateID": "base", "envVars": {"A": "\0"}})),
-            ("envVars.A", json!({"templateID": "base", "envVars": {"A": long}})),
+            (
+                "metadata.session",
+                json!({"templateID": "base", "metadata": {"session": "../x"}}),
+            ),
+            (
+                "metadata.session",
+                json!({"templateID": "base", "metadata": {"session": ""}}),
+            ),
+            (
+                "metadata",
+                json!({"templateID": "base", "metadata": {"k": "x".repeat(70_000)}}),
+            ),
+            (
+                "envVars.A=B",
+                json!({"templateID": "base", "envVars": {"A=B": ""}}),
+            ),
+            (
+                "envVars.A",
+                json!({"templateID": "base", "envVars": {"A": "\0"}}),
+            ),
+            (
+                "envVars.A",
+                json!({"templateID": "base", "envVars": {"A": long}}),
+            ),
         ] {
             let refused = read_json(Version::V2, body).expect_err(member);
             assert_eq!(refused.status(), StatusCode::BAD_REQUEST);

@@ -148,7 +148,10 @@ pub(super) async fn page(
         Some(Some(_)) | None => scheduler.list(caller.team),
     };
     sandboxes.retain(|sandbox| {
-        let of_template = template.iter().flatten().all(|t| t.id == sandbox.template.id);
+        let of_template = template
+            .iter()
+            .flatten()
+            .all(|t| t.id == sandbox.template.id);
         of_template && filter.matches(sandbox)
     });
     let page = cut(sandboxes, &filter);
@@ -189,7 +192,10 @@ fn cut(sandboxes: Vec<Arc<Sandbox>>, filter: &Filter) -> Page {
     placed.sort_by(|(a, _), (b, _)| a.compare(b, filter.order));
     let more = placed.len() > filter.limit;
     placed.truncate(filter.limit);
-    let next = placed.last().filter(|_| more).map(|(place, _)| place.clone());
+    let next = placed
+        .last()
+        .filter(|_| more)
+        .map(|(place, _)| place.clone());
     Page {
         entries: placed.iter().filter_map(|(_, s)| listed_body(s)).collect(),
         running,
@@ -241,10 +247,7 @@ mod tests {
             "state=",
         ] {
             let filter = Filter::parse(Some(query)).expect(query);
-            assert_eq!(
-                filter.states,
-                [VisibleState::Running, VisibleState::Paused]
-            );
+            assert_eq!(filter.states, [VisibleState::Running, VisibleState::Paused]);
         }
     }
 

@@ -23,7 +23,12 @@ impl MetadataFilter {
         let pairs = form.split('&').map(|pair| {
             pair.split_once('=')
                 .filter(|(_, value)| !value.contains('='))
-                .map(|(key, value)| (form_decode(key).into_owned(), form_decode(value).into_owned()))
+                .map(|(key, value)| {
+                    (
+                        form_decode(key).into_owned(),
+                        form_decode(value).into_owned(),
+                    )
+                })
                 .ok_or_else(|| {
                     ApiError::validation("metadata", "it is 'key=value' pairs joined by '&'")
                 })

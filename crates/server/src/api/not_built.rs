@@ -48,10 +48,7 @@ const ROUTES: &[(&str, &[MethodFilter])] = &[
     ("/default-templates", &[GET]),
     ("/volumes", &[GET, POST]),
     ("/volumes/{volumeID}", &[GET, DELETE]),
-    (
-        "/volumecontent/{volumeID}/path",
-        &[GET, PATCH, DELETE],
-    ),
+    ("/volumecontent/{volumeID}/path", &[GET, PATCH, DELETE]),
     ("/volumecontent/{volumeID}/dir", &[GET, POST]),
     ("/volumecontent/{volumeID}/file", &[GET, PUT]),
     ("/secrets", &[GET, POST]),
@@ -78,9 +75,9 @@ const MAX_NAMED: usize = 200;
 /// Adds every route that is known but not built.
 pub(super) fn add_to(router: Router<Shared>) -> Router<Shared> {
     ROUTES.iter().fold(router, |router, (path, methods)| {
-        methods
-            .iter()
-            .fold(router, |router, method| router.route(path, on(*method, known)))
+        methods.iter().fold(router, |router, method| {
+            router.route(path, on(*method, known))
+        })
     })
 }
 

@@ -126,7 +126,10 @@ mod tests {
         assert!(Position::from_token(&token, Order::Descending).is_err());
         let four = URL_SAFE_NO_PAD.encode("1__a__desc__x");
         for bad in ["", "x", "%%%", "AAAA", &four] {
-            assert!(Position::from_token(bad, Order::Descending).is_err(), "{bad}");
+            assert!(
+                Position::from_token(bad, Order::Descending).is_err(),
+                "{bad}"
+            );
         }
     }
 

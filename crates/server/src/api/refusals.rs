@@ -169,7 +169,10 @@ mod tests {
                 "network.denyOut",
                 json!({"network": {"denyOut": ["0.0.0.0/0"]}}),
             ),
-            ("network.httpsPorts", json!({"network": {"httpsPorts": [1]}})),
+            (
+                "network.httpsPorts",
+                json!({"network": {"httpsPorts": [1]}}),
+            ),
             (
                 "network.rules",
                 json!({"network": {"rules": {"a.b": [{}]}}}),

@@ -118,10 +118,6 @@ pub(super) async fn connect_v2(
         Some(timeout) => seconds("timeout", timeout)?,
         None => CONNECT_DEFAULT,
     };
-    let sandbox = api
-        .app
-        .scheduler
-        .connect(caller.team, &id, timeout)
-        .await?;
+    let sandbox = api.app.scheduler.connect(caller.team, &id, timeout).await?;
     Ok(Json(sandbox_body(&api.app, &sandbox)))
 }

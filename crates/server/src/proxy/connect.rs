@@ -17,9 +17,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
-use sandyard_contract::daemon::{
-    CONTROL_TOKEN_HEADER, DAEMON_PORT, TUNNEL_PATH, TUNNEL_PROTOCOL,
-};
+use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, DAEMON_PORT, TUNNEL_PATH, TUNNEL_PROTOCOL};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;

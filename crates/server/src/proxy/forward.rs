@@ -114,9 +114,7 @@ impl Proxy {
         }
 
         let upgrade = wanted_upgrade(request.headers());
-        let downstream = upgrade
-            .as_ref()
-            .map(|_| hyper::upgrade::on(&mut request));
+        let downstream = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         address(&mut request, &target)?;
         prepare_request(request.headers_mut(), upgrade.as_ref());
         let client = if target.port == DAEMON_PORT {

@@ -164,7 +164,11 @@ mod tests {
             (Some("80-.x"), Unaddressed::Id),
             (Some("80-iABC.x"), Unaddressed::Id),
         ] {
-            assert_eq!(target_of(host, &HeaderMap::new()), Err(expected), "{host:?}");
+            assert_eq!(
+                target_of(host, &HeaderMap::new()),
+                Err(expected),
+                "{host:?}"
+            );
         }
     }
 

@@ -1,0 +1,8 @@
+//! The real router and proxy over TCP, on an engine in memory.
+
+mod harness;
+mod proxy;
+mod proxy_streams;
+mod rest;
+mod rest_lists;
+mod rest_refusals;
