@@ -69,6 +69,7 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
     connections: watch::Sender<usize>,
     abandoned: watch::Sender<usize>,
+    arrived: watch::Sender<usize>,
     control_token: Mutex<Option<String>>,
 }
 
@@ -105,11 +106,7 @@ impl FakeDaemon {
         let shared = Arc::new(Shared::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, shared.clone()));
-        Ok(Self {
-            address,
-            shared,
-            _tasks: tasks,
-        })
+        Ok(Self { address, shared, _tasks: tasks })
     }
 
     /// Where it listens.
@@ -130,6 +127,14 @@ impl FakeDaemon {
     /// All requests so far, tunnels included.
     pub fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).clone()
+    }
+
+    /// Waits until a request for this path and query has arrived.
+    pub async fn saw(&self, uri: &str) {
+        let mut arrived = self.shared.arrived.subscribe();
+        let seen = || lock(&self.shared.seen).iter().any(|seen| seen.uri == uri);
+        // The sender lives as long as the daemon.
+        let _ = arrived.wait_for(|_| seen()).await;
     }
 
     /// How many connections were made so far.
@@ -174,9 +179,8 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
     });
     let mut after = JoinSet::new();
     {
-        let connection = http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
+        let connection =
+            http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = pin!(connection);
         loop {
             tokio::select! {
@@ -220,9 +224,7 @@ async fn tunnel(upgrade: OnUpgrade, mut service: TcpStream) -> io::Result<()> {
 }
 
 fn full(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into())
-        .map_err(|never: Infallible| match never {})
-        .boxed()
+    Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
 }
 
 fn plain(status: StatusCode) -> Response<Body> {
@@ -246,15 +248,14 @@ async fn answer(
 ) -> io::Result<Response<Body>> {
     let seen = see(&request);
     lock(&shared.seen).push(seen.clone());
+    shared.arrived.send_modify(|count| *count += 1);
     let path = request.uri().path().to_owned();
     if let Some(port) = path.strip_prefix(TUNNEL_PATH) {
         return Ok(open_tunnel(&mut request, port, &shared, &upgrades).await);
     }
     match path.as_str() {
         "/health" => Ok(plain(StatusCode::NO_CONTENT)),
-        "/echo" => Ok(Response::new(
-            request.into_body().map_err(io::Error::other).boxed(),
-        )),
+        "/echo" => Ok(Response::new(request.into_body().map_err(io::Error::other).boxed())),
         "/seen" => {
             let body = json!({"method": seen.method, "uri": seen.uri, "headers": seen.headers});
             Ok(Response::new(full(body.to_string())))

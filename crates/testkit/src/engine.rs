@@ -80,6 +80,7 @@ struct State {
     claims: Vec<Claim>,
     specs: Vec<ContainerSpec>,
     prepared: Vec<WorkspaceSpec>,
+    released: Vec<SandboxId>,
 }
 
 /// Events that a slow watcher may be behind.
@@ -109,16 +110,11 @@ impl FakeEngine {
             made: watch::Sender::new(0),
             daemons,
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        Self { inner: Arc::new(inner) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.inner
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes every such call behave so from now on.
@@ -170,6 +166,11 @@ impl FakeEngine {
     /// Workspaces that were prepared in the object store.
     pub fn prepared(&self) -> Vec<WorkspaceSpec> {
         self.state().prepared.clone()
+    }
+
+    /// Sandboxes whose use of the object store has ended.
+    pub fn released(&self) -> Vec<SandboxId> {
+        self.state().released.clone()
     }
 
     /// The daemon of a container.
@@ -226,10 +227,7 @@ impl FakeEngine {
 }
 
 fn refused(call: &'static str) -> impl Fn(()) -> RuntimeError {
-    move |()| RuntimeError::Failed {
-        call,
-        reason: "told to fail".to_owned(),
-    }
+    move |()| RuntimeError::Failed { call, reason: "told to fail".to_owned() }
 }
 
 fn refusal(call: &str) -> ExecutorError {
@@ -255,13 +253,9 @@ impl Runtime for FakeEngine {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         const WHAT: &str = "create the container";
-        self.begin(Call::Create, Some(&spec.id))
-            .await
-            .map_err(refused(WHAT))?;
-        let failed = |error: std::io::Error| RuntimeError::Failed {
-            call: WHAT,
-            reason: error.to_string(),
-        };
+        self.begin(Call::Create, Some(&spec.id)).await.map_err(refused(WHAT))?;
+        let failed =
+            |error: std::io::Error| RuntimeError::Failed { call: WHAT, reason: error.to_string() };
         let daemon = if self.inner.daemons {
             Some(Arc::new(FakeDaemon::start().await.map_err(failed)?))
         } else {
@@ -288,9 +282,7 @@ impl Runtime for FakeEngine {
 
     async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
         const WHAT: &str = "inspect the container";
-        self.begin(Call::Get, Some(id))
-            .await
-            .map_err(refused(WHAT))?;
+        self.begin(Call::Get, Some(id)).await.map_err(refused(WHAT))?;
         let found = self.state().instances.get(id).cloned();
         self.end(Call::Get).await.map_err(refused(WHAT))?;
         Ok(found)
@@ -320,18 +312,14 @@ impl Runtime for FakeEngine {
 
     async fn stop(&self, id: &SandboxId, _: u32) -> Result<(), RuntimeError> {
         const WHAT: &str = "stop the container";
-        self.begin(Call::Stop, Some(id))
-            .await
-            .map_err(refused(WHAT))?;
+        self.begin(Call::Stop, Some(id)).await.map_err(refused(WHAT))?;
         self.die_unseen(id);
         self.end(Call::Stop).await.map_err(refused(WHAT))
     }
 
     async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         const WHAT: &str = "remove the container";
-        self.begin(Call::Delete, Some(id))
-            .await
-            .map_err(refused(WHAT))?;
+        self.begin(Call::Delete, Some(id)).await.map_err(refused(WHAT))?;
         {
             let mut state = self.state();
             state.instances.remove(id);
@@ -342,9 +330,7 @@ impl Runtime for FakeEngine {
 
     async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
         const WHAT: &str = "read the container's log";
-        self.begin(Call::LastLines, Some(id))
-            .await
-            .map_err(refused(WHAT))?;
+        self.begin(Call::LastLines, Some(id)).await.map_err(refused(WHAT))?;
         self.end(Call::LastLines).await.map_err(refused(WHAT))?;
         Ok(vec!["the last line".to_owned()])
     }
@@ -353,28 +339,20 @@ impl Runtime for FakeEngine {
 #[async_trait]
 impl ExecutorClient for FakeEngine {
     async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
-        self.begin(Call::Claim, Some(&instance.id))
-            .await
-            .map_err(|()| refusal("claim"))?;
+        self.begin(Call::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))?;
         self.state().claims.push(claim.clone());
         self.end(Call::Claim).await.map_err(|()| refusal("claim"))
     }
 
     async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::Sync, Some(&instance.id))
-            .await
-            .map_err(|()| refusal("sync"))?;
+        self.begin(Call::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
         self.end(Call::Sync).await.map_err(|()| refusal("sync"))?;
         Ok(Flushed::Complete)
     }
 
     async fn stop(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::StopExecutor, Some(&instance.id))
-            .await
-            .map_err(|()| refusal("stop"))?;
-        self.end(Call::StopExecutor)
-            .await
-            .map_err(|()| refusal("stop"))?;
+        self.begin(Call::StopExecutor, Some(&instance.id)).await.map_err(|()| refusal("stop"))?;
+        self.end(Call::StopExecutor).await.map_err(|()| refusal("stop"))?;
         Ok(Flushed::Complete)
     }
 }
@@ -386,5 +364,9 @@ impl Workspaces for FakeEngine {
         self.begin(Call::Prepare, None).await.map_err(failed)?;
         self.state().prepared.push(workspace.clone());
         self.end(Call::Prepare).await.map_err(failed)
+    }
+
+    fn release(&self, id: &SandboxId) {
+        self.state().released.push(id.clone());
     }
 }

@@ -9,17 +9,16 @@ use sandyard_types::SandboxId;
 use serde_json::{Value, json};
 
 use super::target::{Target, Unaddressed};
+use super::unframed::Unframed;
 
 /// A body from a sandbox, or one of our own.
-pub(super) type ProxyBody = Either<Incoming, Full<Bytes>>;
+pub(super) type ProxyBody = Either<Either<Incoming, Unframed>, Full<Bytes>>;
 
 const JSON: &str = "application/json; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 
 /// What browsers call themselves, among others.
-const BROWSERS: [&str; 7] = [
-    "mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie",
-];
+const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
 
 /// Why a request was not forwarded, or got no answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -148,10 +147,7 @@ pub(super) fn wants_html(headers: &HeaderMap) -> bool {
     let mode = text("sec-fetch-mode");
     let browser = BROWSERS.iter().any(|name| agent.contains(name));
     let wants_json = accept.contains("application/json") && !accept.contains("text/html");
-    let fetched = matches!(
-        mode.as_str(),
-        "cors" | "no-cors" | "same-origin" | "websocket"
-    );
+    let fetched = matches!(mode.as_str(), "cors" | "no-cors" | "same-origin" | "websocket");
     let scripted = headers.contains_key("x-requested-with") && mode != "navigate";
     browser && !wants_json && !fetched && !scripted
 }
@@ -164,12 +160,9 @@ mod tests {
     use super::*;
 
     fn wants(pairs: &[(&'static str, &'static str)]) -> bool {
-        let headers = pairs.iter().map(|(name, value)| {
-            (
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            )
-        });
+        let headers = pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         wants_html(&headers.collect())
     }
 
@@ -178,11 +171,7 @@ mod tests {
         const AGENT: (&str, &str) = ("user-agent", "Mozilla/5.0 (X11) Firefox/1");
         assert!(wants(&[AGENT]));
         assert!(wants(&[AGENT, ("accept", "text/html,application/json")]));
-        assert!(wants(&[
-            AGENT,
-            ("x-requested-with", "a"),
-            ("sec-fetch-mode", "navigate")
-        ]));
+        assert!(wants(&[AGENT, ("x-requested-with", "a"), ("sec-fetch-mode", "navigate")]));
         assert!(!wants(&[]));
         assert!(!wants(&[("user-agent", "python-httpx/0.27")]));
         assert!(!wants(&[AGENT, ("accept", "application/json")]));
@@ -204,10 +193,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_the_contracts() {
         let id: SandboxId = "iabc".parse().expect("valid");
-        let target = Target {
-            id: id.clone(),
-            port: 8000,
-        };
+        let target = Target { id: id.clone(), port: 8000 };
         let (kind, body) = text(Refusal::NotFound(id.clone()), false).await;
         assert_eq!(kind, "application/json; charset=utf-8");
         let body: Value = serde_json::from_str(&body).expect("json");

@@ -62,19 +62,14 @@ pub(super) fn pool_uri(target: &Target, uri: &Uri) -> Result<Uri, InvalidUriPart
     parts.scheme = Some(Scheme::HTTP);
     // An id and a port are letters, digits and a colon.
     parts.authority = format!("{}:{}", target.id, target.port).parse().ok();
-    parts.path_and_query = uri
-        .path_and_query()
-        .cloned()
-        .or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
+    parts.path_and_query =
+        uri.path_and_query().cloned().or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
     Uri::from_parts(parts)
 }
 
 /// The reverse of [`pool_uri`].
 fn target_from(uri: &Uri) -> Option<Target> {
-    Some(Target {
-        id: uri.host()?.parse().ok()?,
-        port: uri.port_u16()?,
-    })
+    Some(Target { id: uri.host()?.parse().ok()?, port: uri.port_u16()? })
 }
 
 /// Makes connections for the pool.
@@ -104,9 +99,7 @@ impl Service<Uri> for Connector {
 async fn connect(routes: &dyn Routes, target: &Target) -> Result<Upstream, ConnectError> {
     let mut waits = BACK_OFF.iter();
     loop {
-        let route = routes
-            .route(&target.id)
-            .ok_or_else(|| gone("no such sandbox"))?;
+        let route = routes.route(&target.id).ok_or_else(|| gone("no such sandbox"))?;
         if target.port == DAEMON_PORT {
             let stream = dial(&route).await.map_err(gone)?;
             return Ok(Upstream::new(stream, Bytes::new()));
@@ -179,9 +172,7 @@ async fn tunnel(route: &Route, port: u16) -> Result<Upstream, ConnectError> {
         }
     }
     if !over {
-        poll_fn(|cx| connection.poll_without_shutdown(cx))
-            .await
-            .map_err(gone)?;
+        poll_fn(|cx| connection.poll_without_shutdown(cx)).await.map_err(gone)?;
     }
     let parts = connection.into_parts();
     Ok(Upstream::new(parts.io.into_inner(), parts.read_buf))
@@ -258,10 +249,7 @@ mod tests {
 
     #[test]
     fn the_pool_tells_sandboxes_and_ports_apart() {
-        let target = Target {
-            id: "iabc".parse().expect("valid"),
-            port: 8000,
-        };
+        let target = Target { id: "iabc".parse().expect("valid"), port: 8000 };
         let asked: Uri = "/a%2Fb?x=1".parse().expect("uri");
         let uri = pool_uri(&target, &asked).expect("uri");
         assert_eq!(uri.to_string(), "http://iabc:8000/a%2Fb?x=1");

@@ -24,6 +24,7 @@ use super::headers::{prepare_request, put_upgrade, remove_hop_by_hop, wanted_upg
 use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
+use super::unframed::{Unframed, is_unframed};
 
 /// The daemon never closes an idle connection by itself.
 const DAEMON_IDLE: Duration = Duration::from_secs(90);
@@ -42,9 +43,7 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) fn new(routes: Arc<dyn Routes>) -> Self {
         let client = |idle| {
-            let connector = Connector {
-                routes: routes.clone(),
-            };
+            let connector = Connector { routes: routes.clone() };
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(idle)
@@ -53,11 +52,7 @@ impl Proxy {
                 .set_host(false)
                 .build(connector)
         };
-        Self {
-            daemons: client(DAEMON_IDLE),
-            services: client(SERVICE_IDLE),
-            routes,
-        }
+        Self { daemons: client(DAEMON_IDLE), services: client(SERVICE_IDLE), routes }
     }
 
     /// Answers a request. What goes on in another protocol after the answer is sent to `upgrades`.
@@ -98,9 +93,7 @@ impl Proxy {
             return Err(Refusal::Method);
         }
         let target = self.target(&request).await?;
-        Span::current()
-            .record("sandbox.id", target.id.as_str())
-            .record("port", target.port);
+        Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
             && let Some(path) = reserved(request.uri().path())
         {
@@ -117,18 +110,15 @@ impl Proxy {
         let downstream = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         address(&mut request, &target)?;
         prepare_request(request.headers_mut(), upgrade.as_ref());
-        let client = if target.port == DAEMON_PORT {
-            &self.daemons
-        } else {
-            &self.services
-        };
+        let client = if target.port == DAEMON_PORT { &self.daemons } else { &self.services };
         let response = match client.request(request).await {
             Ok(response) => response,
             Err(error) => return Err(self.refusal(target, &error).await),
         };
-        answer_from(response, downstream, &upgrades)
-            .await
-            .ok_or(Refusal::NoAnswer(target))
+        match self.answer_from(response, &target, downstream, &upgrades).await {
+            Some(answer) => Ok(answer),
+            None => Err(Refusal::NoAnswer(target)),
+        }
     }
 
     async fn target(&self, request: &Request<Incoming>) -> Result<Target, Refusal> {
@@ -143,12 +133,39 @@ impl Proxy {
         let Some(url) = signed else {
             return Err(Refusal::Unaddressed(refused));
         };
-        let id = url
-            .sandbox(self.routes.as_ref())
-            .await
-            .ok_or(Refusal::Signature)?;
+        let id = url.sandbox(self.routes.as_ref()).await.ok_or(Refusal::Signature)?;
         let port = DAEMON_PORT;
         Ok(Target { id, port })
+    }
+
+    /// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.
+    async fn answer_from(
+        &self,
+        mut response: Response<Incoming>,
+        target: &Target,
+        downstream: Option<OnUpgrade>,
+        upgrades: &mpsc::Sender<Upgraded>,
+    ) -> Option<Response<ProxyBody>> {
+        let mut upgrade = None;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upstream = hyper::upgrade::on(&mut response);
+            upgrade = wanted_upgrade(response.headers());
+            let downstream = downstream?;
+            let upgraded = Upgraded { downstream, upstream };
+            // The receiver is the connection itself: without it nobody waits for this answer either.
+            upgrades.send(upgraded).await.ok()?;
+        }
+        let unframed = is_unframed(&response);
+        remove_hop_by_hop(response.headers_mut());
+        put_upgrade(response.headers_mut(), upgrade.as_ref());
+        *response.version_mut() = Version::HTTP_11;
+        Some(response.map(|body| {
+            Either::Left(if unframed {
+                Either::Right(Unframed::new(body, self.routes.clone(), target.clone()))
+            } else {
+                Either::Left(body)
+            })
+        }))
     }
 
     /// Why there is no answer.
@@ -197,28 +214,4 @@ fn address<B>(request: &mut Request<B>, target: &Target) -> Result<(), Refusal> 
     *request.uri_mut() = pool_uri(target, request.uri()).map_err(|_| refused())?;
     *request.version_mut() = Version::HTTP_11;
     Ok(())
-}
-
-/// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.
-async fn answer_from(
-    mut response: Response<Incoming>,
-    downstream: Option<OnUpgrade>,
-    upgrades: &mpsc::Sender<Upgraded>,
-) -> Option<Response<ProxyBody>> {
-    let mut upgrade = None;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let upstream = hyper::upgrade::on(&mut response);
-        upgrade = wanted_upgrade(response.headers());
-        let downstream = downstream?;
-        let upgraded = Upgraded {
-            downstream,
-            upstream,
-        };
-        // The receiver is the connection itself: without it nobody waits for this answer either.
-        upgrades.send(upgraded).await.ok()?;
-    }
-    remove_hop_by_hop(response.headers_mut());
-    put_upgrade(response.headers_mut(), upgrade.as_ref());
-    *response.version_mut() = Version::HTTP_11;
-    Some(response.map(Either::Left))
 }

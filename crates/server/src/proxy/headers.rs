@@ -17,17 +17,13 @@ pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(CONNECTION).iter();
-    values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+    values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
 
 /// Takes out what is for this connection only.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = named_by_connection(headers)
-        .filter_map(|name| name.parse().ok())
-        .collect();
+    let named: Vec<HeaderName> =
+        named_by_connection(headers).filter_map(|name| name.parse().ok()).collect();
     for name in named {
         headers.remove(name);
     }
@@ -76,12 +72,7 @@ mod tests {
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
     }
 
@@ -100,11 +91,7 @@ mod tests {
         ]);
         assert_eq!(wanted_upgrade(&headers), None);
         prepare_request(&mut headers, None);
-        let expected = map(&[
-            ("x-access-token", "t"),
-            ("content-length", "3"),
-            ("te", "trailers"),
-        ]);
+        let expected = map(&[("x-access-token", "t"), ("content-length", "3"), ("te", "trailers")]);
         assert_eq!(headers, expected);
     }
 
@@ -118,11 +105,8 @@ mod tests {
         let upgrade = wanted_upgrade(&headers);
         assert_eq!(upgrade, Some(HeaderValue::from_static("websocket")));
         prepare_request(&mut headers, upgrade.as_ref());
-        let expected = map(&[
-            ("connection", "Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-key", "k"),
-        ]);
+        let expected =
+            map(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "k")]);
         assert_eq!(headers, expected);
     }
 }

@@ -13,6 +13,7 @@ mod reserved;
 mod routes;
 mod signed;
 mod target;
+mod unframed;
 
 use std::net::IpAddr;
 use std::sync::Arc;

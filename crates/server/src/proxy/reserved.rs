@@ -5,9 +5,8 @@ use percent_encoding::percent_decode_str;
 use sandyard_contract::daemon::TUNNEL_PATH;
 
 /// The contract's routes of the control plane.
-const RESERVED: [&str; 7] = [
-    "init", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade",
-];
+const RESERVED: [&str; 7] =
+    ["init", "freeze", "unfreeze", "fsfreeze", "fsthaw", "collapse", "upgrade"];
 
 /// The path if it is reserved: decoded, and without empty, `.` and `..` segments.
 pub(super) fn reserved(path: &str) -> Option<String> {
@@ -54,10 +53,7 @@ mod tests {
         ] {
             assert_eq!(reserved(path).as_deref(), Some("/init"), "{path}");
         }
-        assert_eq!(
-            reserved("/x/..//sandyard/%74unnel/80").as_deref(),
-            Some("/sandyard/tunnel/80")
-        );
+        assert_eq!(reserved("/x/..//sandyard/%74unnel/80").as_deref(), Some("/sandyard/tunnel/80"));
         assert!(reserved("/sandyard").is_some());
     }
 

@@ -34,10 +34,7 @@ impl SignedUrl {
             Method::OPTIONS => &["read", "write"],
             _ => return None,
         };
-        let mut url = Self {
-            operations,
-            ..Self::default()
-        };
+        let mut url = Self { operations, ..Self::default() };
         let mut signed = false;
         for (name, value) in form_urlencoded::parse(uri.query()?.as_bytes()) {
             let value = value.into_owned();
@@ -103,11 +100,7 @@ mod tests {
                 Method::POST,
                 "tok123",
             ),
-            (
-                "signature=v1_IRUdH3q1eblRa51Oe8cPYb6nPrDFzSdh3EscgPkD%2BYA",
-                Method::POST,
-                "tok123",
-            ),
+            ("signature=v1_IRUdH3q1eblRa51Oe8cPYb6nPrDFzSdh3EscgPkD%2BYA", Method::POST, "tok123"),
         ] {
             let uri: Uri = format!("/files?{query}").parse().expect("uri");
             let url = SignedUrl::of(&method, &uri).expect(query);

@@ -62,8 +62,7 @@ fn without_port(authority: &str) -> &str {
 /// Whether the host is one of those that never name a sandbox.
 fn names_no_sandbox(host: &str) -> bool {
     let starts = |prefix: &str| {
-        host.get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        host.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok() || starts("sandbox.")
 }
@@ -124,10 +123,7 @@ mod tests {
     }
 
     fn target(id: &str, port: u16) -> Target {
-        Target {
-            id: id.parse().expect("valid"),
-            port,
-        }
+        Target { id: id.parse().expect("valid"), port }
     }
 
     #[test]
@@ -164,11 +160,7 @@ mod tests {
             (Some("80-.x"), Unaddressed::Id),
             (Some("80-iABC.x"), Unaddressed::Id),
         ] {
-            assert_eq!(
-                target_of(host, &HeaderMap::new()),
-                Err(expected),
-                "{host:?}"
-            );
+            assert_eq!(target_of(host, &HeaderMap::new()), Err(expected), "{host:?}");
         }
     }
 
@@ -186,11 +178,7 @@ mod tests {
             "build-machine.lan",
             "proxy",
         ] {
-            assert_eq!(
-                target_of(Some(host), &given),
-                Ok(target("iabc", 49983)),
-                "{host}"
-            );
+            assert_eq!(target_of(Some(host), &given), Ok(target("iabc", 49983)), "{host}");
         }
         // Where it does, they are ignored, even if there is only one.
         let one = headers(None, Some("1"));
@@ -203,16 +191,8 @@ mod tests {
     #[test]
     fn what_is_wrong_with_headers_is_said() {
         for (id, port, expected) in [
-            (
-                Some("iabc"),
-                None,
-                Unaddressed::MissingHeader("E2b-Sandbox-Port"),
-            ),
-            (
-                None,
-                Some("80"),
-                Unaddressed::MissingHeader("E2b-Sandbox-Id"),
-            ),
+            (Some("iabc"), None, Unaddressed::MissingHeader("E2b-Sandbox-Port")),
+            (None, Some("80"), Unaddressed::MissingHeader("E2b-Sandbox-Id")),
             (Some("iabc"), Some("http"), Unaddressed::Port),
             (Some("iABC"), Some("80"), Unaddressed::Id),
             (Some("a-b-c"), Some("80"), Unaddressed::Id),

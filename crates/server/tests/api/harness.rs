@@ -63,10 +63,7 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_slice(&self.body).with_context(|| {
-            format!(
-                "{} with a body that is no JSON: {:?}",
-                self.status, self.body
-            )
+            format!("{} with a body that is no JSON: {:?}", self.status, self.body)
         })
     }
 
@@ -89,11 +86,7 @@ impl Harness {
         let folder = tempfile::tempdir()?;
         let store = Store::open(&folder.path().join("store.db")).await?;
         for (slug, key) in [("one", KEY), ("two", OTHER_KEY)] {
-            let team = Team {
-                id: TeamId::random(),
-                slug: slug.to_owned(),
-                name: slug.to_owned(),
-            };
+            let team = Team { id: TeamId::random(), slug: slug.to_owned(), name: slug.to_owned() };
             store.add_team(&team).await?;
             store.add_api_key(team.id, &hash_api_key(key)).await?;
         }
@@ -120,15 +113,10 @@ impl Harness {
         let (api, proxy) = (api_listener.local_addr()?, proxy_listener.local_addr()?);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let app = App {
-            scheduler: scheduler.clone(),
-            tokens: tokens.clone(),
-            domain: DOMAIN.to_owned(),
-        };
+        let app =
+            App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: DOMAIN.to_owned() };
         tasks.spawn(async move {
-            axum::serve(api_listener, router(app))
-                .await
-                .expect("serves for ever");
+            axum::serve(api_listener, router(app)).await.expect("serves for ever");
         });
         let routes = Arc::new(SchedulerRoutes::new(scheduler, tokens));
         tasks.spawn(serve(proxy_listener, routes, stop.clone()));
@@ -193,20 +181,15 @@ impl Harness {
     pub(crate) async fn create(&self, members: Value) -> anyhow::Result<SandboxId> {
         let mut body = json!({"templateID": "base"});
         let (all, more) = (body.as_object_mut(), members.as_object());
-        all.context("object")?
-            .extend(more.context("object")?.clone());
+        all.context("object")?.extend(more.context("object")?.clone());
         let answer = self.post("/v2/sandboxes", body).await?;
         anyhow::ensure!(answer.status == StatusCode::CREATED, "{}", answer.text());
-        let id = answer.json()?["sandboxID"]
-            .as_str()
-            .context("id")?
-            .parse()?;
+        let id = answer.json()?["sandboxID"].as_str().context("id")?.parse()?;
         Ok(id)
     }
 
     pub(crate) async fn kill(&self, id: &SandboxId) -> anyhow::Result<Answer> {
-        self.call(Method::DELETE, &format!("/sandboxes/{id}"), None)
-            .await
+        self.call(Method::DELETE, &format!("/sandboxes/{id}"), None).await
     }
 
     /// The daemon of a sandbox, which from now on demands the right control token.

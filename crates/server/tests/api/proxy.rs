@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
+use sandyard_contract::daemon::TUNNEL_PATH;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -11,10 +12,7 @@ use crate::harness::{Answer, Harness};
 const PORT: u16 = 8000;
 
 fn routing(id: &str, port: &str) -> [(&'static str, String); 2] {
-    [
-        ("e2b-sandbox-id", id.to_owned()),
-        ("e2b-sandbox-port", port.to_owned()),
-    ]
+    [("e2b-sandbox-id", id.to_owned()), ("e2b-sandbox-port", port.to_owned())]
 }
 
 async fn routed(server: &Harness, id: &str, port: &str, path: &str) -> anyhow::Result<Answer> {
@@ -30,10 +28,8 @@ async fn the_daemon_is_reached_by_headers_and_by_host() -> anyhow::Result<()> {
     let id = server.create(json!({})).await?;
     let answer = routed(&server, id.as_str(), "49983", "/health").await?;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
-    let hosts = [
-        format!("49983-{id}.sbx.localhost:3002"),
-        format!("49983-{id}-6532622b.localhost"),
-    ];
+    let hosts =
+        [format!("49983-{id}.sbx.localhost:3002"), format!("49983-{id}-6532622b.localhost")];
     for host in &hosts {
         let answer = server.proxied(host, "/seen?a=%2Fb", &[]).await?;
         assert_eq!(answer.status, StatusCode::OK);
@@ -92,12 +88,7 @@ async fn requests_for_no_sandbox_say_what_is_missing() -> anyhow::Result<()> {
 async fn the_servers_own_paths_are_nobody_elses() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let id = server.create(json!({})).await?;
-    for path in [
-        "/init",
-        "//init",
-        "/files/%2e%2e/init",
-        "/sandyard/tunnel/8000",
-    ] {
+    for path in ["/init", "//init", "/files/%2e%2e/init", "/sandyard/tunnel/8000"] {
         // Before the sandbox is looked for.
         for id in [id.as_str(), "iunknown"] {
             let answer = routed(&server, id, "49983", path).await?;
@@ -157,9 +148,7 @@ async fn a_service_that_starts_late_is_waited_for() -> anyhow::Result<()> {
     let daemon = server.daemon(&id)?;
     let host = format!("{PORT}-{id}.localhost");
     let open = async {
-        while daemon.seen().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        daemon.saw(&format!("{TUNNEL_PATH}{PORT}")).await;
         daemon.open_port(PORT, service.address());
     };
     let (answer, ()) = tokio::join!(server.proxied(&host, "/health", &[]), open);
@@ -195,11 +184,7 @@ async fn a_killed_sandbox_is_not_found() -> anyhow::Result<()> {
 async fn a_tunnel_that_the_executor_refuses_is_the_servers_failure() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let (id, _service) = server.with_service(PORT).await?;
-    server
-        .engine
-        .daemon(&id)
-        .expect("daemon")
-        .demand_token("another");
+    server.engine.daemon(&id).expect("daemon").demand_token("another");
     let host = format!("{PORT}-{id}.localhost");
     let message = server.proxied(&host, "/", &[]).await?.error(500)?;
     assert!(message.contains("401"), "{message}");
@@ -241,10 +226,7 @@ async fn a_signed_url_finds_its_sandbox_by_the_signature() -> anyhow::Result<()>
         let answer = server.proxied("localhost", &wrong, &[]).await?;
         assert_eq!(answer.error(401)?, "invalid signature");
     }
-    let body: Value = server
-        .proxied("localhost", "/files?path=a", &[])
-        .await?
-        .json()?;
+    let body: Value = server.proxied("localhost", "/files?path=a", &[]).await?.json()?;
     assert_eq!(body["code"], json!(400));
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! The proxy: bodies, upgrades, and connections that end.
 
+use std::net::Ipv4Addr;
+
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sandyard_testkit::FakeDaemon;
+use sandyard_types::SandboxId;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::harness::{Harness, read_rest, read_until};
@@ -42,9 +45,7 @@ async fn bodies_stream_both_ways_at_once() -> anyhow::Result<()> {
         stream.write_all(b"0\r\n\r\n").await?;
         read_until(&mut stream, "0\r\n\r\n").await?;
         // And the connection goes on.
-        stream
-            .write_all(head("GET", "/health", &host, "").as_bytes())
-            .await?;
+        stream.write_all(head("GET", "/health", &host, "").as_bytes()).await?;
         read_until(&mut stream, "204 No Content").await?;
     }
     Ok(())
@@ -57,17 +58,12 @@ async fn a_large_body_arrives_whole() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let (hosts, _service) = both_hosts(&server).await?;
     for host in hosts {
-        let length = format!(
-            "Content-Length: {}\r\nConnection: close\r\n",
-            CHUNKS * CHUNK
-        );
+        let length = format!("Content-Length: {}\r\nConnection: close\r\n", CHUNKS * CHUNK);
         let stream = server.raw(&head("POST", "/echo", &host, &length)).await?;
         let (mut reader, mut writer) = stream.into_split();
         let send = async {
             for number in 0..CHUNKS {
-                writer
-                    .write_all(&vec![u8::try_from(number)?; CHUNK])
-                    .await?;
+                writer.write_all(&vec![u8::try_from(number)?; CHUNK]).await?;
             }
             anyhow::Ok(writer)
         };
@@ -82,10 +78,7 @@ async fn a_large_body_arrives_whole() -> anyhow::Result<()> {
         let head = String::from_utf8_lossy(&all[..body]);
         assert!(head.starts_with("HTTP/1.1 200 OK") && head.ends_with("\r\n\r\n"));
         for (number, chunk) in all[body..].chunks(CHUNK).enumerate() {
-            assert!(
-                chunk == vec![u8::try_from(number)?; CHUNK],
-                "chunk {number}"
-            );
+            assert!(chunk == vec![u8::try_from(number)?; CHUNK], "chunk {number}");
         }
     }
     Ok(())
@@ -100,10 +93,7 @@ async fn an_upgrade_passes_with_half_closes() -> anyhow::Result<()> {
         let mut stream = server.raw(&head("GET", "/socket", &host, upgrade)).await?;
         let answer = read_until(&mut stream, "\r\n\r\n").await?;
         assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
-        assert!(
-            answer.to_lowercase().contains("upgrade: websocket"),
-            "{answer}"
-        );
+        assert!(answer.to_lowercase().contains("upgrade: websocket"), "{answer}");
         for piece in ["ping", "pong"] {
             stream.write_all(piece.as_bytes()).await?;
             read_until(&mut stream, piece).await?;
@@ -143,9 +133,7 @@ async fn a_client_that_leaves_is_noticed_inside() -> anyhow::Result<()> {
         upstream.abandoned(1).await;
 
         let stream = server.raw(&head("GET", "/silent", &host, "")).await?;
-        while !upstream.seen().iter().any(|seen| seen.uri == "/silent") {
-            tokio::task::yield_now().await;
-        }
+        upstream.saw("/silent").await;
         drop(stream);
         upstream.abandoned(2).await;
     }
@@ -161,19 +149,13 @@ async fn a_sandbox_that_dies_breaks_its_streams_off() -> anyhow::Result<()> {
         let host = format!("{port}-{id}.localhost");
         let mut stream = server.raw(&head("GET", "/endless", &host, "")).await?;
         let start = read_until(&mut stream, "tick").await?;
-        assert!(
-            start.to_lowercase().contains("transfer-encoding: chunked"),
-            "{start}"
-        );
+        assert!(start.to_lowercase().contains("transfer-encoding: chunked"), "{start}");
         streams.push((host, stream));
     }
     let mut silent = {
         let host = format!("49983-{id}.localhost");
         let stream = server.raw(&head("GET", "/silent", &host, "")).await?;
-        let daemon = server.daemon(&id)?;
-        while !daemon.seen().iter().any(|seen| seen.uri == "/silent") {
-            tokio::task::yield_now().await;
-        }
+        server.daemon(&id)?.saw("/silent").await;
         stream
     };
     // Nobody has told the scheduler yet.
@@ -191,10 +173,44 @@ async fn a_sandbox_that_dies_breaks_its_streams_off() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A service of the old kind: its answer ends with the connection.
+async fn old_service(server: &Harness, id: &SandboxId) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    server.daemon(id)?.open_port(PORT, listener.local_addr()?);
+    Ok(listener)
+}
+
+#[tokio::test]
+async fn a_body_that_ends_with_its_connection_ends_well_only_while_the_sandbox_lives()
+-> anyhow::Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.0 200 OK\r\n\r\npart";
+    let server = Harness::start().await?;
+    let id = server.create(json!({})).await?;
+    let host = format!("{PORT}-{id}.localhost");
+    let service = old_service(&server, &id).await?;
+
+    let mut client = server.raw(&head("GET", "/", &host, "")).await?;
+    let (mut served, _) = service.accept().await?;
+    read_until(&mut served, "\r\n\r\n").await?;
+    served.write_all(ANSWER).await?;
+    drop(served);
+    read_until(&mut client, "0\r\n\r\n").await?;
+
+    let mut client = server.raw(&head("GET", "/", &host, "")).await?;
+    let (mut served, _) = service.accept().await?;
+    read_until(&mut served, "\r\n\r\n").await?;
+    served.write_all(ANSWER).await?;
+    read_until(&mut client, "part").await?;
+    server.engine.die_unseen(&id);
+    let rest = read_rest(&mut client).await;
+    assert!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn http_2_without_tls_is_served() -> anyhow::Result<()> {
     let server = Harness::start().await?;
-    let (id, _service) = server.with_service(PORT).await?;
+    let (id, service) = server.with_service(PORT).await?;
     let stream = TcpStream::connect(server.proxy).await?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
@@ -217,7 +233,7 @@ async fn http_2_without_tls_is_served() -> anyhow::Result<()> {
     let first = response.frame().await.expect("a frame")?;
     assert_eq!(first.into_data().expect("data"), "tick");
     drop(response);
-    _service.abandoned(1).await;
+    service.abandoned(1).await;
     Ok(())
 }
 
@@ -234,10 +250,7 @@ async fn a_stop_lets_what_runs_end_and_takes_nothing_new() -> anyhow::Result<()>
     let proxy = server.proxy;
     stream.write_all(b"1\r\nb\r\n0\r\n\r\n").await?;
     let rest = read_rest(&mut stream).await;
-    assert!(
-        rest.contains("b\r\n") && rest.ends_with("0\r\n\r\n"),
-        "{rest:?}"
-    );
+    assert!(rest.contains("b\r\n") && rest.ends_with("0\r\n\r\n"), "{rest:?}");
     server.stopped().await;
     assert!(TcpStream::connect(proxy).await.is_err());
     Ok(())

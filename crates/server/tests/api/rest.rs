@@ -90,10 +90,7 @@ async fn a_sandbox_lives_as_the_contract_says() -> anyhow::Result<()> {
     assert!(server.engine.instances().is_empty());
     for method in [Method::DELETE, Method::GET] {
         let message = server.call(method, &path, None).await?.error(404)?;
-        assert!(
-            message.contains("doesn't exist or you don't have access to it"),
-            "{message}"
-        );
+        assert!(message.contains("doesn't exist or you don't have access to it"), "{message}");
     }
     Ok(())
 }
@@ -133,15 +130,10 @@ async fn connect_and_refresh_only_ever_extend() -> anyhow::Result<()> {
         let answer = server.post(&path, body).await?;
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(answer.json()?["sandboxID"], json!(id));
-        assert_eq!(
-            answer.json()?["envdAccessToken"],
-            json!(format!("envd{id}"))
-        );
+        assert_eq!(answer.json()?["envdAccessToken"], json!(format!("envd{id}")));
     }
     // No body at all is as good as an empty object.
-    let bare = server
-        .call(Method::POST, &format!("/v2{path}/connect"), None)
-        .await?;
+    let bare = server.call(Method::POST, &format!("/v2{path}/connect"), None).await?;
     assert_eq!(bare.status, StatusCode::OK);
     for body in [json!({}), json!({"duration": 20})] {
         let answer = server.post(&format!("{path}/refreshes"), body).await?;
@@ -150,22 +142,16 @@ async fn connect_and_refresh_only_ever_extend() -> anyhow::Result<()> {
     // Equal to the digit.
     assert_eq!(end().await?, first);
 
-    let answer = server
-        .post(&format!("{path}/refreshes"), json!({"duration": 3600}))
-        .await?;
+    let answer = server.post(&format!("{path}/refreshes"), json!({"duration": 3600})).await?;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     let second = end().await?;
     assert!(second.as_str() > first.as_str());
-    let answer = server
-        .post(&format!("{path}/connect"), json!({"timeout": 7200}))
-        .await?;
+    let answer = server.post(&format!("{path}/connect"), json!({"timeout": 7200})).await?;
     assert_eq!(answer.status, StatusCode::OK);
     let third = end().await?;
     assert!(third.as_str() > second.as_str());
     // Set timeout may shorten.
-    let answer = server
-        .post(&format!("{path}/timeout"), json!({"timeout": 60}))
-        .await?;
+    let answer = server.post(&format!("{path}/timeout"), json!({"timeout": 60})).await?;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     assert!(end().await?.as_str() < first.as_str());
     Ok(())
@@ -176,9 +162,7 @@ async fn timeout_zero_ends_the_sandbox() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let id = server.create(json!({})).await?;
     let path = format!("/sandboxes/{id}");
-    let answer = server
-        .post(&format!("{path}/timeout"), json!({"timeout": 0}))
-        .await?;
+    let answer = server.post(&format!("{path}/timeout"), json!({"timeout": 0})).await?;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     server.engine.called(Call::Delete, 1).await;
     server.get(&path).await?.error(404)?;
@@ -188,9 +172,7 @@ async fn timeout_zero_ends_the_sandbox() -> anyhow::Result<()> {
 #[tokio::test]
 async fn another_teams_sandbox_does_not_exist() -> anyhow::Result<()> {
     let server = Harness::start().await?;
-    let id = server
-        .create(json!({"metadata": {"session": "s1"}}))
-        .await?;
+    let id = server.create(json!({"metadata": {"session": "s1"}})).await?;
     let as_other =
         async |method, path: &str, body| server.call_as(OTHER_KEY, method, path, body).await;
     let path = format!("/sandboxes/{id}");
@@ -198,17 +180,13 @@ async fn another_teams_sandbox_does_not_exist() -> anyhow::Result<()> {
     as_other(Method::DELETE, &path, None).await?.error(404)?;
     for call in ["timeout", "connect", "refreshes"] {
         let body = json!({"timeout": 60, "duration": 60});
-        as_other(Method::POST, &format!("{path}/{call}"), Some(body))
-            .await?
-            .error(404)?;
+        as_other(Method::POST, &format!("{path}/{call}"), Some(body)).await?.error(404)?;
     }
     let listed = as_other(Method::GET, "/v2/sandboxes", None).await?;
     assert_eq!(listed.json()?, json!([]));
     // Nor is its session to be had.
     let body = json!({"templateID": "base", "metadata": {"session": "s1"}});
-    let message = as_other(Method::POST, "/v2/sandboxes", Some(body))
-        .await?
-        .error(403)?;
+    let message = as_other(Method::POST, "/v2/sandboxes", Some(body)).await?.error(403)?;
     assert!(message.contains("'s1'"), "{message}");
     Ok(())
 }
@@ -216,9 +194,7 @@ async fn another_teams_sandbox_does_not_exist() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_session_mounts_its_workspace() -> anyhow::Result<()> {
     let server = Harness::start().await?;
-    server
-        .create(json!({"metadata": {"session": "s-1"}}))
-        .await?;
+    server.create(json!({"metadata": {"session": "s-1"}})).await?;
     let claim = server.engine.claims().remove(0);
     let workspace = claim.workspace.expect("workspace");
     assert_eq!(workspace.session.as_str(), "s-1");
@@ -283,9 +259,7 @@ async fn a_repeated_create_gets_the_same_sandbox() -> anyhow::Result<()> {
 
     let fresh = create_with_key(&server, "k2", body.clone()).await?;
     assert_ne!(fresh.body, one.body);
-    create_with_key(&server, "Not_A_Key", body)
-        .await?
-        .error(400)?;
+    create_with_key(&server, "Not_A_Key", body).await?.error(400)?;
     Ok(())
 }
 

@@ -14,16 +14,11 @@ fn ids(answer: &Answer) -> anyhow::Result<Vec<SandboxId>> {
     anyhow::ensure!(answer.status == StatusCode::OK, "{}", answer.text());
     let list = answer.json()?;
     let entries = list.as_array().context("no array")?.iter();
-    entries
-        .map(|entry| Ok(entry["sandboxID"].as_str().context("id")?.parse()?))
-        .collect()
+    entries.map(|entry| Ok(entry["sandboxID"].as_str().context("id")?.parse()?)).collect()
 }
 
 fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
-    answer
-        .headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
+    answer.headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 #[tokio::test]
@@ -33,10 +28,8 @@ async fn pages_are_full_and_the_last_one_has_no_token() -> anyhow::Result<()> {
     for _ in 0..3 {
         made.push(server.create(json!({})).await?);
     }
-    for (order, expected) in [
-        ("asc", made.clone()),
-        ("desc", made.iter().rev().cloned().collect()),
-    ] {
+    for (order, expected) in [("asc", made.clone()), ("desc", made.iter().rev().cloned().collect())]
+    {
         let mut seen = Vec::new();
         let mut token = String::new();
         loop {
@@ -66,9 +59,7 @@ async fn filters_are_joined() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let plain = server.create(json!({})).await?;
     let spaced = server.create(json!({"metadata": {"a": "b c"}})).await?;
-    let both = server
-        .create(json!({"metadata": {"a": "b c", "k&=": "v%"}}))
-        .await?;
+    let both = server.create(json!({"metadata": {"a": "b c", "k&=": "v%"}})).await?;
     let list = async |query: &str| {
         let answer = server.get(&format!("/v2/sandboxes{query}")).await?;
         ids(&answer)
@@ -76,11 +67,7 @@ async fn filters_are_joined() -> anyhow::Result<()> {
     assert_eq!(list("").await?, [both.clone(), spaced.clone(), plain]);
     // As both SDKs send it, and as a person does.
     for query in ["?metadata=a%3Db%252520c", "?metadata=a%3Db%20c"] {
-        assert_eq!(
-            list(query).await?,
-            [both.clone(), spaced.clone()],
-            "{query}"
-        );
+        assert_eq!(list(query).await?, [both.clone(), spaced.clone()], "{query}");
     }
     let query = "?metadata=a%3Db%252520c%26k%252526%25253D%3Dv%252525";
     assert_eq!(list(query).await?, from_ref(&both));
@@ -119,15 +106,10 @@ async fn started_after_includes_its_own_instant() -> anyhow::Result<()> {
     let id = server.create(json!({})).await?;
     let detail = server.get(&format!("/sandboxes/{id}")).await?.json()?;
     let own = detail["startedAt"].as_str().context("startedAt")?;
-    let answer = server
-        .get(&format!("/v2/sandboxes?startedAfter={own}"))
-        .await?;
+    let answer = server.get(&format!("/v2/sandboxes?startedAfter={own}")).await?;
     assert_eq!(ids(&answer)?, from_ref(&id));
     // JavaScript cuts to milliseconds.
-    let (seconds, fraction) = own
-        .trim_end_matches('Z')
-        .split_once('.')
-        .context("fraction")?;
+    let (seconds, fraction) = own.trim_end_matches('Z').split_once('.').context("fraction")?;
     let millis: String = fraction.chars().chain("000".chars()).take(3).collect();
     let path = format!("/v2/sandboxes?startedAfter={seconds}.{millis}Z");
     assert_eq!(ids(&server.get(&path).await?)?, [id]);

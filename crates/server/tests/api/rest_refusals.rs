@@ -14,9 +14,7 @@ async fn send(
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> anyhow::Result<Answer> {
-    let mut request = Request::builder()
-        .method(method)
-        .uri(format!("http://{}{path}", server.api));
+    let mut request = Request::builder().method(method).uri(format!("http://{}{path}", server.api));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -42,10 +40,7 @@ async fn who_calls_is_asked_before_anything_else() -> anyhow::Result<()> {
             (vec![("x-api-key", "wrong")], "'e2b_'"),
             (vec![("x-api-key", "e2b_99")], "not known"),
             (vec![("authorization", "Bearer sk_e2b_0")], "Authorization"),
-            (
-                vec![("authorization", "Bearer x"), ("x-api-key", "e2b_99")],
-                "not known",
-            ),
+            (vec![("authorization", "Bearer x"), ("x-api-key", "e2b_99")], "not known"),
         ] {
             let answer = send(&server, method.clone(), path, &headers, "{broken").await?;
             let message = answer.error(401)?;
@@ -59,16 +54,8 @@ async fn who_calls_is_asked_before_anything_else() -> anyhow::Result<()> {
 async fn routes_that_are_not_built_name_themselves() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     for (method, path, named) in [
-        (
-            Method::POST,
-            "/sandboxes/iabc/pause",
-            "POST /sandboxes/{sandboxID}/pause",
-        ),
-        (
-            Method::GET,
-            "/templates/aliases/team%2Fname%3Atag",
-            "GET /templates/aliases/{alias}",
-        ),
+        (Method::POST, "/sandboxes/iabc/pause", "POST /sandboxes/{sandboxID}/pause"),
+        (Method::GET, "/templates/aliases/team%2Fname%3Atag", "GET /templates/aliases/{alias}"),
         (Method::DELETE, "/templates/tags", "DELETE /templates/tags"),
         (Method::GET, "/sandboxes/metrics", "GET /sandboxes/metrics"),
         (Method::GET, "/no/such/route", "GET /no/such/route"),
@@ -92,50 +79,18 @@ async fn bad_requests_say_what_is_wrong_and_leave_nothing() -> anyhow::Result<()
         (json!({}), 400, "templateID"),
         (json!([]), 400, "validation error"),
         (json!({"templateID": 1}), 400, "'templateID'"),
-        (
-            json!({"templateID": "nope"}),
-            404,
-            "template 'nope' not found",
-        ),
-        (
-            json!({"templateID": "base:v9"}),
-            404,
-            "tag 'v9' does not exist for template 'base'",
-        ),
-        (
-            json!({"templateID": "base", "timeout": 0}),
-            400,
-            "'timeout'",
-        ),
-        (
-            json!({"templateID": "base", "timeout": -5}),
-            400,
-            "'timeout'",
-        ),
-        (
-            json!({"templateID": "base", "timeout": 24 * 3600 + 1}),
-            400,
-            "24 hours",
-        ),
-        (
-            json!({"templateID": "base", "metadata": {"a": 1}}),
-            400,
-            "'metadata.a'",
-        ),
+        (json!({"templateID": "nope"}), 404, "template 'nope' not found"),
+        (json!({"templateID": "base:v9"}), 404, "tag 'v9' does not exist for template 'base'"),
+        (json!({"templateID": "base", "timeout": 0}), 400, "'timeout'"),
+        (json!({"templateID": "base", "timeout": -5}), 400, "'timeout'"),
+        (json!({"templateID": "base", "timeout": 24 * 3600 + 1}), 400, "24 hours"),
+        (json!({"templateID": "base", "metadata": {"a": 1}}), 400, "'metadata.a'"),
         (with_session("../x"), 400, "'metadata.session'"),
         (with_session(""), 400, "'metadata.session'"),
         (with_session("ünï"), 400, "'metadata.session'"),
         (with_session(&long), 400, "'metadata.session'"),
-        (
-            json!({"templateID": "base", "autoPause": true}),
-            501,
-            "'autoPause'",
-        ),
-        (
-            json!({"templateID": "base", "network": {"allowOut": "x"}}),
-            400,
-            "'network.allowOut'",
-        ),
+        (json!({"templateID": "base", "autoPause": true}), 501, "'autoPause'"),
+        (json!({"templateID": "base", "network": {"allowOut": "x"}}), 400, "'network.allowOut'"),
     ] {
         let answer = server.post("/v2/sandboxes", body.clone()).await?;
         let message = answer.error(status)?;
@@ -153,9 +108,7 @@ async fn broken_and_oversized_bodies_are_refused() -> anyhow::Result<()> {
     let create = async |headers: &[(&str, &str)], body: Bytes| {
         send(&server, Method::POST, "/v2/sandboxes", headers, body).await
     };
-    let message = create(&[key, json], "{\"templateID\"".into())
-        .await?
-        .error(400)?;
+    let message = create(&[key, json], "{\"templateID\"".into()).await?.error(400)?;
     assert!(message.contains("JSON"), "{message}");
     let message = create(&[key, json], Bytes::new()).await?.error(400)?;
     assert!(message.contains("no body"), "{message}");
@@ -204,9 +157,7 @@ async fn sandbox_calls_refuse_what_they_cannot_do() -> anyhow::Result<()> {
     ];
     for (path, body, status) in cases {
         let answer = server.post(path, body.clone()).await?;
-        answer
-            .error(status)
-            .map_err(|error| error.context(format!("{path} {body}")))?;
+        answer.error(status).map_err(|error| error.context(format!("{path} {body}")))?;
     }
     // A timeout beyond the maximum is cut, not refused.
     let answer = server.post(&timeout, days).await?;
@@ -224,9 +175,7 @@ async fn more_sandboxes_than_allowed_are_refused_for_good() -> anyhow::Result<()
     for _ in 0..MAX_SANDBOXES {
         server.create(json!({})).await?;
     }
-    let answer = server
-        .post("/v2/sandboxes", json!({"templateID": "base"}))
-        .await?;
+    let answer = server.post("/v2/sandboxes", json!({"templateID": "base"})).await?;
     answer.error(429)?;
     assert_eq!(answer.headers["should-retry"], "false");
     Ok(())
@@ -244,12 +193,7 @@ async fn browsers_may_call_from_anywhere() -> anyhow::Result<()> {
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
     assert_eq!(answer.headers["access-control-allow-origin"], "*");
     let allowed = answer.headers["access-control-allow-headers"].to_str()?;
-    for name in [
-        "X-API-Key",
-        "Idempotency-Key",
-        "package_version",
-        "sdk_runtime",
-    ] {
+    for name in ["X-API-Key", "Idempotency-Key", "package_version", "sdk_runtime"] {
         assert!(allowed.contains(name), "{name}");
     }
     // On errors too, or the page cannot read them.
