@@ -1,7 +1,7 @@
 //! What the scheduler needs from the object store.
 
 use async_trait::async_trait;
-use sandyard_types::WorkspaceSpec;
+use sandyard_types::{SandboxId, WorkspaceSpec};
 
 /// Why a workspace cannot be offered. The text says what was tried and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -26,4 +26,8 @@ pub trait Workspaces: Send + Sync + 'static {
     /// # Errors
     /// [`WorkspaceError`]
     async fn prepare(&self, workspace: &WorkspaceSpec) -> Result<(), WorkspaceError>;
+
+    /// The sandbox is gone, and nothing of it uses the store any more: what was counted for it is told
+    /// and forgotten. Called for every sandbox, with a workspace or without.
+    fn release(&self, id: &SandboxId);
 }

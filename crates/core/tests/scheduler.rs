@@ -314,6 +314,7 @@ async fn a_kill_flushes_first_and_others_join_it() -> anyhow::Result<()> {
         .filter(|call| matches!(call, Call::StopExecutor | Call::Delete))
         .collect();
     assert_eq!(order, [Call::StopExecutor, Call::Delete]);
+    assert_eq!(host.engine.released(), [sandbox.id.clone()]);
     host.assert_empty("killed").await
 }
 

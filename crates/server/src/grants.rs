@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use sandyard_core::{Scheduler, WorkspaceError, Workspaces};
 use sandyard_gateway::{Gateway, Grant, GrantOwner, GrantSource, KeyName, Scope, StoreError};
-use sandyard_types::{Access, BucketName, WorkspaceSpec};
+use sandyard_types::{Access, BucketName, SandboxId, WorkspaceSpec};
+use tracing::info;
 
 use crate::secrets::Secrets;
 
@@ -87,15 +88,28 @@ impl Workspaces for GatewayWorkspaces {
         }
         Ok(())
     }
+
+    fn release(&self, id: &SandboxId) {
+        let traffic = self.0.traffic(id);
+        if traffic.requests > 0 {
+            info!(
+                sandbox.id = %id,
+                requests = traffic.requests,
+                errors = traffic.errors,
+                bytes_in = traffic.bytes_in,
+                bytes_out = traffic.bytes_out,
+                "the sandbox's use of the object store"
+            );
+        }
+        self.0.forget(id);
+    }
 }
 
 fn workspace_error(error: StoreError) -> WorkspaceError {
     let text = error.to_string();
     match error {
         StoreError::Unreachable { .. } => WorkspaceError::Unreachable(text),
-        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => {
-            WorkspaceError::Denied(text)
-        }
+        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => WorkspaceError::Denied(text),
         StoreError::NoBucket { .. }
         | StoreError::Refused { .. }
         | StoreError::Directory(_)

@@ -146,6 +146,7 @@ impl Shared {
 
     fn forget(&self, id: &SandboxId) {
         self.entries().remove(id);
+        self.parts.workspaces.release(id);
         self.gone.notify_waiters();
     }
 }
