@@ -45,10 +45,7 @@ impl Names {
     }
 
     fn parse(passwd: &str, group: &str) -> Self {
-        let mut names = Self {
-            users: BTreeMap::new(),
-            groups: BTreeMap::new(),
-        };
+        let mut names = Self { users: BTreeMap::new(), groups: BTreeMap::new() };
         // The first line with a number names it.
         for user in users(passwd) {
             names.users.entry(user.uid).or_insert(user.name);
@@ -61,27 +58,18 @@ impl Names {
 
     /// The user's name, or the number as text.
     pub(super) fn user(&self, uid: u32) -> String {
-        self.users
-            .get(&uid)
-            .cloned()
-            .unwrap_or_else(|| uid.to_string())
+        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
     /// The group's name, or the number as text.
     pub(super) fn group(&self, gid: u32) -> String {
-        self.groups
-            .get(&gid)
-            .cloned()
-            .unwrap_or_else(|| gid.to_string())
+        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
     }
 }
 
 fn read(path: &str) -> io::Result<String> {
     // Whatever root in the sandbox puts there, opening it must not block.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path);
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let mut bytes = Vec::new();
     match file.and_then(|file| file.take(16 << 20).read_to_end(&mut bytes)) {
         Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -93,9 +81,7 @@ fn read(path: &str) -> io::Result<String> {
 fn users(passwd: &str) -> impl Iterator<Item = User> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let name = fields
-            .next()
-            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let (_password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?);
         let (_comment, home) = (fields.next()?, fields.next()?);
         Some(User {
@@ -110,9 +96,7 @@ fn users(passwd: &str) -> impl Iterator<Item = User> {
 fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let name = fields
-            .next()
-            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let gid = fields.nth(1)?.parse().ok()?;
         Some((name, gid, fields.next().unwrap_or("")))
     })

@@ -30,9 +30,7 @@ impl Args {
         let (mut instance, mut control_key) = (None, None);
         let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DAEMON_PORT));
         while let Some(name) = arguments.next() {
-            let value = arguments
-                .next()
-                .with_context(|| format!("{name} needs a value"))?;
+            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--instance" => instance = Some(value.parse::<InstanceId>()?),
                 "--control-key" => control_key = Some(parse_key(&value)?),
@@ -67,11 +65,7 @@ mod tests {
 
     #[test]
     fn the_contracts_port_is_the_default() {
-        let args = parse(&format!(
-            "--instance {} --control-key {KEY}",
-            "0".repeat(32)
-        ))
-        .unwrap();
+        let args = parse(&format!("--instance {} --control-key {KEY}", "0".repeat(32))).unwrap();
         assert_eq!(args.listen.to_string(), "0.0.0.0:49983");
     }
 
@@ -80,10 +74,7 @@ mod tests {
         let message = |line: &str| parse(line).unwrap_err().to_string();
         assert_eq!(message(""), "--instance is missing");
         assert_eq!(message("--control-key"), "--control-key needs a value");
-        assert_eq!(
-            message("--control-key zz"),
-            "--control-key is not 64 hex digits"
-        );
+        assert_eq!(message("--control-key zz"), "--control-key is not 64 hex digits");
         assert_eq!(message("--port 1"), "unknown argument --port");
     }
 }

@@ -97,12 +97,7 @@ impl Signed<'_> {
             Operation::Read => "read",
             Operation::Write => "write",
         };
-        let mut text = format!(
-            "{}:{operation}:{}:{}",
-            self.path,
-            self.username,
-            token.reveal()
-        );
+        let mut text = format!("{}:{operation}:{}:{}", self.path, self.username, token.reveal());
         if let Some(expiration) = self.expiration {
             text.push_str(&format!(":{expiration}"));
         }
@@ -134,28 +129,13 @@ mod tests {
     #[test]
     fn the_contracts_vectors() {
         let first = Secret::new("0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0");
-        assert_eq!(
-            READ.expected(&first),
-            "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E"
-        );
+        assert_eq!(READ.expected(&first), "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E");
         let token = Secret::new("tok123");
-        assert_eq!(
-            WRITE.expected(&token),
-            "v1_7GVeMTBibFdyYOxMv7Dgk7eE52Ovf/1xehm2Stkl85w"
-        );
-        let expiring = Signed {
-            expiration: Some(1_800_000_000),
-            ..WRITE
-        };
-        assert_eq!(
-            expiring.expected(&token),
-            "v1_Pm2wjYc2z4s1vJ/bdoe2F2JujdZNdJJl11k1hBVRaDI"
-        );
+        assert_eq!(WRITE.expected(&token), "v1_7GVeMTBibFdyYOxMv7Dgk7eE52Ovf/1xehm2Stkl85w");
+        let expiring = Signed { expiration: Some(1_800_000_000), ..WRITE };
+        assert_eq!(expiring.expected(&token), "v1_Pm2wjYc2z4s1vJ/bdoe2F2JujdZNdJJl11k1hBVRaDI");
         let bare = Signed { path: "", ..WRITE };
-        assert_eq!(
-            bare.expected(&token),
-            "v1_IRUdH3q1eblRa51Oe8cPYb6nPrDFzSdh3EscgPkD+YA"
-        );
+        assert_eq!(bare.expected(&token), "v1_IRUdH3q1eblRa51Oe8cPYb6nPrDFzSdh3EscgPkD+YA");
     }
 
     #[test]
@@ -164,15 +144,9 @@ mod tests {
         let with = |text| HeaderMap::from_iter([(ACCESS_TOKEN, HeaderValue::from_static(text))]);
         let none = HeaderMap::new();
         let signature = "v1_Pm2wjYc2z4s1vJ/bdoe2F2JujdZNdJJl11k1hBVRaDI";
-        let signed = Signed {
-            signature: Some(signature),
-            expiration: Some(1_800_000_000),
-            ..WRITE
-        };
-        let forged = Signed {
-            signature: Some("v1_x"),
-            ..signed
-        };
+        let signed =
+            Signed { signature: Some(signature), expiration: Some(1_800_000_000), ..WRITE };
+        let forged = Signed { signature: Some("v1_x"), ..signed };
         let token = Some(&token);
 
         assert_eq!(WRITE.check(None, &none, 0), Ok(()));
@@ -182,27 +156,15 @@ mod tests {
             Err("access token present in header but does not match")
         );
         assert_eq!(signed.check(token, &with(""), 1_800_000_000), Ok(()));
-        assert_eq!(
-            WRITE.check(token, &none, 0),
-            Err("missing signature query parameter")
-        );
-        assert_eq!(
-            forged.check(token, &none, 2_000_000_000),
-            Err("invalid signature")
-        );
-        assert_eq!(
-            signed.check(token, &none, 1_800_000_001),
-            Err("signature is already expired")
-        );
+        assert_eq!(WRITE.check(token, &none, 0), Err("missing signature query parameter"));
+        assert_eq!(forged.check(token, &none, 2_000_000_000), Err("invalid signature"));
+        assert_eq!(signed.check(token, &none, 1_800_000_001), Err("signature is already expired"));
     }
 
     #[test]
     fn only_basic_names_a_user() {
         let user = |value| {
-            basic_user(&HeaderMap::from_iter([(
-                AUTHORIZATION,
-                HeaderValue::from_static(value),
-            )]))
+            basic_user(&HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))]))
         };
         assert_eq!(user("Basic dXNlcjo=").as_deref(), Some("user"));
         assert_eq!(user("basic dXNlcjpwdw==").as_deref(), Some("user"));

@@ -14,10 +14,7 @@ pub(super) enum Body {
     /// All of it; `None` once it was taken.
     Full(Option<Bytes>),
     /// What `producer` sends; an error of it cuts the connection, so that no client takes half for all.
-    Made {
-        chunks: mpsc::Receiver<Bytes>,
-        producer: Option<Producer>,
-    },
+    Made { chunks: mpsc::Receiver<Bytes>, producer: Option<Producer> },
 }
 
 /// Where the future of a [`Body::Made`] sends its bytes; each is flushed at once.
@@ -29,10 +26,7 @@ impl Chunks {
     /// # Errors
     /// If the body is gone, which a future inside that body never sees.
     pub(super) async fn send(&self, chunk: Bytes) -> io::Result<()> {
-        self.0
-            .send(chunk)
-            .await
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.0.send(chunk).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -51,10 +45,7 @@ impl Body {
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
         let (sender, chunks) = mpsc::channel(1);
-        Self::Made {
-            chunks,
-            producer: Some(Box::pin(make(Chunks(sender)))),
-        }
+        Self::Made { chunks, producer: Some(Box::pin(make(Chunks(sender)))) }
     }
 }
 
@@ -86,9 +77,7 @@ impl hyper::body::Body for Body {
                     }
                 }
                 Poll::Pending => {
-                    return chunks
-                        .poll_recv(context)
-                        .map(|c| c.map(|c| Ok(Frame::data(c))));
+                    return chunks.poll_recv(context).map(|c| c.map(|c| Ok(Frame::data(c))));
                 }
             }
         }

@@ -59,11 +59,7 @@ fn preflight(cross: bool, method: &HeaderValue, asked: &HeaderMap) -> Response<B
             "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
         ),
     );
-    if cross
-        && METHODS
-            .iter()
-            .any(|allowed| method.as_bytes() == allowed.as_bytes())
-    {
+    if cross && METHODS.iter().any(|allowed| method.as_bytes() == allowed.as_bytes()) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, method.clone());
         if let Some(names) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {

@@ -15,8 +15,8 @@ use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, InitBody, init_signing_in
 use super::args::Identity;
 use super::body::Body;
 use super::settings::Settings;
-use super::tasks::{blocking, lock};
-use super::{Daemon, plain};
+use super::tasks::lock;
+use super::{Daemon, plain, pool};
 
 /// The longest body.
 const LIMIT: usize = 1 << 20;
@@ -32,9 +32,7 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> 
         Ok(()) => plain::status(StatusCode::NO_CONTENT),
         Err((status, message)) => plain::text(status, message),
     };
-    response
-        .headers_mut()
-        .insert(VERSION_HEADER, HeaderValue::from_static(ENVD_VERSION));
+    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(ENVD_VERSION));
     response
 }
 
@@ -44,10 +42,7 @@ async fn init(
 ) -> Result<(), (StatusCode, String)> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, LIMIT).collect().await.map_err(|error| {
-        (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("failed to read up to {LIMIT} bytes: {error}"),
-        )
+        (StatusCode::PAYLOAD_TOO_LARGE, format!("failed to read up to {LIMIT} bytes: {error}"))
     })?;
     let body = body.to_bytes();
     if !is_signed(&daemon.identity, &head.headers, &body) {
@@ -65,12 +60,10 @@ async fn init(
         }
         apply(&mut settings, body)
     };
-    blocking(move || write_identity(&files))
-        .await
-        .map_err(|error| {
-            let message = format!("failed to write to {IDENTITY_FILES}: {error}");
-            (StatusCode::BAD_REQUEST, message)
-        })
+    pool::run(move || write_identity(&files)).await.map_err(|error| {
+        let message = format!("failed to write to {IDENTITY_FILES}: {error}");
+        (StatusCode::BAD_REQUEST, message)
+    })
 }
 
 fn is_signed(identity: &Identity, headers: &HeaderMap, body: &[u8]) -> bool {
@@ -82,10 +75,7 @@ fn is_signed(identity: &Identity, headers: &HeaderMap, body: &[u8]) -> bool {
         return false;
     }
     let signed = init_signing_input(&identity.instance, body);
-    identity
-        .control_key
-        .verify_strict(&signed, &Signature::from_bytes(&bytes))
-        .is_ok()
+    identity.control_key.verify_strict(&signed, &Signature::from_bytes(&bytes)).is_ok()
 }
 
 fn check(body: &InitBody) -> Result<(), String> {
@@ -93,10 +83,9 @@ fn check(body: &InitBody) -> Result<(), String> {
         // Without one an old call could be played again.
         return Err("timestamp is missing".to_owned());
     }
-    for (name, token) in [
-        ("accessToken", &body.access_token),
-        ("controlToken", &body.control_token),
-    ] {
+    for (name, token) in
+        [("accessToken", &body.access_token), ("controlToken", &body.control_token)]
+    {
         let invalid = |text: &str| text.is_empty() || text.contains('\\');
         if token.as_ref().is_some_and(|token| invalid(token.reveal())) {
             return Err(format!("{name} must not be empty or hold a backslash"));
@@ -149,9 +138,7 @@ fn write_identity(files: &[(&'static str, String)]) -> io::Result<()> {
         return Ok(());
     }
     fs::create_dir_all(IDENTITY_FILES)?;
-    files
-        .iter()
-        .try_for_each(|(name, value)| fs::write(format!("{IDENTITY_FILES}/.{name}"), value))
+    files.iter().try_for_each(|(name, value)| fs::write(format!("{IDENTITY_FILES}/.{name}"), value))
 }
 
 #[cfg(test)]
@@ -178,10 +165,7 @@ mod tests {
         let variables = settings.variables();
         assert_eq!(variables["E2B_SANDBOX"], "true");
         assert_eq!(variables["A"], "1");
-        apply(
-            &mut settings,
-            body(r#"{"timestamp":"2026-01-01T00:00:01Z","defaultUser":""}"#),
-        );
+        apply(&mut settings, body(r#"{"timestamp":"2026-01-01T00:00:01Z","defaultUser":""}"#));
         assert!(settings.access_token.is_none());
         assert!(settings.control_token.is_some());
         assert_eq!(settings.default_user, "user");
@@ -202,10 +186,7 @@ mod tests {
             r#""envVars":{"A=B":"x"}"#,
             r#""envVars":{"A":"\u0000"}"#,
         ] {
-            assert!(
-                check(&body(&format!("{{{stamp},{member}}}"))).is_err(),
-                "{member}"
-            );
+            assert!(check(&body(&format!("{{{stamp},{member}}}"))).is_err(), "{member}");
         }
     }
 }

@@ -9,8 +9,8 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::body::Body;
-use super::tasks::{blocking, lock};
-use super::{Daemon, log, plain};
+use super::tasks::lock;
+use super::{Daemon, log, plain, pool};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,10 +36,7 @@ pub(super) struct CpuMeter {
 
 impl CpuMeter {
     pub(super) fn start() -> Self {
-        Self {
-            at: Instant::now(),
-            used: cpu_time().unwrap_or_default(),
-        }
+        Self { at: Instant::now(), used: cpu_time().unwrap_or_default() }
     }
 
     /// Percent of `cpus` used since the last look, two decimals.
@@ -55,7 +52,7 @@ impl CpuMeter {
 /// Answers the request.
 pub(super) async fn answer(daemon: &Arc<Daemon>) -> Response<Body> {
     let daemon = Arc::clone(daemon);
-    match blocking(move || measure(&daemon)).await {
+    match pool::run(move || measure(&daemon)).await {
         Ok(metrics) => plain::json(StatusCode::OK, &metrics),
         Err(error) => {
             log!("failed to measure: {error}");
@@ -69,9 +66,7 @@ fn measure(daemon: &Daemon) -> io::Result<Metrics> {
     let cpu_used_pct = lock(&daemon.cpu).look(cpu_time()?, cpus);
     let memory = Memory::read()?;
     let disk = rustix::fs::statvfs("/")?;
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(io::Error::other)?;
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
     Ok(Metrics {
         ts: since_epoch.as_secs(),
         // Between 1 and the machine's count.
@@ -112,11 +107,7 @@ fn cpu_limit() -> io::Result<f64> {
 /// Quota and period, where "max" and -1 mean none.
 fn quota<'a>(mut numbers: impl Iterator<Item = &'a str>) -> Option<f64> {
     let quota: f64 = numbers.next()?.parse().ok().filter(|quota| *quota > 0.0)?;
-    let period: f64 = numbers
-        .next()?
-        .parse()
-        .ok()
-        .filter(|period| *period > 0.0)?;
+    let period: f64 = numbers.next()?.parse().ok().filter(|period| *period > 0.0)?;
     Some(quota / period)
 }
 
@@ -128,11 +119,7 @@ fn cpu_time() -> io::Result<Duration> {
         return Ok(Duration::from_micros(micros));
     }
     let nanos = fs::read_to_string("/sys/fs/cgroup/cpuacct/cpuacct.usage")?;
-    nanos
-        .trim()
-        .parse()
-        .map(Duration::from_nanos)
-        .map_err(io::Error::other)
+    nanos.trim().parse().map(Duration::from_nanos).map_err(io::Error::other)
 }
 
 struct Memory {
@@ -164,16 +151,10 @@ impl Memory {
         };
         // Version 1 has totals over child groups beside the group's own.
         let part = |name: &str| {
-            member(&stat, &format!("total_{name}"))
-                .or_else(|| member(&stat, name))
-                .unwrap_or(0)
+            member(&stat, &format!("total_{name}")).or_else(|| member(&stat, name)).unwrap_or(0)
         };
         let cache = part("inactive_file") + part("active_file");
-        Ok(Self {
-            total,
-            used: usage.saturating_sub(cache),
-            cache,
-        })
+        Ok(Self { total, used: usage.saturating_sub(cache), cache })
     }
 }
 
@@ -181,11 +162,7 @@ impl Memory {
 fn member(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
-        if words.next()? == name {
-            words.next()?.parse().ok()
-        } else {
-            None
-        }
+        if words.next()? == name { words.next()?.parse().ok() } else { None }
     })
 }
 
@@ -211,10 +188,7 @@ mod tests {
     #[test]
     fn use_is_a_share_of_all_cpus() {
         let at = Instant::now() - Duration::from_secs(10);
-        let mut meter = CpuMeter {
-            at,
-            used: Duration::from_secs(1),
-        };
+        let mut meter = CpuMeter { at, used: Duration::from_secs(1) };
         let share = meter.look(Duration::from_secs(6), 2.0);
         assert!((24.9..=25.0).contains(&share), "{share}");
     }

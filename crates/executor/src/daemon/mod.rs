@@ -16,6 +16,7 @@ mod handshake;
 mod metrics;
 mod paths;
 mod plain;
+mod pool;
 mod process;
 mod router;
 mod server;
@@ -26,7 +27,6 @@ mod tunnel;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -67,20 +67,13 @@ fn start(args: Args) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before there are threads: they inherit the mask.
     signals::block().context("failed to block signals")?;
+    pool::start().context("failed to start a thread")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .thread_name("blocking")
-        // Each of these may sit in a call on a dead mount; idle ones cost their stack.
-        .max_blocking_threads(64)
-        .thread_keep_alive(Duration::from_secs(2))
-        .thread_stack_size(512 << 10)
         .build()
         .context("failed to start the runtime")?;
-    let result = runtime.block_on(serve(args));
-    // A thread in a call on a dead mount must not keep the daemon from ending.
-    runtime.shutdown_background();
-    result
+    runtime.block_on(serve(args))
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
@@ -93,12 +86,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         cpu: Mutex::new(CpuMeter::start()),
         tasks: Tasks::default(),
     });
-    log!(
-        "listening on {}",
-        listener
-            .local_addr()
-            .context("failed to read the own address")?
-    );
+    log!("listening on {}", listener.local_addr().context("failed to read the own address")?);
     tokio::select! {
         ended = server::accept(listener, &daemon) => ended,
         ended = signals.handle(daemon.processes.reaper()) => ended,

@@ -15,11 +15,7 @@ pub(super) fn resolve(
     home: &str,
     workdir: Option<&str>,
 ) -> Result<String, InvalidPath> {
-    let path = if path.is_empty() {
-        workdir.unwrap_or("")
-    } else {
-        path
-    };
+    let path = if path.is_empty() { workdir.unwrap_or("") } else { path };
     if path.contains('\0') {
         return Err(InvalidPath::Nul);
     }
@@ -69,23 +65,14 @@ mod tests {
     fn the_rules_of_the_contract() {
         assert_eq!(at_home(""), "/home/user");
         assert_eq!(resolve("", "/home/user", Some("/work")).unwrap(), "/work");
-        assert_eq!(
-            resolve("", "/home/user", Some("~/w")).unwrap(),
-            "/home/user/w"
-        );
+        assert_eq!(resolve("", "/home/user", Some("~/w")).unwrap(), "/home/user/w");
         assert_eq!(at_home("~"), "/home/user");
         assert_eq!(at_home("~/a/../b"), "/home/user/b");
         assert_eq!(at_home("a/b"), "/home/user/a/b");
         assert_eq!(at_home("../../.."), "/");
         assert_eq!(at_home("/tmp/../x/"), "/tmp/../x/");
-        assert_eq!(
-            resolve("a", "/home/user", Some("/work")).unwrap(),
-            "/home/user/a"
-        );
-        assert!(matches!(
-            resolve("~bob/x", "/h", None),
-            Err(InvalidPath::OtherHome(_))
-        ));
+        assert_eq!(resolve("a", "/home/user", Some("/work")).unwrap(), "/home/user/a");
+        assert!(matches!(resolve("~bob/x", "/h", None), Err(InvalidPath::OtherHome(_))));
         assert_eq!(resolve("a\0b", "/h", None), Err(InvalidPath::Nul));
     }
 

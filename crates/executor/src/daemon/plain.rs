@@ -26,10 +26,9 @@ pub(super) fn text(status: StatusCode, text: impl Into<String>) -> Response<Body
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(body) => typed(status, JSON, body, false),
-        Err(error) => text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("failed to write the answer: {error}"),
-        ),
+        Err(error) => {
+            text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to write the answer: {error}"))
+        }
     }
 }
 
@@ -49,9 +48,7 @@ fn typed(
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     if nosniff {
-        response
-            .headers_mut()
-            .insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+        response.headers_mut().insert(NOSNIFF, HeaderValue::from_static("nosniff"));
     }
     response
 }

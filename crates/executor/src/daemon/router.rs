@@ -12,8 +12,8 @@ use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
 use super::accounts::User;
 use super::body::Body;
 use super::connect::{self, Procedure};
-use super::tasks::{blocking, lock};
-use super::{Daemon, auth, cors, files, handshake, metrics, plain, tunnel};
+use super::tasks::lock;
+use super::{Daemon, auth, cors, files, handshake, metrics, plain, pool, tunnel};
 
 /// Answers a request; every failure is an answer too.
 pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
@@ -41,7 +41,7 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Respons
     }
     let named_user = match auth::basic_user(request.headers()) {
         None => None,
-        Some(name) => match blocking(move || (User::find(&name), name)).await {
+        Some(name) => match pool::run(move || (User::find(&name), name)).await {
             (Ok(Some(user)), _) => Some(user),
             (Ok(None), name) => {
                 let error = connect::unauthenticated(&name);
@@ -85,8 +85,6 @@ async fn route(
 }
 
 fn uncached(mut response: Response<Body>) -> Response<Body> {
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

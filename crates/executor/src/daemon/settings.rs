@@ -45,9 +45,7 @@ impl Settings {
     pub(super) fn variables(&self) -> BTreeMap<String, String> {
         let mut all = self.user_variables.clone();
         all.extend(
-            self.system_variables
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone())),
+            self.system_variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())),
         );
         all
     }

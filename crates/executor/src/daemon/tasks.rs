@@ -27,16 +27,3 @@ impl Tasks {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Runs what may block in the kernel on the pool.
-///
-/// # Panics
-/// If `work` panics, or the runtime is ending (then this task is dropped before it is polled again).
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // Only the runtime's end cancels this work, and it drops the waiting task as well.
-        Err(_) => std::future::pending().await,
-    }
-}

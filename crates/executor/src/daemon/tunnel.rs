@@ -30,9 +30,7 @@ pub(super) async fn answer(
     mut request: Request<Incoming>,
 ) -> Response<Body> {
     let headers = request.headers();
-    let given = headers
-        .get(CONTROL_TOKEN_HEADER)
-        .map_or(&b""[..], HeaderValue::as_bytes);
+    let given = headers.get(CONTROL_TOKEN_HEADER).map_or(&b""[..], HeaderValue::as_bytes);
     let allowed = lock(&daemon.settings)
         .control_token
         .as_ref()
@@ -43,10 +41,7 @@ pub(super) async fn answer(
     if request.method() != Method::GET {
         return plain::status(StatusCode::METHOD_NOT_ALLOWED);
     }
-    if headers
-        .get(UPGRADE)
-        .is_none_or(|name| name.as_bytes() != TUNNEL_PROTOCOL.as_bytes())
-    {
+    if headers.get(UPGRADE).is_none_or(|name| name.as_bytes() != TUNNEL_PROTOCOL.as_bytes()) {
         let message = format!("a tunnel needs 'Upgrade: {TUNNEL_PROTOCOL}'\n");
         return plain::text(StatusCode::UPGRADE_REQUIRED, message);
     }
@@ -77,12 +72,8 @@ pub(super) async fn answer(
         }
     });
     let mut response = plain::status(StatusCode::SWITCHING_PROTOCOLS);
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static(TUNNEL_PROTOCOL));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(TUNNEL_PROTOCOL));
     response
 }
 

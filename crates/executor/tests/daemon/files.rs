@@ -32,10 +32,7 @@ fn an_upload_answers_exactly_and_belongs_to_the_user() {
     let path = daemon.path("deep/new/a.txt");
     let answer = upload(&daemon, &path, &[], b"hello");
     assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.json(),
-        json!([{"name": "a.txt", "path": path, "type": "file"}])
-    );
+    assert_eq!(answer.json(), json!([{"name": "a.txt", "path": path, "type": "file"}]));
     assert_eq!(std::fs::read(&path).unwrap(), b"hello");
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
     let target = format!("/files?username=nobody&path={path}");
@@ -62,12 +59,7 @@ fn what_cannot_be_written_says_why() {
     assert_eq!(status(&file, &[("Content-Encoding", "gzip")]), 400);
     assert_eq!(status("/tmp/x&username=no-such-user", &[]), 401);
     let kind = [("Content-Type", "text/plain")];
-    assert_eq!(
-        daemon
-            .call("POST", &format!("/files?path={file}"), &kind, b"x")
-            .status,
-        400
-    );
+    assert_eq!(daemon.call("POST", &format!("/files?path={file}"), &kind, b"x").status, 400);
     let full = upload(&daemon, "/dev/full", &[], b"x");
     assert_eq!((full.status, &full.json()["code"]), (507, &json!(507)));
 }
@@ -98,28 +90,12 @@ fn several_files_come_as_parts_with_their_directories() {
     assert_eq!((answer.status, answer.json()), (200, expected));
     assert_eq!(std::fs::read(&two).unwrap(), b"22");
     let plain = [part("file", None, "field"), "--XX--\r\n".to_owned()].concat();
-    assert_eq!(
-        daemon
-            .call("POST", "/files", &kind, plain.as_bytes())
-            .status,
-        400
-    );
+    assert_eq!(daemon.call("POST", "/files", &kind, plain.as_bytes()).status, 400);
     let target = format!("/files?path={one}");
-    assert_eq!(
-        daemon.call("POST", &target, &kind, plain.as_bytes()).status,
-        200
-    );
+    assert_eq!(daemon.call("POST", &target, &kind, plain.as_bytes()).status, 200);
     assert_eq!(std::fs::read(&one).unwrap(), b"field");
-    let twice = [
-        part("file", None, "a"),
-        part("file", None, "b"),
-        "--XX--\r\n".into(),
-    ]
-    .concat();
-    assert_eq!(
-        daemon.call("POST", &target, &kind, twice.as_bytes()).status,
-        400
-    );
+    let twice = [part("file", None, "a"), part("file", None, "b"), "--XX--\r\n".into()].concat();
+    assert_eq!(daemon.call("POST", &target, &kind, twice.as_bytes()).status, 400);
     let none = daemon.call("POST", "/files", &kind, b"--XX--\r\n");
     assert_eq!((none.status, none.json()), (200, json!([])));
 }
@@ -128,9 +104,7 @@ fn several_files_come_as_parts_with_their_directories() {
 fn downloads_are_compressed_where_it_is_asked_and_helps() {
     let daemon = Daemon::start();
     let path = daemon.path("big.txt");
-    let text: Vec<u8> = (0..200_000u32)
-        .flat_map(|n| n.to_string().into_bytes())
-        .collect();
+    let text: Vec<u8> = (0..200_000u32).flat_map(|n| n.to_string().into_bytes()).collect();
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&text).unwrap();
     let packed = encoder.finish().unwrap();
@@ -142,27 +116,18 @@ fn downloads_are_compressed_where_it_is_asked_and_helps() {
     assert_eq!(plain.header("content-length"), Some(text.len().to_string()));
     let gzip = [("Accept-Encoding", "gzip, deflate")];
     let compressed = daemon.call("GET", &target, &gzip, b"");
-    assert_eq!(
-        compressed.header("content-encoding").as_deref(),
-        Some("gzip")
-    );
+    assert_eq!(compressed.header("content-encoding").as_deref(), Some("gzip"));
     assert_eq!(compressed.header("accept-ranges"), None);
     assert!(gunzip(&compressed.body) == text);
     // Once more compressed it would not shrink: it is sent as it is.
     let mut noise = vec![0; 300_000];
-    std::fs::File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut noise)
-        .unwrap();
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
     let path = daemon.path("noise");
     assert_eq!(upload(&daemon, &path, &[], &noise).status, 200);
     let target = format!("/files?path={path}");
     let answer = daemon.call("GET", &target, &gzip, b"");
     assert_eq!(answer.header("content-encoding"), None);
-    assert_eq!(
-        answer.header("content-type").as_deref(),
-        Some("application/octet-stream")
-    );
+    assert_eq!(answer.header("content-type").as_deref(), Some("application/octet-stream"));
     assert!(answer.body == noise);
     let only = [("Accept-Encoding", "gzip, identity;q=0")];
     assert!(gunzip(&daemon.call("GET", &target, &only, b"").body) == noise);
@@ -179,50 +144,28 @@ fn parts_and_conditions() {
     let whole = daemon.get(&target);
     let disposition = whole.header("content-disposition").unwrap();
     assert_eq!(disposition, "inline; filename=\"a b.txt\"");
-    assert_eq!(
-        whole.header("vary").as_deref(),
-        Some("Accept-Encoding, Origin")
-    );
+    assert_eq!(whole.header("vary").as_deref(), Some("Accept-Encoding, Origin"));
     assert_eq!(whole.header("accept-ranges").as_deref(), Some("bytes"));
     let modified = whole.header("last-modified").unwrap();
     let part = daemon.call("GET", &target, &[("Range", "bytes=2-4")], b"");
     assert_eq!((part.status, part.text()), (206, "234"));
-    assert_eq!(
-        part.header("content-range").as_deref(),
-        Some("bytes 2-4/10")
-    );
+    assert_eq!(part.header("content-range").as_deref(), Some("bytes 2-4/10"));
     let parts = daemon.call("GET", &target, &[("Range", "bytes=0-1,8-")], b"");
     assert_eq!(parts.status, 206);
-    assert_eq!(
-        parts.header("content-length"),
-        Some(parts.body.len().to_string())
-    );
-    assert!(
-        parts.text().contains("Content-Range: bytes 8-9/10"),
-        "{}",
-        parts.text()
-    );
+    assert_eq!(parts.header("content-length"), Some(parts.body.len().to_string()));
+    assert!(parts.text().contains("Content-Range: bytes 8-9/10"), "{}", parts.text());
     let beyond = daemon.call("GET", &target, &[("Range", "bytes=10-")], b"");
     assert_eq!(beyond.status, 416);
-    assert_eq!(
-        beyond.header("content-range").as_deref(),
-        Some("bytes */10")
-    );
+    assert_eq!(beyond.header("content-range").as_deref(), Some("bytes */10"));
     let known = [("If-Modified-Since", modified.as_str())];
     assert_eq!(daemon.call("GET", &target, &known, b"").status, 304);
     std::fs::write(daemon.path("empty"), "").unwrap();
     let empty = daemon.get(&format!("/files?path={}", daemon.path("empty")));
     assert_eq!(empty.header("content-length").as_deref(), Some("0"));
-    assert_eq!(
-        empty.header("content-type").as_deref(),
-        Some("text/plain; charset=utf-8")
-    );
+    assert_eq!(empty.header("content-type").as_deref(), Some("text/plain; charset=utf-8"));
     let missing = daemon.get("/files?path=/home/user/demo/test.txt");
     assert_eq!(missing.status, 404);
-    assert_eq!(
-        missing.json()["message"],
-        "path '/home/user/demo/test.txt' does not exist"
-    );
+    assert_eq!(missing.json()["message"], "path '/home/user/demo/test.txt' does not exist");
     let directory = daemon.get("/files?path=/tmp");
     assert_eq!(directory.json()["message"], "path '/tmp' is a directory");
 }
@@ -233,10 +176,7 @@ fn signatures_open_one_path_for_one_operation_and_time() {
     let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
     assert_eq!(daemon.init(&init).status, 204);
     let path = daemon.path("signed");
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let target = |operation: &str, expiration: u64| {
         let text = format!("{path}:{operation}::tok:{expiration}");
         let signature = format!("v1_{}", STANDARD_NO_PAD.encode(Sha256::digest(text)));
@@ -247,15 +187,9 @@ fn signatures_open_one_path_for_one_operation_and_time() {
     assert_eq!(uploaded.status, 200);
     assert_eq!(daemon.get(&target("read", now + 60)).text(), "x");
     let wrong = daemon.get(&target("write", now + 60));
-    assert_eq!(
-        wrong.json(),
-        json!({"code": 401, "message": "invalid signature"})
-    );
+    assert_eq!(wrong.json(), json!({"code": 401, "message": "invalid signature"}));
     let expired = daemon.get(&target("read", now - 120));
-    assert_eq!(
-        expired.json(),
-        json!({"code": 401, "message": "signature is already expired"})
-    );
+    assert_eq!(expired.json(), json!({"code": 401, "message": "signature is already expired"}));
     let header = [("X-Access-Token", "no")];
     let mismatch = daemon.call("GET", &target("read", now + 60), &header, b"");
     let text = "access token present in header but does not match";
@@ -266,24 +200,14 @@ fn signatures_open_one_path_for_one_operation_and_time() {
 fn metadata_is_replaced_by_every_upload() {
     let daemon = Daemon::start();
     let path = daemon.path("m");
-    let first = upload(
-        &daemon,
-        &path,
-        &[("X-Metadata-Author", "me"), ("X-Metadata-B", "2")],
-        b"1",
-    );
+    let first = upload(&daemon, &path, &[("X-Metadata-Author", "me"), ("X-Metadata-B", "2")], b"1");
     let stored = first.json()[0]["metadata"].clone();
     assert_eq!(stored, json!({"author": "me", "b": "2"}));
-    let stat = daemon
-        .unary("/filesystem.Filesystem/Stat", &json!({"path": path}))
-        .json();
+    let stat = daemon.unary("/filesystem.Filesystem/Stat", &json!({"path": path})).json();
     assert_eq!(stat["entry"]["metadata"], json!({"author": "me", "b": "2"}));
     let second = upload(&daemon, &path, &[("X-Metadata-Author", "you")], b"2");
     assert_eq!(second.json()[0]["metadata"], json!({"author": "you"}));
-    assert_eq!(
-        upload(&daemon, &path, &[], b"3").json()[0].get("metadata"),
-        None
-    );
+    assert_eq!(upload(&daemon, &path, &[], b"3").json()[0].get("metadata"), None);
 }
 
 #[test]
@@ -298,19 +222,10 @@ fn files_are_composed_and_their_sources_go() {
     };
     let missing = compose(json!({"source_paths": [one, "/none"], "destination": all}));
     assert_eq!(missing.status, 404);
-    assert_eq!(
-        compose(json!({"source_paths": [], "destination": all})).status,
-        400
-    );
-    assert_eq!(
-        compose(json!({"source_paths": [one], "destination": one})).status,
-        400
-    );
+    assert_eq!(compose(json!({"source_paths": [], "destination": all})).status, 400);
+    assert_eq!(compose(json!({"source_paths": [one], "destination": one})).status, 400);
     let answer = compose(json!({"source_paths": [one, two], "destination": all}));
-    assert_eq!(
-        answer.json(),
-        json!({"name": "all", "path": all, "type": "file"})
-    );
+    assert_eq!(answer.json(), json!({"name": "all", "path": all, "type": "file"}));
     assert_eq!(std::fs::read(&all).unwrap(), b"ab");
     assert!(!std::path::Path::new(&one).exists());
 }

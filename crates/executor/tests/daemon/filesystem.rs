@@ -10,10 +10,7 @@ fn call(daemon: &Daemon, method: &str, request: Value) -> Answer {
 
 #[track_caller]
 fn refused(answer: &Answer, status: u16, code: &str) {
-    assert_eq!(
-        (answer.status, &answer.json()["code"]),
-        (status, &json!(code))
-    );
+    assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
 }
 
 #[test]
@@ -28,30 +25,12 @@ fn entries_are_described() {
     assert_eq!(entry["size"], "5");
     assert_eq!(entry["mode"], 0o644);
     assert_eq!(entry["permissions"], "-rw-r--r--");
-    assert_eq!(
-        (&entry["owner"], &entry["group"]),
-        (&json!("root"), &json!("root"))
-    );
-    assert!(
-        entry["modifiedTime"].as_str().unwrap().ends_with('Z'),
-        "{entry}"
-    );
+    assert_eq!((&entry["owner"], &entry["group"]), (&json!("root"), &json!("root")));
+    assert!(entry["modifiedTime"].as_str().unwrap().ends_with('Z'), "{entry}");
     assert_eq!(entry.get("symlinkTarget"), None);
-    refused(
-        &call(&daemon, "Stat", json!({"path": daemon.path("none")})),
-        404,
-        "not_found",
-    );
-    refused(
-        &call(&daemon, "Stat", json!({"path": format!("{path}/x")})),
-        500,
-        "internal",
-    );
-    refused(
-        &call(&daemon, "Stat", json!({"path": "~bob/x"})),
-        400,
-        "invalid_argument",
-    );
+    refused(&call(&daemon, "Stat", json!({"path": daemon.path("none")})), 404, "not_found");
+    refused(&call(&daemon, "Stat", json!({"path": format!("{path}/x")})), 500, "internal");
+    refused(&call(&daemon, "Stat", json!({"path": "~bob/x"})), 400, "invalid_argument");
     let watch = call(&daemon, "CreateWatcher", json!({"path": "/tmp"}));
     refused(&watch, 501, "unimplemented");
 }
@@ -67,10 +46,7 @@ fn directories_are_made_with_their_parents_for_the_user() {
         daemon.unary_with("/filesystem.Filesystem/MakeDir", &request, &headers)
     };
     let entry = make(&path).json()["entry"].clone();
-    assert_eq!(
-        (&entry["owner"], &entry["permissions"]),
-        (&json!("nobody"), &json!("drwxr-xr-x"))
-    );
+    assert_eq!((&entry["owner"], &entry["permissions"]), (&json!("nobody"), &json!("drwxr-xr-x")));
     let parent = call(&daemon, "Stat", json!({"path": daemon.path("x")})).json();
     assert_eq!(parent["entry"]["owner"], "nobody");
     refused(&make(&path), 409, "already_exists");
@@ -89,34 +65,16 @@ fn listings_are_depth_first_and_sorted() {
     let paths = |depth: u32| -> Vec<String> {
         let listed = call(&daemon, "ListDir", json!({"path": root, "depth": depth})).json();
         let path = |entry: &Value| entry["path"].as_str().unwrap()[root.len() + 1..].to_owned();
-        listed["entries"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(path)
-            .collect()
+        listed["entries"].as_array().unwrap().iter().map(path).collect()
     };
     let one = ["file1.txt", "subdir1", "subdir2"];
     assert_eq!(paths(0), one);
     assert_eq!(paths(1), one);
-    let two = [
-        "file1.txt",
-        "subdir1",
-        "subdir1/subdir1_1",
-        "subdir2",
-        "subdir2/subdir2_1",
-    ];
+    let two = ["file1.txt", "subdir1", "subdir1/subdir1_1", "subdir2", "subdir2/subdir2_1"];
     assert_eq!(paths(2), two);
     std::fs::create_dir(daemon.path("empty")).unwrap();
-    assert_eq!(
-        call(&daemon, "ListDir", json!({"path": daemon.path("empty")})).text(),
-        "{}"
-    );
-    refused(
-        &call(&daemon, "ListDir", json!({"path": daemon.path("none")})),
-        404,
-        "not_found",
-    );
+    assert_eq!(call(&daemon, "ListDir", json!({"path": daemon.path("empty")})).text(), "{}");
+    refused(&call(&daemon, "ListDir", json!({"path": daemon.path("none")})), 404, "not_found");
     let file = json!({"path": format!("{root}/file1.txt")});
     refused(&call(&daemon, "ListDir", file), 400, "invalid_argument");
     std::os::unix::fs::symlink("loop", daemon.path("loop")).unwrap();
@@ -131,11 +89,7 @@ fn moves_and_removals() {
     std::fs::write(&from, "1").unwrap();
     let moved = call(&daemon, "Move", json!({"source": from, "destination": to})).json();
     assert_eq!(moved["entry"]["path"], to);
-    let again = call(
-        &daemon,
-        "Move",
-        json!({"source": from, "destination": daemon.path("p/q")}),
-    );
+    let again = call(&daemon, "Move", json!({"source": from, "destination": daemon.path("p/q")}));
     refused(&again, 404, "not_found");
     assert!(std::path::Path::new(&daemon.path("p")).is_dir());
     for _ in 0..2 {

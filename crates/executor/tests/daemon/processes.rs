@@ -36,11 +36,7 @@ fn a_stream_ends_with_the_last_holder_of_the_pipe() {
     let begun = Instant::now();
     let (stdout, _, _) = daemon.run("sleep 2 & echo hi");
     assert_eq!(stdout, "hi\n");
-    assert!(
-        begun.elapsed() >= Duration::from_millis(1900),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -57,22 +53,13 @@ fn a_killed_process_waits_for_no_grandchild_and_is_gone() {
     assert!(begun.elapsed() < Duration::from_secs(10));
     let expected = json!({"exitCode": -1, "status": "signal: killed", "error": "signal: killed"});
     assert_eq!(end, expected);
-    assert_eq!(
-        daemon.unary("/process.Process/List", &json!({})).text(),
-        "{}"
-    );
+    assert_eq!(daemon.unary("/process.Process/List", &json!({})).text(), "{}");
     let (_, _, end) = daemon.run(&format!("kill -0 {pid}"));
     assert_eq!(end["exitCode"], 1);
     let again = daemon.unary(SIGNAL, &kill(pid));
-    assert_eq!(
-        (again.status, &again.json()["code"]),
-        (404, &json!("not_found"))
-    );
+    assert_eq!((again.status, &again.json()["code"]), (404, &json!("not_found")));
     // What is left of it is no business of the daemon's; it is the test's.
-    assert_eq!(
-        daemon.run(&format!("kill $(cat {left})")).2["status"],
-        "exit status 0"
-    );
+    assert_eq!(daemon.run(&format!("kill $(cat {left})")).2["status"], "exit status 0");
 }
 
 #[test]
@@ -91,10 +78,7 @@ fn a_connect_sees_live_and_ended_processes() {
     ]});
     assert_eq!(list, expected);
     let input = json!({"process": {"pid": pid}, "input": {"stdin": STANDARD.encode("x\n")}});
-    assert_eq!(
-        daemon.unary("/process.Process/SendInput", &input).text(),
-        "{}"
-    );
+    assert_eq!(daemon.unary("/process.Process/SendInput", &input).text(), "{}");
     assert_eq!(first.rest().0, "got x\n");
     assert_eq!(second.rest().0, "got x\n");
     for selector in [json!({"pid": pid}), json!({"tag": "reader"})] {
@@ -104,9 +88,7 @@ fn a_connect_sees_live_and_ended_processes() {
     }
     let input = daemon.unary("/process.Process/SendInput", &input);
     assert_eq!(input.status, 404);
-    let unknown = daemon
-        .stream(CONNECT, &json!({"process": {"pid": 999_999_999}}), &[])
-        .error();
+    let unknown = daemon.stream(CONNECT, &json!({"process": {"pid": 999_999_999}}), &[]).error();
     assert_eq!(unknown["code"], "not_found");
     assert_eq!(unknown["message"], "process with pid 999999999 not found");
     let empty = daemon.stream(CONNECT, &json!({}), &[]).error();
@@ -139,14 +121,8 @@ fn stdin_is_a_pipe_until_it_is_closed() {
     let pid = closed.pid();
     let input = json!({"process": {"pid": pid}, "input": {"stdin": ""}});
     let refused = daemon.unary("/process.Process/SendInput", &input);
-    assert_eq!(
-        (refused.status, &refused.json()["code"]),
-        (500, &json!("internal"))
-    );
-    let nothing = daemon.unary(
-        "/process.Process/SendInput",
-        &json!({"process": {"pid": pid}}),
-    );
+    assert_eq!((refused.status, &refused.json()["code"]), (500, &json!("internal")));
+    let nothing = daemon.unary("/process.Process/SendInput", &json!({"process": {"pid": pid}}));
     assert_eq!(nothing.json()["code"], "unimplemented");
     let other = json!({"process": {"pid": pid}, "signal": "SIGNAL_UNSPECIFIED"});
     assert_eq!(daemon.unary(SIGNAL, &other).json()["code"], "unimplemented");
@@ -189,16 +165,10 @@ fn the_environment_is_the_contracts_and_nothing_more() {
         "process": {"cmd": "env", "envs": {"OWN": "o", "BOTH": "own"}}, "stdin": false,
     });
     let (stdout, _, _) = daemon.stream(START, &request, &[]).finish();
-    let mut names: Vec<&str> = stdout
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .map(|(name, _)| name)
-        .collect();
+    let mut names: Vec<&str> =
+        stdout.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
     names.sort_unstable();
-    assert_eq!(
-        names,
-        ["BOTH", "GLOBAL", "HOME", "LOGNAME", "OWN", "PATH", "USER"]
-    );
+    assert_eq!(names, ["BOTH", "GLOBAL", "HOME", "LOGNAME", "OWN", "PATH", "USER"]);
     assert!(stdout.contains("BOTH=own\n"), "{stdout}");
     let hidden = daemon.run("echo \"$OWN\"");
     assert_eq!(hidden.0, "\n");
@@ -210,9 +180,8 @@ fn processes_really_are_the_user() {
     let nobody = basic("nobody");
     let mut request = shell("id -un; id -G; echo $HOME $USER; cat /proc/self/oom_score_adj");
     request["process"]["cwd"] = json!("/");
-    let (stdout, _, _) = daemon
-        .stream(START, &request, &[("Authorization", nobody.as_str())])
-        .finish();
+    let (stdout, _, _) =
+        daemon.stream(START, &request, &[("Authorization", nobody.as_str())]).finish();
     let lines: Vec<&str> = stdout.lines().collect();
     assert_eq!(lines[0], "nobody");
     assert!(!lines[1].split(' ').any(|group| group == "0"), "{stdout}");
@@ -222,10 +191,7 @@ fn processes_really_are_the_user() {
     let script = "ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign)' /proc/self/status";
     let (stdout, _, _) = daemon.run(script);
     // 0, 1, 2 and the one that `ls` has open.
-    assert_eq!(
-        stdout,
-        "4\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
-    );
+    assert_eq!(stdout, "4\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
 }
 
 #[test]
@@ -263,10 +229,7 @@ fn a_deadline_ends_the_call_and_the_process() {
     first.until("begun");
     let other = daemon.stream(CONNECT, &json!({"process": {"pid": pid}}), &[]);
     let (flags, last) = first.next();
-    assert_eq!(
-        (flags, &last["error"]["code"]),
-        (2, &json!("deadline_exceeded"))
-    );
+    assert_eq!((flags, &last["error"]["code"]), (2, &json!("deadline_exceeded")));
     assert_eq!(other.finish().2["status"], "signal: killed");
 }
 
@@ -318,16 +281,10 @@ fn term_ends_the_daemon_and_what_it_started() {
     stream.until("begun");
     let mut socket = daemon.connect();
     // Our own shell, so that the daemon is told by somebody who is not its child.
-    let told = std::process::Command::new("kill")
-        .arg(daemon.pid().to_string())
-        .status()
-        .unwrap();
+    let told = std::process::Command::new("kill").arg(daemon.pid().to_string()).status().unwrap();
     assert!(told.success());
     // The daemon closes its connections when it ends, after the process did.
     let mut nothing = [0; 1];
-    assert_eq!(
-        std::io::Read::read(&mut socket, &mut nothing).unwrap_or(0),
-        0
-    );
+    assert_eq!(std::io::Read::read(&mut socket, &mut nothing).unwrap_or(0), 0);
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
 }

@@ -17,41 +17,18 @@ fn routes_and_methods_that_are_not_there() {
     let health = daemon.get("/health");
     assert_eq!((health.status, health.body.len()), (204, 0));
     assert_eq!(health.header("cache-control").as_deref(), Some("no-store"));
-    for target in [
-        "/nothing",
-        "/process.Process/Nothing",
-        "/files/",
-        "//health",
-    ] {
+    for target in ["/nothing", "/process.Process/Nothing", "/files/", "//health"] {
         let answer = daemon.get(target);
-        assert_eq!(
-            (answer.status, answer.text().trim_end()),
-            (404, "404 page not found")
-        );
-        assert!(
-            answer
-                .header("content-type")
-                .unwrap()
-                .starts_with("text/plain")
-        );
+        assert_eq!((answer.status, answer.text().trim_end()), (404, "404 page not found"));
+        assert!(answer.header("content-type").unwrap().starts_with("text/plain"));
     }
     let wrong_method = daemon.get(LIST);
     assert_eq!((wrong_method.status, wrong_method.body.len()), (405, 0));
     assert_eq!(wrong_method.header("allow").as_deref(), Some("POST"));
     let wrong_type = daemon.call("POST", LIST, &[("Content-Type", "text/plain")], b"{}");
     assert_eq!((wrong_type.status, wrong_type.body.len()), (415, 0));
-    assert!(
-        wrong_type
-            .header("accept-post")
-            .unwrap()
-            .contains("application/json")
-    );
-    assert_eq!(
-        daemon
-            .call("HEAD", "/files?path=/etc/hosts", &[], b"")
-            .status,
-        405
-    );
+    assert!(wrong_type.header("accept-post").unwrap().contains("application/json"));
+    assert_eq!(daemon.call("HEAD", "/files?path=/etc/hosts", &[], b"").status, 405);
 }
 
 #[test]
@@ -59,61 +36,34 @@ fn unary_calls_mirror_the_codec_and_fail_as_json() {
     let daemon = Daemon::start();
     let list = daemon.unary(LIST, &json!({"unknown": 1}));
     assert_eq!((list.status, list.text()), (200, "{}"));
-    assert_eq!(
-        list.header("content-type").as_deref(),
-        Some("application/json")
-    );
+    assert_eq!(list.header("content-type").as_deref(), Some("application/json"));
     assert_eq!(list.header("content-encoding"), None);
     let binary = daemon.call("POST", LIST, &[("Content-Type", "application/proto")], b"");
     assert_eq!((binary.status, binary.body.len()), (200, 0));
-    assert_eq!(
-        binary.header("content-type").as_deref(),
-        Some("application/proto")
-    );
+    assert_eq!(binary.header("content-type").as_deref(), Some("application/proto"));
     let kind = ("Content-Type", "application/json");
     let malformed = daemon.call("POST", LIST, &[kind], b"{");
-    assert_eq!(
-        (malformed.status, &malformed.json()["code"]),
-        (400, &json!("invalid_argument"))
-    );
-    let encoded = daemon.call(
-        "POST",
-        LIST,
-        &[kind, ("Content-Encoding", "identity")],
-        b"{}",
-    );
+    assert_eq!((malformed.status, &malformed.json()["code"]), (400, &json!("invalid_argument")));
+    let encoded = daemon.call("POST", LIST, &[kind, ("Content-Encoding", "identity")], b"{}");
     assert_eq!(encoded.status, 200);
     let unknown = daemon.call("POST", LIST, &[kind, ("Content-Encoding", "br")], b"{}");
-    assert_eq!(
-        (unknown.status, &unknown.json()["code"]),
-        (501, &json!("unimplemented"))
-    );
-    for (timeout, status, code) in [
-        ("0", 504, "deadline_exceeded"),
-        ("soon", 400, "invalid_argument"),
-    ] {
+    assert_eq!((unknown.status, &unknown.json()["code"]), (501, &json!("unimplemented")));
+    for (timeout, status, code) in
+        [("0", 504, "deadline_exceeded"), ("soon", 400, "invalid_argument")]
+    {
         let answer = daemon.unary_with(LIST, &json!({}), &[("Connect-Timeout-Ms", timeout)]);
-        assert_eq!(
-            (answer.status, &answer.json()["code"]),
-            (status, &json!(code))
-        );
+        assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
     }
 }
 
 #[test]
 fn streams_have_the_exact_content_type_and_no_encoding() {
     let daemon = Daemon::start();
-    let mut stream = daemon.stream(
-        START,
-        &shell("true"),
-        &[("Accept-Encoding", "gzip, deflate, br")],
-    );
+    let mut stream =
+        daemon.stream(START, &shell("true"), &[("Accept-Encoding", "gzip, deflate, br")]);
     assert_eq!(stream.status(), 200);
     let head = stream.head.to_ascii_lowercase();
-    assert!(
-        head.contains("content-type: application/connect+json\r\n"),
-        "{head}"
-    );
+    assert!(head.contains("content-type: application/connect+json\r\n"), "{head}");
     assert!(!head.contains("\r\ncontent-encoding"), "{head}");
     assert!(stream.pid() > 0);
     let kind = ("Content-Type", "application/connect+json");
@@ -133,17 +83,11 @@ fn the_binary_codec_speaks_the_same_protocol() {
         args: vec!["-c".into(), "exit 3".into()],
         ..ProcessConfig::default()
     };
-    let request = StartRequest {
-        process: Some(config),
-        stdin: Some(false),
-        ..StartRequest::default()
-    };
+    let request =
+        StartRequest { process: Some(config), stdin: Some(false), ..StartRequest::default() };
     let kind = ("Content-Type", "application/connect+proto");
     let answer = daemon.call("POST", START, &[kind], &envelope(&request.encode_to_vec()));
-    assert_eq!(
-        answer.header("content-type").as_deref(),
-        Some("application/connect+proto")
-    );
+    assert_eq!(answer.header("content-type").as_deref(), Some("application/connect+proto"));
     let mut rest = &answer.body[..];
     let mut events = Vec::new();
     while rest[0] == 0 {
@@ -154,9 +98,7 @@ fn the_binary_codec_speaks_the_same_protocol() {
     }
     assert_eq!(rest, b"\x02\0\0\0\x02{}");
     assert!(matches!(events[0], Event::Start(_)), "{events:?}");
-    let Some(Event::End(end)) = events.last() else {
-        panic!("{events:?}")
-    };
+    let Some(Event::End(end)) = events.last() else { panic!("{events:?}") };
     assert_eq!((end.exit_code, end.exited), (3, true));
 }
 
@@ -170,32 +112,18 @@ fn preflights_need_no_token_and_answers_name_origins() {
         &[
             ("Origin", "https://a.b"),
             ("Access-Control-Request-Method", "POST"),
-            (
-                "Access-Control-Request-Headers",
-                "content-type,x-access-token",
-            ),
+            ("Access-Control-Request-Headers", "content-type,x-access-token"),
         ],
         b"",
     );
     assert_eq!(answer.status, 204);
     let header = |name| answer.header(name).unwrap_or_default();
     assert_eq!(header("access-control-allow-origin"), "*");
-    assert_eq!(
-        header("access-control-allow-headers"),
-        "content-type,x-access-token"
-    );
+    assert_eq!(header("access-control-allow-headers"), "content-type,x-access-token");
     assert_eq!(header("access-control-max-age"), "7200");
     let health = daemon.call("GET", "/health", &[("Origin", "https://a.b")], b"");
-    assert_eq!(
-        health.header("access-control-allow-origin").as_deref(),
-        Some("*")
-    );
-    assert!(
-        health
-            .header("access-control-expose-headers")
-            .unwrap()
-            .contains("Grpc-Status")
-    );
+    assert_eq!(health.header("access-control-allow-origin").as_deref(), Some("*"));
+    assert!(health.header("access-control-expose-headers").unwrap().contains("Grpc-Status"));
 }
 
 /// Sets the access token `tok`.
@@ -210,11 +138,7 @@ fn a_token_covers_everything_but_the_open_routes() {
     token(&daemon);
     for target in ["/metrics", "/envs", "/nothing", LIST] {
         let answer = daemon.get(target);
-        assert_eq!(
-            (answer.status, &answer.json()["code"]),
-            (401, &json!(401)),
-            "{target}"
-        );
+        assert_eq!((answer.status, &answer.json()["code"]), (401, &json!(401)), "{target}");
     }
     let stream = daemon.stream(START, &shell("true"), &[]);
     assert_eq!(stream.status(), 401);
@@ -225,10 +149,7 @@ fn a_token_covers_everything_but_the_open_routes() {
     assert_eq!(right.status, 200);
     let unsigned = daemon.get("/files?path=/etc/hosts");
     assert_eq!(unsigned.status, 401);
-    assert_eq!(
-        unsigned.json()["message"],
-        "missing signature query parameter"
-    );
+    assert_eq!(unsigned.json()["message"], "missing signature query parameter");
 }
 
 #[test]
@@ -240,24 +161,14 @@ fn unknown_users_are_refused_in_the_form_of_the_call() {
         json!({"code": "unauthenticated", "message": "invalid username: 'no-such-user'"});
     for target in ["/health", "/envs", "/files?path=/etc/hosts"] {
         let answer = daemon.call("GET", target, &authorization, b"");
-        assert_eq!(
-            (answer.status, answer.json()),
-            (401, expected.clone()),
-            "{target}"
-        );
+        assert_eq!((answer.status, answer.json()), (401, expected.clone()), "{target}");
     }
-    assert_eq!(
-        daemon.stream(START, &shell("true"), &authorization).error(),
-        expected
-    );
+    assert_eq!(daemon.stream(START, &shell("true"), &authorization).error(), expected);
     let bearer = [("Authorization", "Bearer x")];
     assert_eq!(daemon.call("GET", "/health", &bearer, b"").status, 204);
     let default = json!({"defaultUser": "no-such-user", "timestamp": "2026-01-01T00:00:00Z"});
     assert_eq!(daemon.init(&default).status, 204);
-    assert_eq!(
-        daemon.stream(START, &shell("true"), &[]).error()["code"],
-        "unauthenticated"
-    );
+    assert_eq!(daemon.stream(START, &shell("true"), &[]).error()["code"], "unauthenticated");
 }
 
 #[test]
@@ -310,10 +221,7 @@ fn tunnels_lead_to_ports_and_need_the_control_token() {
     // The listener is gone with its thread.
     let mut closed = daemon.connect();
     closed
-        .write_all(
-            head.replace("Upgrade\r\nUpgrade", "Upgrade, close\r\nUpgrade")
-                .as_bytes(),
-        )
+        .write_all(head.replace("Upgrade\r\nUpgrade", "Upgrade, close\r\nUpgrade").as_bytes())
         .unwrap();
     assert_eq!(Answer::read(&mut closed).status, 503);
 }

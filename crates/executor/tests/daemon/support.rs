@@ -38,44 +38,22 @@ impl Daemon {
         let key = SigningKey::from_bytes(&[7; 32]);
         let instance = InstanceId::random();
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-executor"))
-            .args([
-                "daemon",
-                "--listen",
-                "127.0.0.1:0",
-                "--instance",
-                instance.as_str(),
-            ])
-            .args([
-                "--control-key",
-                &hex::encode(key.verifying_key().as_bytes()),
-            ])
+            .args(["daemon", "--listen", "127.0.0.1:0", "--instance", instance.as_str()])
+            .args(["--control-key", &hex::encode(key.verifying_key().as_bytes())])
             .stderr(Stdio::piped())
             .spawn()
             .expect("the daemon starts");
         let mut line = String::new();
         let mut log = BufReader::new(child.stderr.take().expect("it was piped"));
-        log.read_line(&mut line)
-            .expect("the daemon says where it listens");
-        let address = line
-            .trim()
-            .rsplit(' ')
-            .next()
-            .and_then(|text| text.parse().ok());
+        log.read_line(&mut line).expect("the daemon says where it listens");
+        let address = line.trim().rsplit(' ').next().and_then(|text| text.parse().ok());
         let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
         // What it says later goes to the test's output, and never fills the pipe.
         std::thread::spawn(move || {
-            log.lines()
-                .map_while(Result::ok)
-                .for_each(|l| eprintln!("{l}"))
+            log.lines().map_while(Result::ok).for_each(|l| eprintln!("{l}"))
         });
         let directory = tempfile::tempdir().expect("a directory");
-        Self {
-            child,
-            address,
-            instance,
-            key,
-            directory,
-        }
+        Self { child, address, instance, key, directory }
     }
 
     /// A path in this test's own directory, which every user may enter.
@@ -83,12 +61,7 @@ impl Daemon {
         use std::os::unix::fs::PermissionsExt as _;
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(self.directory.path(), mode).expect("it is ours");
-        self.directory
-            .path()
-            .join(name)
-            .to_str()
-            .expect("plain names")
-            .to_owned()
+        self.directory.path().join(name).to_str().expect("plain names").to_owned()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -97,9 +70,7 @@ impl Daemon {
 
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
-        stream
-            .set_read_timeout(Some(LIMIT))
-            .expect("a socket has timeouts");
+        stream.set_read_timeout(Some(LIMIT)).expect("a socket has timeouts");
         stream
     }
 
@@ -131,9 +102,7 @@ impl Daemon {
         }
         head.push_str("\r\n");
         let mut stream = self.connect();
-        stream
-            .write_all(&[head.as_bytes(), body].concat())
-            .expect("the request is sent");
+        stream.write_all(&[head.as_bytes(), body].concat()).expect("the request is sent");
         stream
     }
 
@@ -184,16 +153,9 @@ impl Daemon {
     /// A signed call to `/init`.
     pub(crate) fn init(&self, body: &Value) -> Answer {
         let body = body.to_string();
-        let signature = self
-            .key
-            .sign(&init_signing_input(&self.instance, body.as_bytes()));
+        let signature = self.key.sign(&init_signing_input(&self.instance, body.as_bytes()));
         let signature = hex::encode(signature.to_bytes());
-        self.call(
-            "POST",
-            "/init",
-            &[(INIT_SIGNATURE_HEADER, &signature)],
-            body.as_bytes(),
-        )
+        self.call("POST", "/init", &[(INIT_SIGNATURE_HEADER, &signature)], body.as_bytes())
     }
 }
 
@@ -207,16 +169,10 @@ impl Drop for Daemon {
 impl Answer {
     pub(crate) fn read(stream: &mut TcpStream) -> Self {
         let mut all = Vec::new();
-        stream
-            .read_to_end(&mut all)
-            .expect("the answer comes in time");
+        stream.read_to_end(&mut all).expect("the answer comes in time");
         let end = find(&all, b"\r\n\r\n").expect("an answer has a head");
         let head = String::from_utf8(all[..end].to_vec()).expect("heads are ASCII");
-        let mut answer = Self {
-            status: status(&head),
-            head,
-            body: all[end + 4..].to_vec(),
-        };
+        let mut answer = Self { status: status(&head), head, body: all[end + 4..].to_vec() };
         if answer.header("transfer-encoding").as_deref() == Some("chunked") {
             answer.body = unchunk(&answer.body);
         }
@@ -250,17 +206,9 @@ impl Stream {
         let mut reader = BufReader::new(socket);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert_ne!(
-                reader.read_line(&mut head).expect("a head in time"),
-                0,
-                "{head}"
-            );
+            assert_ne!(reader.read_line(&mut head).expect("a head in time"), 0, "{head}");
         }
-        Self {
-            head,
-            reader,
-            buffered: Vec::new(),
-        }
+        Self { head, reader, buffered: Vec::new() }
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -305,9 +253,7 @@ impl Stream {
     pub(crate) fn pid(&mut self) -> u64 {
         let (flags, message) = self.next();
         assert_eq!(flags, 0, "{message}");
-        message["event"]["start"]["pid"]
-            .as_u64()
-            .unwrap_or_else(|| panic!("{message}"))
+        message["event"]["start"]["pid"].as_u64().unwrap_or_else(|| panic!("{message}"))
     }
 
     /// The error of a stream without messages.
@@ -353,9 +299,7 @@ impl Stream {
 }
 
 fn output(data: &Value, name: &str) -> String {
-    let bytes = STANDARD
-        .decode(data[name].as_str().unwrap_or(""))
-        .expect("base64");
+    let bytes = STANDARD.decode(data[name].as_str().unwrap_or("")).expect("base64");
     String::from_utf8(bytes).expect("a text")
 }
 
@@ -375,16 +319,11 @@ pub(crate) fn envelope(payload: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 fn status(head: &str) -> u16 {
-    head.split(' ')
-        .nth(1)
-        .and_then(|text| text.parse().ok())
-        .expect("a status")
+    head.split(' ').nth(1).and_then(|text| text.parse().ok()).expect("a status")
 }
 
 fn header(head: &str, name: &str) -> Option<String> {

@@ -156,10 +156,7 @@ pub(super) async fn answer(
     if request.method() != Method::POST {
         return bare(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST");
     }
-    let content_type = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let codec = match content_type.and_then(Codec::from_content_type) {
         Some((asked, codec)) if asked == form => codec,
         _ => {
@@ -174,12 +171,7 @@ pub(super) async fn answer(
     let result = async {
         deadline = read_deadline(request.headers())?;
         let keepalive = read_keepalive(request.headers());
-        let call = Call {
-            daemon: Arc::clone(daemon),
-            named_user,
-            deadline,
-            keepalive,
-        };
+        let call = Call { daemon: Arc::clone(daemon), named_user, deadline, keepalive };
         within(deadline, serve(procedure, codec, call, request)).await
     };
     let result = result.await;
@@ -189,9 +181,7 @@ pub(super) async fn answer(
 fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(name, HeaderValue::from_static(value));
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
     response
 }
 
@@ -249,11 +239,7 @@ where
     F: Future<Output = Result<Res, ConnectError>>,
 {
     let answer = method(call, wire::decode(codec, message)?).await?;
-    Ok(respond(
-        Form::Unary,
-        codec,
-        Body::full(wire::encode(codec, &answer)?),
-    ))
+    Ok(respond(Form::Unary, codec, Body::full(wire::encode(codec, &answer)?)))
 }
 
 /// A stream's answer: what `make` sends, then how it ended.
@@ -264,11 +250,7 @@ where
     let (deadline, keepalive) = (call.deadline, call.keepalive);
     let body = Body::made(|chunks| {
         let chunks = Arc::new(chunks);
-        let sink = Sink {
-            codec,
-            chunks: Arc::clone(&chunks),
-            keepalive,
-        };
+        let sink = Sink { codec, chunks: Arc::clone(&chunks), keepalive };
         let sending = make(sink);
         async move {
             let error = within(deadline, sending).await.err();
@@ -286,10 +268,7 @@ fn end_envelope(error: Option<ConnectError>) -> io::Result<Bytes> {
 fn respond(form: Form, codec: Codec, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static(codec.content_type(form)),
-    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(codec.content_type(form)));
     let accepts = match form {
         Form::Unary => ACCEPT_ENCODING,
         Form::Stream => STREAM_ACCEPT_ENCODING,
@@ -320,9 +299,7 @@ fn refuse_unary(error: &ConnectError) -> Response<Body> {
 
 /// An error before any procedure was looked for, in the form of the content type (executor 3.1).
 pub(super) fn refuse_by_content_type(headers: &HeaderMap, error: ConnectError) -> Response<Body> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     match content_type.and_then(Codec::from_content_type) {
         Some((Form::Stream, codec)) => refuse(Form::Stream, codec, error),
         _ => refuse_unary(&error),
@@ -361,9 +338,7 @@ fn read_deadline(headers: &HeaderMap) -> Result<Option<Instant>, ConnectError> {
 
 fn read_keepalive(headers: &HeaderMap) -> Duration {
     let text = headers.get(KEEPALIVE).and_then(|value| value.to_str().ok());
-    let seconds = text
-        .and_then(|text| text.parse::<u32>().ok())
-        .filter(|seconds| *seconds > 0);
+    let seconds = text.and_then(|text| text.parse::<u32>().ok()).filter(|seconds| *seconds > 0);
     Duration::from_secs(seconds.map_or(DEFAULT_KEEPALIVE, u64::from))
 }
 

@@ -54,9 +54,7 @@ impl Compression {
         match decoder.read_to_end(&mut plain) {
             Ok(length) if length > MESSAGE_LIMIT => Err(too_long()),
             Ok(_) => Ok(plain.into()),
-            Err(error) => Err(invalid(format!(
-                "failed to decompress the message: {error}"
-            ))),
+            Err(error) => Err(invalid(format!("failed to decompress the message: {error}"))),
         }
     }
 
@@ -64,9 +62,9 @@ impl Compression {
         match (envelope.compressed, self) {
             (false, _) => Ok(envelope.payload),
             (true, Self::Gzip) => self.decode(envelope.payload),
-            (true, Self::Identity) => Err(invalid(
-                "a message is marked as compressed and the request names no encoding",
-            )),
+            (true, Self::Identity) => {
+                Err(invalid("a message is marked as compressed and the request names no encoding"))
+            }
         }
     }
 }
@@ -101,20 +99,13 @@ pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
             joined.extend_from_slice(&data);
         }
     }
-    Ok(if joined.is_empty() {
-        whole
-    } else {
-        joined.into()
-    })
+    Ok(if joined.is_empty() { whole } else { joined.into() })
 }
 
 /// The one envelope of a call whose request is not a stream.
 pub(super) fn single_envelope(mut body: Bytes) -> Result<Envelope, ConnectError> {
     if body.is_empty() {
-        return Err(ConnectError::new(
-            Code::Unimplemented,
-            "the request has no message",
-        ));
+        return Err(ConnectError::new(Code::Unimplemented, "the request has no message"));
     }
     let incomplete = || invalid("protocol error: incomplete envelope");
     if body.len() < ENVELOPE_HEAD {
@@ -129,15 +120,9 @@ pub(super) fn single_envelope(mut body: Bytes) -> Result<Envelope, ConnectError>
     let payload = body.split_to(length);
     // A client may close its side of the stream with an envelope that says so.
     if !body.is_empty() && body[0] & FLAG_END_STREAM == 0 {
-        return Err(ConnectError::new(
-            Code::Unimplemented,
-            "the request has several messages",
-        ));
+        return Err(ConnectError::new(Code::Unimplemented, "the request has several messages"));
     }
-    Ok(Envelope {
-        compressed: head[0] & FLAG_COMPRESSED != 0,
-        payload,
-    })
+    Ok(Envelope { compressed: head[0] & FLAG_COMPRESSED != 0, payload })
 }
 
 pub(super) fn decode<M>(codec: Codec, bytes: &Bytes) -> Result<M, ConnectError>
@@ -167,11 +152,7 @@ where
 {
     let length = message.encoded_len();
     // Most of a long message is base64 in JSON.
-    let capacity = if codec == Codec::Json {
-        length / 3 * 4 + 64
-    } else {
-        length
-    };
+    let capacity = if codec == Codec::Json { length / 3 * 4 + 64 } else { length };
     let mut bytes = Vec::with_capacity(ENVELOPE_HEAD + capacity);
     bytes.extend_from_slice(&[0; ENVELOPE_HEAD]);
     write(codec, message, &mut bytes)?;
@@ -189,10 +170,7 @@ where
         Codec::Proto => message.encode(into).map_err(|error| error.to_string()),
     };
     result.map_err(|error| {
-        ConnectError::new(
-            Code::Internal,
-            format!("failed to write the answer: {error}"),
-        )
+        ConnectError::new(Code::Internal, format!("failed to write the answer: {error}"))
     })
 }
 
@@ -240,21 +218,10 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(b"{}").unwrap();
         let packed = Bytes::from(encoder.finish().unwrap());
-        assert_eq!(
-            &Compression::Gzip.decode(packed.clone()).unwrap()[..],
-            b"{}"
-        );
-        let compressed = || Envelope {
-            compressed: true,
-            payload: packed.clone(),
-        };
-        assert_eq!(
-            &Compression::Gzip.decode_envelope(compressed()).unwrap()[..],
-            b"{}"
-        );
-        let error = Compression::Identity
-            .decode_envelope(compressed())
-            .unwrap_err();
+        assert_eq!(&Compression::Gzip.decode(packed.clone()).unwrap()[..], b"{}");
+        let compressed = || Envelope { compressed: true, payload: packed.clone() };
+        assert_eq!(&Compression::Gzip.decode_envelope(compressed()).unwrap()[..], b"{}");
+        let error = Compression::Identity.decode_envelope(compressed()).unwrap_err();
         assert_eq!(error.code, Code::InvalidArgument);
         let unknown = Compression::read(Some(&HeaderValue::from_static("br"))).unwrap_err();
         assert_eq!(unknown.code, Code::Unimplemented);

@@ -12,8 +12,7 @@ use serde::Deserialize;
 
 use super::super::body::Body;
 use super::super::filesystem::directories;
-use super::super::tasks::blocking;
-use super::super::{Daemon, paths, plain};
+use super::super::{Daemon, paths, plain, pool};
 use super::write::Written;
 use super::{Owner, Refusal};
 
@@ -46,33 +45,24 @@ async fn carry_out(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Result<W
     let order: Order = serde_json::from_slice(&body.to_bytes())
         .map_err(|error| Refusal::invalid(format!("failed to read the JSON: {error}")))?;
     if order.source_paths.is_empty() || order.destination.is_empty() {
-        return Err(Refusal::invalid(
-            "'source_paths' and 'destination' must not be empty",
-        ));
+        return Err(Refusal::invalid("'source_paths' and 'destination' must not be empty"));
     }
     let owner = Owner::find(daemon, order.username.as_deref()).await?;
     let destination = owner.resolve(&order.destination)?;
-    let sources: Vec<String> = order
-        .source_paths
-        .iter()
-        .map(|path| owner.resolve(path))
-        .collect::<Result<_, _>>()?;
-    blocking(move || join(&sources, destination, &owner)).await
+    let sources: Vec<String> =
+        order.source_paths.iter().map(|path| owner.resolve(path)).collect::<Result<_, _>>()?;
+    pool::run(move || join(&sources, destination, &owner)).await
 }
 
 fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Written, Refusal> {
     for source in sources {
         if paths::clean(source) == paths::clean(&destination) {
-            return Err(Refusal::invalid(format!(
-                "'{source}' is source and destination"
-            )));
+            return Err(Refusal::invalid(format!("'{source}' is source and destination")));
         }
         match fs::metadata(source) {
             Ok(found) if found.is_file() => {}
             Ok(_) => {
-                return Err(Refusal::invalid(format!(
-                    "'{source}' is not a regular file"
-                )));
+                return Err(Refusal::invalid(format!("'{source}' is not a regular file")));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let message = format!("path '{source}' does not exist");
@@ -109,9 +99,7 @@ fn unique() -> u128 {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{SystemTime, UNIX_EPOCH};
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (since.as_nanos() << 16) | u128::from(NEXT.fetch_add(1, Ordering::Relaxed) & 0xffff)
 }
 

@@ -53,32 +53,20 @@ pub(super) fn sniff(start: &[u8]) -> &'static str {
         (b"\xef\xbb\xbf", TEXT),
     ];
     let start = &start[..start.len().min(SNIFF_BYTES)];
-    if let Some((_, found)) = SIGNATURES
-        .iter()
-        .find(|(signature, _)| start.starts_with(signature))
+    if let Some((_, found)) = SIGNATURES.iter().find(|(signature, _)| start.starts_with(signature))
     {
         return found;
     }
     let first = start.trim_ascii_start();
-    let is_html = ["<!doctype html", "<html", "<head", "<body", "<script"]
-        .iter()
-        .any(|tag| {
-            first
-                .get(..tag.len())
-                .is_some_and(|begin| begin.eq_ignore_ascii_case(tag.as_bytes()))
-                && first
-                    .get(tag.len())
-                    .is_some_and(|next| matches!(next, b' ' | b'>'))
-        });
+    let is_html = ["<!doctype html", "<html", "<head", "<body", "<script"].iter().any(|tag| {
+        first.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag.as_bytes()))
+            && first.get(tag.len()).is_some_and(|next| matches!(next, b' ' | b'>'))
+    });
     if is_html {
         return "text/html; charset=utf-8";
     }
     let binary = |byte: &u8| matches!(byte, 0..=8 | 11 | 14..=26 | 28..=31);
-    if start.iter().any(binary) {
-        BINARY
-    } else {
-        TEXT
-    }
+    if start.iter().any(binary) { BINARY } else { TEXT }
 }
 
 /// `inline` with the file's name: bare if it is a token, quoted if it is ASCII, encoded if not.
@@ -120,10 +108,7 @@ mod tests {
         assert_eq!(disposition("a.txt"), "inline; filename=a.txt");
         assert_eq!(disposition("a b.txt"), "inline; filename=\"a b.txt\"");
         assert_eq!(disposition("a\"\\b"), "inline; filename=\"a\\\"\\\\b\"");
-        assert_eq!(
-            disposition("文.txt"),
-            "inline; filename*=utf-8''%E6%96%87.txt"
-        );
+        assert_eq!(disposition("文.txt"), "inline; filename*=utf-8''%E6%96%87.txt");
         assert_eq!(disposition("é x"), "inline; filename*=utf-8''%C3%A9%20x");
     }
 

@@ -15,8 +15,7 @@ use hyper::{Request, Response, StatusCode};
 
 use super::super::auth::Operation;
 use super::super::body::{Body, Chunks};
-use super::super::tasks::blocking;
-use super::super::{Daemon, paths, plain};
+use super::super::{Daemon, paths, plain, pool};
 use super::encoding::{self, Encoding};
 use super::preconditions::{self, Outcome};
 use super::ranges::{self, Part};
@@ -59,7 +58,7 @@ async fn find(
     let path = owner.resolve(query.path.as_deref().unwrap_or(""))?;
     let encoding = encoding::choose(headers);
     let wants_gzip = matches!(encoding, Ok(Encoding::Gzip { .. }));
-    let source = blocking(move || {
+    let source = pool::run(move || {
         check_is_file(&path)?;
         // After the file's own checks (executor 6.4).
         if let Err(error) = &encoding {
@@ -74,11 +73,7 @@ async fn find(
     };
     let headers = response.headers_mut();
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
-    set(
-        headers,
-        CONTENT_DISPOSITION,
-        &content::disposition(&source.name),
-    );
+    set(headers, CONTENT_DISPOSITION, &content::disposition(&source.name));
     Ok(response)
 }
 
@@ -88,34 +83,23 @@ fn check_is_file(path: &str) -> Result<(), Refusal> {
             Err(Refusal::invalid(format!("path '{path}' is a directory")))
         }
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Refusal::new(
-            StatusCode::NOT_FOUND,
-            format!("path '{path}' does not exist"),
-        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Refusal::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist")))
+        }
         Err(error) => Err(Refusal::system("look for", path, &error)),
     }
 }
 
 /// Blocks, but not on a pipe that nobody writes to.
 fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
         let message = "it is neither a file nor a directory, so it has no content to send";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let size = found.size();
-    let mut start = vec![
-        0;
-        if wants_gzip {
-            SAMPLE_BYTES
-        } else {
-            content::SNIFF_BYTES
-        }
-    ];
+    let mut start = vec![0; if wants_gzip { SAMPLE_BYTES } else { content::SNIFF_BYTES }];
     let length = read_full(&file, &mut start, 0)?;
     start.truncate(length);
     let shrinks = wants_gzip && (size < SAMPLED_FROM || sample_shrinks(&file, size, &start)?);
@@ -177,11 +161,7 @@ fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
             Err(error) => {
                 let mut response =
                     plain::text(StatusCode::RANGE_NOT_SATISFIABLE, format!("{error}\n"));
-                set(
-                    response.headers_mut(),
-                    CONTENT_RANGE,
-                    &format!("bytes */{size}"),
-                );
+                set(response.headers_mut(), CONTENT_RANGE, &format!("bytes */{size}"));
                 response
             }
         },
@@ -197,10 +177,7 @@ fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
 
 /// No part: the whole file. Several: a body of parts, each with its own headers.
 fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response<Body> {
-    let whole = Part {
-        start: 0,
-        length: source.size,
-    };
+    let whole = Part { start: 0, length: source.size };
     let file = Arc::clone(&source.file);
     match *parts {
         [] | [_] => {
@@ -228,11 +205,9 @@ fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response
             };
             let heads: Vec<(String, Part)> = parts.iter().map(|part| (head(part), *part)).collect();
             let end = format!("--{boundary}--\r\n");
-            let length: u64 = heads
-                .iter()
-                .map(|(head, part)| head.len() as u64 + part.length + 2)
-                .sum::<u64>()
-                + end.len() as u64;
+            let length: u64 =
+                heads.iter().map(|(head, part)| head.len() as u64 + part.length + 2).sum::<u64>()
+                    + end.len() as u64;
             let mut response = Response::new(Body::made(|chunks| async move {
                 for (head, part) in heads {
                     chunks.send(head.into()).await?;
@@ -279,7 +254,7 @@ fn read_ahead(
     let length = end.saturating_sub(offset).min(CHUNK_BYTES as u64) as usize;
     let file = Arc::clone(file);
     let reading = (length > 0).then(|| {
-        tokio::task::spawn_blocking(move || {
+        pool::run(move || {
             let mut buffer = vec![0; length];
             let length = read_full(&file, &mut buffer, offset)?;
             buffer.truncate(length);
@@ -288,7 +263,7 @@ fn read_ahead(
     });
     async move {
         match reading {
-            Some(reading) => reading.await.map_err(io::Error::other)?,
+            Some(reading) => reading.await,
             None => Ok(Bytes::new()),
         }
     }
@@ -302,7 +277,7 @@ fn compressed(source: &Source) -> Response<Body> {
         let mut offset = 0;
         loop {
             let file = Arc::clone(&file);
-            let (back, length) = blocking(move || {
+            let (back, length) = pool::run(move || {
                 let mut buffer = vec![0; CHUNK_BYTES];
                 let length = read_full(&file, &mut buffer, offset)?;
                 encoder.write_all(&buffer[..length])?;

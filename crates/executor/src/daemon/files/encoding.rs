@@ -21,21 +21,12 @@ pub(super) enum Encoding {
 pub(super) struct NotAcceptable;
 
 /// Requests that are about parts or versions of the file itself, and so get it as it is.
-const ABOUT_PLAIN_BYTES: [HeaderName; 6] = [
-    RANGE,
-    IF_RANGE,
-    IF_MATCH,
-    IF_NONE_MATCH,
-    IF_MODIFIED_SINCE,
-    IF_UNMODIFIED_SINCE,
-];
+const ABOUT_PLAIN_BYTES: [HeaderName; 6] =
+    [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
 
 pub(super) fn choose(headers: &HeaderMap) -> Result<Encoding, NotAcceptable> {
     let (mut gzip, mut identity, mut any) = (None, None, None);
-    let values = headers
-        .get_all(ACCEPT_ENCODING)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     for item in values.flat_map(|value| value.split(',')) {
         let mut parts = item.split(';').map(str::trim);
         let weight = match parts.next().map(str::to_ascii_lowercase).as_deref() {
@@ -54,38 +45,22 @@ pub(super) fn choose(headers: &HeaderMap) -> Result<Encoding, NotAcceptable> {
         (None, Some(weight)) if identity == Some(0.0) => weight,
         _ => 0.0,
     };
-    let must_be_plain = ABOUT_PLAIN_BYTES
-        .iter()
-        .any(|name| headers.contains_key(name));
+    let must_be_plain = ABOUT_PLAIN_BYTES.iter().any(|name| headers.contains_key(name));
     if must_be_plain {
-        return if identity_refused {
-            Err(NotAcceptable)
-        } else {
-            Ok(Encoding::Identity)
-        };
+        return if identity_refused { Err(NotAcceptable) } else { Ok(Encoding::Identity) };
     }
     let identity_preferred = identity.is_some_and(|weight| weight > gzip_weight);
     if gzip_weight > 0.0 && !identity_preferred {
-        return Ok(Encoding::Gzip {
-            identity: !identity_refused,
-        });
+        return Ok(Encoding::Gzip { identity: !identity_refused });
     }
-    if identity_refused {
-        Err(NotAcceptable)
-    } else {
-        Ok(Encoding::Identity)
-    }
+    if identity_refused { Err(NotAcceptable) } else { Ok(Encoding::Identity) }
 }
 
 /// The weight among an item's parameters; 1 if none can be read.
 fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> f32 {
-    let weight = parameters
-        .filter_map(|text| text.split_once('='))
-        .find_map(|(name, value)| {
-            name.trim()
-                .eq_ignore_ascii_case("q")
-                .then(|| value.trim().parse().ok())?
-        });
+    let weight = parameters.filter_map(|text| text.split_once('=')).find_map(|(name, value)| {
+        name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse().ok())?
+    });
     weight.unwrap_or(1.0)
 }
 
@@ -133,10 +108,7 @@ mod tests {
         let mut headers = accepting("gzip");
         headers.insert(RANGE, HeaderValue::from_static("bytes=0-1"));
         assert_eq!(choose(&headers), PLAIN);
-        headers.insert(
-            ACCEPT_ENCODING,
-            HeaderValue::from_static("gzip, identity;q=0"),
-        );
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, identity;q=0"));
         assert_eq!(choose(&headers), Err(NotAcceptable));
     }
 }

@@ -31,10 +31,8 @@ pub(super) fn read(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refu
             let message = format!("metadata key '{key}' is longer than {KEY_LIMIT} bytes");
             return Err(Refusal::invalid(message));
         }
-        let value = value
-            .to_str()
-            .ok()
-            .filter(|text| text.bytes().all(|b| (b' '..=b'~').contains(&b)));
+        let value =
+            value.to_str().ok().filter(|text| text.bytes().all(|b| (b' '..=b'~').contains(&b)));
         let Some(value) = value else {
             let message = format!("the value of metadata '{key}' is not printable ASCII");
             return Err(Refusal::invalid(message));
@@ -72,10 +70,7 @@ mod tests {
             ("X-Metadata-", b"nothing"),
             ("X-Other", b"x"),
         ]));
-        assert_eq!(
-            read.unwrap(),
-            BTreeMap::from([("author".into(), "me".into())])
-        );
+        assert_eq!(read.unwrap(), BTreeMap::from([("author".into(), "me".into())]));
     }
 
     #[test]

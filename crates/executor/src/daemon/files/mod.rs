@@ -20,8 +20,8 @@ use hyper::{Response, StatusCode, Uri};
 use super::accounts::User;
 use super::auth::{Operation, Signed};
 use super::body::Body;
-use super::tasks::{blocking, lock};
-use super::{Daemon, paths, plain};
+use super::tasks::lock;
+use super::{Daemon, paths, plain, pool};
 
 pub(super) use compose::compose;
 pub(super) use download::download;
@@ -41,11 +41,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            bare: false,
-        }
+        Self { status, message: message.into(), bare: false }
     }
 
     fn invalid(message: impl Into<String>) -> Self {
@@ -126,9 +122,7 @@ impl Query {
 
 fn now() -> i64 {
     // A clock before 1970 lets no URL expire.
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
@@ -145,12 +139,9 @@ impl Owner {
         let (name, workdir) = {
             let settings = lock(&daemon.settings);
             let name = username.filter(|name| !name.is_empty());
-            (
-                name.unwrap_or(&settings.default_user).to_owned(),
-                settings.default_workdir.clone(),
-            )
+            (name.unwrap_or(&settings.default_user).to_owned(), settings.default_workdir.clone())
         };
-        match blocking(move || (User::find(&name), name)).await {
+        match pool::run(move || (User::find(&name), name)).await {
             (Ok(Some(user)), _) => Ok(Self { user, workdir }),
             (Ok(None), name) => {
                 let message = format!("invalid username: '{name}'");

@@ -10,11 +10,7 @@ pub(super) struct Part {
 impl Part {
     /// The value of `Content-Range`.
     pub(super) fn content_range(self, size: u64) -> String {
-        format!(
-            "bytes {}-{}/{size}",
-            self.start,
-            self.start + self.length - 1
-        )
+        format!("bytes {}-{}/{size}", self.start, self.start + self.length - 1)
     }
 }
 
@@ -28,20 +24,13 @@ pub(super) fn parse(header: &str, size: u64) -> Result<Vec<Part>, Unsatisfiable>
     let list = header.strip_prefix("bytes=").ok_or(Unsatisfiable)?;
     let mut parts = Vec::new();
     let mut beyond = false;
-    for item in list
-        .split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-    {
+    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let (first, last) = item.split_once('-').ok_or(Unsatisfiable)?;
         let (first, last) = (first.trim(), last.trim());
         let part = if first.is_empty() {
             // The last so many bytes.
             let length = number(last)?.min(size);
-            Part {
-                start: size - length,
-                length,
-            }
+            Part { start: size - length, length }
         } else {
             let start = number(first)?;
             if start >= size {
@@ -68,9 +57,7 @@ pub(super) fn parse(header: &str, size: u64) -> Result<Vec<Part>, Unsatisfiable>
         return Err(Unsatisfiable);
     }
     // More than the whole is a mistake or an attack: the whole is the answer.
-    let total = parts
-        .iter()
-        .fold(0u64, |sum, part| sum.saturating_add(part.length));
+    let total = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.length));
     Ok(if total > size { Vec::new() } else { parts })
 }
 

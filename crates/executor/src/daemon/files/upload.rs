@@ -14,8 +14,7 @@ use tokio::sync::Mutex;
 
 use super::super::auth::Operation;
 use super::super::body::Body;
-use super::super::tasks::blocking;
-use super::super::{Daemon, plain};
+use super::super::{Daemon, plain, pool};
 use super::metadata;
 use super::write::{Writer, Written};
 use super::{Owner, Query, Refusal};
@@ -57,26 +56,14 @@ async fn receive(
     let gzip = is_gzip(headers)?;
     let owner = Owner::find(daemon, query.username.as_deref()).await?;
     let metadata = Arc::new(metadata::read(headers)?);
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
-    let media_type = kind
-        .split(';')
-        .next()
-        .unwrap_or("")
-        .trim()
-        .to_ascii_lowercase();
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media_type = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     let source = Source {
         body: Arc::clone(body),
         decoder: gzip.then(|| MultiGzDecoder::new(Vec::new())),
         ended: false,
     };
-    let target = Target {
-        owner,
-        query_path: query.path.clone(),
-        metadata,
-    };
+    let target = Target { owner, query_path: query.path.clone(), metadata };
     if media_type == "application/octet-stream" {
         return target.whole(source).await;
     }
@@ -94,16 +81,10 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
     let Some(value) = headers.get(CONTENT_ENCODING) else {
         return Ok(false);
     };
-    match value
-        .to_str()
-        .map(|text| text.trim().to_ascii_lowercase())
-        .as_deref()
-    {
+    match value.to_str().map(|text| text.trim().to_ascii_lowercase()).as_deref() {
         Ok("" | "identity") => Ok(false),
         Ok("gzip") => Ok(true),
-        _ => Err(Refusal::invalid(
-            "unsupported Content-Encoding: send gzip or identity",
-        )),
+        _ => Err(Refusal::invalid("unsupported Content-Encoding: send gzip or identity")),
     }
 }
 
@@ -142,7 +123,7 @@ impl Source {
             let Some(mut decoder) = self.decoder.take() else {
                 return Ok((!self.ended).then_some(data));
             };
-            let (decoder, plain) = blocking(move || {
+            let (decoder, plain) = pool::run(move || {
                 if data.is_empty() {
                     decoder.try_finish()?;
                 } else {
@@ -233,10 +214,7 @@ mod tests {
     #[test]
     fn boundaries_are_read_quoted_or_not() {
         assert_eq!(boundary("multipart/form-data; boundary=x1"), Some("x1"));
-        assert_eq!(
-            boundary("multipart/mixed; charset=u; Boundary=\"a b\""),
-            Some("a b")
-        );
+        assert_eq!(boundary("multipart/mixed; charset=u; Boundary=\"a b\""), Some("a b"));
         assert_eq!(boundary("multipart/form-data"), None);
         assert_eq!(boundary("multipart/form-data; boundary="), None);
     }

@@ -10,8 +10,7 @@ use hyper::body::Bytes;
 use serde::Serialize;
 
 use super::super::filesystem::{directories, metadata};
-use super::super::paths;
-use super::super::tasks::blocking;
+use super::super::{paths, pool};
 use super::{CHUNK_BYTES, Owner, Refusal};
 
 /// What the answer tells of a written file.
@@ -28,12 +27,7 @@ pub(super) struct Written {
 impl Written {
     pub(super) fn new(path: String, metadata: BTreeMap<String, String>) -> Self {
         let name = paths::base_name(&path).to_owned();
-        Self {
-            path,
-            name,
-            kind: "file",
-            metadata,
-        }
+        Self { path, name, kind: "file", metadata }
     }
 }
 
@@ -45,22 +39,16 @@ pub(super) struct Writer {
     gathered: Vec<Bytes>,
     length: usize,
     /// A write under way, while more is gathered.
-    writing: Option<tokio::task::JoinHandle<io::Result<()>>>,
+    writing: Option<pool::Running<io::Result<()>>>,
 }
 
 impl Writer {
     /// Makes the file or empties it; either way it belongs to the owner afterwards.
     pub(super) async fn open(path: String, owner: &Owner) -> Result<Self, Refusal> {
         let owner = owner.clone();
-        blocking(move || {
+        pool::run(move || {
             let file = open(&path, &owner)?;
-            Ok(Self {
-                path,
-                file: Arc::new(file),
-                gathered: Vec::new(),
-                length: 0,
-                writing: None,
-            })
+            Ok(Self { path, file: Arc::new(file), gathered: Vec::new(), length: 0, writing: None })
         })
         .await
     }
@@ -79,9 +67,7 @@ impl Writer {
         self.settle().await?;
         let (file, gathered) = (Arc::clone(&self.file), std::mem::take(&mut self.gathered));
         self.length = 0;
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            write_all(&file, &gathered)
-        }));
+        self.writing = Some(pool::run(move || write_all(&file, &gathered)));
         Ok(())
     }
 
@@ -89,11 +75,7 @@ impl Writer {
         let Some(writing) = self.writing.take() else {
             return Ok(());
         };
-        let result = writing
-            .await
-            .map_err(io::Error::other)
-            .and_then(|result| result);
-        result.map_err(|error| Refusal::system("write", &self.path, &error))
+        writing.await.map_err(|error| Refusal::system("write", &self.path, &error))
     }
 
     /// Writes what is left and sets the metadata.
@@ -105,7 +87,7 @@ impl Writer {
             self.flush().await?;
         }
         self.settle().await?;
-        blocking(move || {
+        pool::run(move || {
             metadata::replace(&self.file, &metadata).map_err(|error| {
                 match error.raw_os_error() {
                     // The kernel's words for "does not fit".
@@ -140,15 +122,8 @@ fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
     };
     // Not blocking: a pipe without a reader is an error instead of a wait.
     let mut options = OpenOptions::new();
-    options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o666)
-        .custom_flags(libc::O_NONBLOCK);
-    let file = options
-        .open(path)
-        .map_err(|error| Refusal::system("open", path, &error))?;
+    options.write(true).create(true).truncate(true).mode(0o666).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|error| Refusal::system("open", path, &error))?;
     if is_new {
         fchown(&file, uid, gid).map_err(|error| Refusal::system("own", path, &error))?;
     }

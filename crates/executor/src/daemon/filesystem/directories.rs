@@ -46,18 +46,8 @@ mod tests {
     #[test]
     fn one_tree_can_be_made_many_times_at_once() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory
-            .path()
-            .join("a/b/c/d")
-            .to_str()
-            .unwrap()
-            .to_owned();
-        let user = User {
-            name: "x".into(),
-            uid: 0,
-            gid: 0,
-            home: "/".into(),
-        };
+        let path = directory.path().join("a/b/c/d").to_str().unwrap().to_owned();
+        let user = User { name: "x".into(), uid: 0, gid: 0, home: "/".into() };
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| make(&path, &user).unwrap());

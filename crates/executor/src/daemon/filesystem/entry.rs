@@ -17,11 +17,7 @@ pub(in super::super) fn describe(path: &str, names: &Names) -> io::Result<EntryI
     let own = fs::symlink_metadata(path)?;
     let is_link = own.is_symlink();
     // A link that leads nowhere has neither type nor mode.
-    let target = if is_link {
-        fs::metadata(path).ok()
-    } else {
-        Some(own.clone())
-    };
+    let target = if is_link { fs::metadata(path).ok() } else { Some(own.clone()) };
     let symlink_target = is_link.then(|| match fs::canonicalize(path) {
         Ok(target) => target.to_string_lossy().into_owned(),
         Err(_) => path.to_owned(),
@@ -54,10 +50,7 @@ fn file_type(found: &Metadata) -> FileType {
 /// Absent at exactly the epoch.
 fn modified(found: &Metadata) -> Option<Timestamp> {
     // Nanoseconds of a second fit 31 bits.
-    let time = Timestamp {
-        seconds: found.mtime(),
-        nanos: found.mtime_nsec() as i32,
-    };
+    let time = Timestamp { seconds: found.mtime(), nanos: found.mtime_nsec() as i32 };
     (time != Timestamp::default()).then_some(time)
 }
 
@@ -67,10 +60,7 @@ fn permissions(mode: u32) -> String {
     let letters = [
         ('d', kind == Kind::Directory),
         ('L', kind == Kind::Symlink),
-        (
-            'D',
-            matches!(kind, Kind::BlockDevice | Kind::CharacterDevice),
-        ),
+        ('D', matches!(kind, Kind::BlockDevice | Kind::CharacterDevice)),
         ('p', kind == Kind::Fifo),
         ('S', kind == Kind::Socket),
         ('u', mode & libc::S_ISUID != 0),
@@ -79,20 +69,13 @@ fn permissions(mode: u32) -> String {
         ('t', mode & libc::S_ISVTX != 0),
         ('?', kind == Kind::Unknown),
     ];
-    let mut text: String = letters
-        .iter()
-        .filter(|(_, applies)| *applies)
-        .map(|(letter, _)| letter)
-        .collect();
+    let mut text: String =
+        letters.iter().filter(|(_, applies)| *applies).map(|(letter, _)| letter).collect();
     if text.is_empty() {
         text.push('-');
     }
     for (place, letter) in "rwxrwxrwx".chars().enumerate() {
-        text.push(if mode & (0o400 >> place) != 0 {
-            letter
-        } else {
-            '-'
-        });
+        text.push(if mode & (0o400 >> place) != 0 { letter } else { '-' });
     }
     text
 }
@@ -129,11 +112,7 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", at("broken")).unwrap();
         let names = Names::load().unwrap();
         let link = describe(&at("link"), &names).unwrap();
-        let target = fs::canonicalize(at("file"))
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let target = fs::canonicalize(at("file")).unwrap().to_str().unwrap().to_owned();
         assert_eq!(link.symlink_target, Some(target));
         assert_eq!((link.r#type, link.size), (FileType::File as i32, 4));
         assert_eq!(link.permissions, "Lrwxrwxrwx");

@@ -70,10 +70,7 @@ pub(in super::super) fn replace(
     file: &File,
     metadata: &BTreeMap<String, String>,
 ) -> io::Result<()> {
-    for key in of_file(file)
-        .keys()
-        .filter(|key| !metadata.contains_key(*key))
-    {
+    for key in of_file(file).keys().filter(|key| !metadata.contains_key(*key)) {
         match rustix::fs::fremovexattr(file, format!("{PREFIX}{key}")) {
             Ok(()) | Err(Errno::NODATA) => {}
             Err(error) => return Err(error.into()),
@@ -98,10 +95,7 @@ mod tests {
     fn what_is_stored_is_read_back_and_replaced() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let stored = |pairs: &[(&str, &str)]| {
-            let given = pairs
-                .iter()
-                .map(|(key, value)| ((*key).into(), (*value).into()))
-                .collect();
+            let given = pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
             replace(file.as_file(), &given).unwrap();
             assert_eq!(of_file(file.as_file()), given);
             assert_eq!(of_path(file.path().to_str().unwrap()), given);

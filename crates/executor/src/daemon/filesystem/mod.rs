@@ -18,15 +18,13 @@ use sandyard_contract::rpc::filesystem::{
 
 use super::accounts::{Names, User};
 use super::connect::Call;
-use super::paths;
-use super::tasks::{blocking, lock};
+use super::tasks::lock;
+use super::{paths, pool};
 
 pub(super) async fn stat(call: Call, request: StatRequest) -> Result<StatResponse, ConnectError> {
     with_user(call, move |scope| {
         let path = scope.resolve(&request.path)?;
-        Ok(StatResponse {
-            entry: Some(describe(&path)?),
-        })
+        Ok(StatResponse { entry: Some(describe(&path)?) })
     })
     .await
 }
@@ -51,9 +49,7 @@ pub(super) async fn make_dir(
         }
         directories::make(&path, &scope.user)
             .map_err(|error| failed("make directory", &path, &error))?;
-        Ok(MakeDirResponse {
-            entry: Some(describe(&path)?),
-        })
+        Ok(MakeDirResponse { entry: Some(describe(&path)?) })
     })
     .await
 }
@@ -68,9 +64,7 @@ pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveRespo
             io::ErrorKind::NotFound => missing(&source),
             _ => failed(&format!("move '{source}' to"), &destination, &error),
         })?;
-        Ok(MoveResponse {
-            entry: Some(describe(&destination)?),
-        })
+        Ok(MoveResponse { entry: Some(describe(&destination)?) })
     })
     .await
 }
@@ -130,7 +124,7 @@ async fn with_user<T: Send + 'static>(
     call: Call,
     work: impl FnOnce(Scope) -> Result<T, ConnectError> + Send + 'static,
 ) -> Result<T, ConnectError> {
-    blocking(move || {
+    pool::run(move || {
         let user = call.user()?;
         let workdir = lock(&call.daemon.settings).default_workdir.clone();
         work(Scope { user, workdir })
@@ -151,8 +145,5 @@ fn missing(path: &str) -> ConnectError {
 }
 
 fn failed(what: &str, path: &str, error: &io::Error) -> ConnectError {
-    ConnectError::new(
-        Code::Internal,
-        format!("failed to {what} '{path}': {error}"),
-    )
+    ConnectError::new(Code::Internal, format!("failed to {what} '{path}': {error}"))
 }

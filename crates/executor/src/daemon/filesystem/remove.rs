@@ -67,11 +67,7 @@ fn enter(parent: impl std::os::fd::AsFd, name: CString) -> io::Result<Level> {
             left.push(entry.file_name().to_owned());
         }
     }
-    Ok(Level {
-        directory,
-        name,
-        left,
-    })
+    Ok(Level { directory, name, left })
 }
 
 #[cfg(test)]
@@ -93,10 +89,8 @@ mod tests {
         remove_all(&format!("{root}/tree/")).unwrap();
         remove_all(&format!("{root}/link")).unwrap();
         remove_all(&format!("{root}/missing")).unwrap();
-        let left: Vec<_> = fs::read_dir(root)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let left: Vec<_> =
+            fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["other"]);
         assert!(fs::exists(format!("{root}/other/kept")).unwrap());
         let below_a_file = remove_all(&format!("{root}/other/kept/x")).unwrap_err();

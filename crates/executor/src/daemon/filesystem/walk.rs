@@ -43,12 +43,7 @@ fn children(directory: &str, level: u32) -> io::Result<Vec<(String, u32)>> {
     let separator = if directory.ends_with('/') { "" } else { "/" };
     Ok(names
         .into_iter()
-        .map(|name| {
-            (
-                format!("{directory}{separator}{}", name.to_string_lossy()),
-                level,
-            )
-        })
+        .map(|name| (format!("{directory}{separator}{}", name.to_string_lossy()), level))
         .collect())
 }
 
@@ -71,10 +66,7 @@ mod tests {
         fs::write(format!("{root}/file1.txt"), "").unwrap();
         fs::write(format!("{root}/subdir1/file.txt"), "").unwrap();
         std::os::unix::fs::symlink("subdir1", format!("{root}/zlink")).unwrap();
-        assert_eq!(
-            listing(root, 1),
-            ["/file1.txt", "/subdir1", "/subdir2", "/zlink"]
-        );
+        assert_eq!(listing(root, 1), ["/file1.txt", "/subdir1", "/subdir2", "/zlink"]);
         let two = [
             "/file1.txt",
             "/subdir1",

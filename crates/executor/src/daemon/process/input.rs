@@ -24,10 +24,7 @@ pub(super) enum InputError {
 
 impl Input {
     pub(super) fn new(pipe: Option<pipe::Sender>) -> Self {
-        Self {
-            pipe: Mutex::new(pipe),
-            closed: watch::Sender::new(false),
-        }
+        Self { pipe: Mutex::new(pipe), closed: watch::Sender::new(false) }
     }
 
     /// Writes all of it, as fast as the process reads.

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::accounts::User;
-use super::super::tasks::{blocking, lock};
-use super::super::{Daemon, log, paths};
+use super::super::tasks::lock;
+use super::super::{Daemon, log, paths, pool};
 use super::input::Input;
 use super::output::{Channel, Chunk, Output};
 use super::spawn::{Command, DEFAULT_PATH, Identity, SpawnError, Streams};
@@ -55,7 +55,7 @@ pub(super) async fn launch(
     let with_stdin = request.stdin.unwrap_or(true);
     let spawned = {
         let (daemon, config) = (Arc::clone(daemon), config.clone());
-        blocking(move || {
+        pool::run(move || {
             let command = prepare(surroundings, &config)?;
             let (streams, pipes) = streams(with_stdin).map_err(internal)?;
             let directory = &config.cwd;
@@ -66,11 +66,7 @@ pub(super) async fn launch(
         })
     };
     let (pid, exit, pipes) = spawned.await?;
-    let stdin = pipes
-        .stdin
-        .map(pipe::Sender::from_owned_fd)
-        .transpose()
-        .map_err(internal)?;
+    let stdin = pipes.stdin.map(pipe::Sender::from_owned_fd).transpose().map_err(internal)?;
     let stdout = pipe::Receiver::from_owned_fd(pipes.stdout).map_err(internal)?;
     let stderr = pipe::Receiver::from_owned_fd(pipes.stderr).map_err(internal)?;
     let process = Arc::new(Process {
@@ -103,10 +99,7 @@ pub(super) async fn launch(
 }
 
 fn internal(error: io::Error) -> ConnectError {
-    ConnectError::new(
-        Code::Internal,
-        format!("failed to start the process: {error}"),
-    )
+    ConnectError::new(Code::Internal, format!("failed to start the process: {error}"))
 }
 
 fn invalid(message: impl Into<String>) -> ConnectError {
@@ -130,11 +123,7 @@ fn prepare(
     surroundings: Surroundings,
     config: &sandyard_contract::rpc::process::ProcessConfig,
 ) -> Result<Command, ConnectError> {
-    let Surroundings {
-        user,
-        workdir,
-        variables,
-    } = surroundings;
+    let Surroundings { user, workdir, variables } = surroundings;
     let cwd = config.cwd.as_deref().unwrap_or("");
     let directory = paths::resolve(cwd, &user.home, workdir.as_deref())
         .map_err(|error| invalid(error.to_string()))?;
@@ -155,27 +144,12 @@ fn prepare(
     ]);
     environment.extend(variables);
     environment.extend(config.envs.clone());
-    if let Some(name) = environment
-        .keys()
-        .find(|name| name.is_empty() || name.contains('='))
-    {
-        return Err(invalid(format!(
-            "'{name}' cannot be the name of a variable"
-        )));
+    if let Some(name) = environment.keys().find(|name| name.is_empty() || name.contains('=')) {
+        return Err(invalid(format!("'{name}' cannot be the name of a variable")));
     }
-    let identity = Identity {
-        uid: user.uid,
-        gid: user.gid,
-        groups,
-    };
-    Command::new(
-        &config.cmd,
-        &config.args,
-        &environment,
-        &directory,
-        identity,
-    )
-    .map_err(|_| invalid("command, arguments and variables must not hold a NUL character"))
+    let identity = Identity { uid: user.uid, gid: user.gid, groups };
+    Command::new(&config.cmd, &config.args, &environment, &directory, identity)
+        .map_err(|_| invalid("command, arguments and variables must not hold a NUL character"))
 }
 
 fn streams(with_stdin: bool) -> io::Result<(Streams, Pipes)> {
@@ -188,19 +162,8 @@ fn streams(with_stdin: bool) -> io::Result<(Streams, Pipes)> {
         }
         false => (File::open("/dev/null")?.into(), None),
     };
-    let streams = Streams {
-        stdin: child_stdin,
-        stdout: child_stdout,
-        stderr: child_stderr,
-    };
-    Ok((
-        streams,
-        Pipes {
-            stdin,
-            stdout,
-            stderr,
-        },
-    ))
+    let streams = Streams { stdin: child_stdin, stdout: child_stdout, stderr: child_stderr };
+    Ok((streams, Pipes { stdin, stdout, stderr }))
 }
 
 /// Publishes the output until its end and the process's, or until the end of a killed process
@@ -260,10 +223,7 @@ async fn kill_at(
         () = tokio::time::sleep_until(deadline) => {}
     }
     if let Err(error) = process.signal(daemon.processes.reaper(), libc::SIGKILL) {
-        log!(
-            "failed to kill process {} at its deadline: {error}",
-            process.pid
-        );
+        log!("failed to kill process {} at its deadline: {error}", process.pid);
     }
     running.await
 }

@@ -77,9 +77,7 @@ impl ProcessTable {
     fn add(&self, process: &Arc<Process>) {
         let mut lists = lock(&self.lists);
         let same_tag = |old: &Process| old.tag.is_some() && old.tag == process.tag;
-        lists
-            .ended
-            .retain(|old| old.pid != process.pid && !same_tag(old));
+        lists.ended.retain(|old| old.pid != process.pid && !same_tag(old));
         lists.live.push(Arc::clone(process));
     }
 
@@ -91,9 +89,7 @@ impl ProcessTable {
     }
 
     fn forget(&self, process: &Arc<Process>) {
-        lock(&self.lists)
-            .ended
-            .retain(|other| !Arc::ptr_eq(other, process));
+        lock(&self.lists).ended.retain(|other| !Arc::ptr_eq(other, process));
     }
 
     fn live(&self) -> Vec<Arc<Process>> {
@@ -102,20 +98,12 @@ impl ProcessTable {
 
     fn find_live(&self, selector: &Selector) -> Option<Arc<Process>> {
         let lists = lock(&self.lists);
-        lists
-            .live
-            .iter()
-            .rev()
-            .find(|process| process.matches(selector))
-            .cloned()
+        lists.live.iter().rev().find(|process| process.matches(selector)).cloned()
     }
 
     fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
         let lists = lock(&self.lists);
         let newest_first = lists.live.iter().rev().chain(lists.ended.iter().rev());
-        newest_first
-            .into_iter()
-            .find(|process| process.matches(selector))
-            .cloned()
+        newest_first.into_iter().find(|process| process.matches(selector)).cloned()
     }
 }

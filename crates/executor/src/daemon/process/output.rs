@@ -75,9 +75,7 @@ impl Output {
     async fn publish(&self, chunk: Chunk) {
         let subscribers = {
             let mut state = lock(&self.0);
-            state
-                .subscribers
-                .retain(|subscriber| !subscriber.is_closed());
+            state.subscribers.retain(|subscriber| !subscriber.is_closed());
             state.subscribers.clone()
         };
         for subscriber in subscribers {
@@ -147,10 +145,7 @@ mod tests {
 
     fn piped() -> (std::io::PipeWriter, pipe::Receiver) {
         let (reader, writer) = std::io::pipe().unwrap();
-        (
-            writer,
-            pipe::Receiver::from_owned_fd(reader.into()).unwrap(),
-        )
+        (writer, pipe::Receiver::from_owned_fd(reader.into()).unwrap())
     }
 
     #[tokio::test]
@@ -190,10 +185,7 @@ mod tests {
         let writing = std::thread::spawn(move || writer.write_all(&[0; 1 << 20]).unwrap());
         output.pump(reader, Channel::Stdout, cut).await;
         writing.join().unwrap();
-        let end = EndEvent {
-            status: "exit status 0".into(),
-            ..EndEvent::default()
-        };
+        let end = EndEvent { status: "exit status 0".into(), ..EndEvent::default() };
         output.finish(end.clone());
         assert!(output.subscribe().recv().await.is_none());
         assert_eq!(output.end(), Some(end));
@@ -208,10 +200,7 @@ mod tests {
         let (_now, cut) = watch::channel(true);
         output.pump(reader, Channel::Stderr, cut).await;
         let chunk = subscriber.recv().await.unwrap();
-        assert_eq!(
-            (chunk.channel, &chunk.bytes[..]),
-            (Channel::Stderr, &b"last words"[..])
-        );
+        assert_eq!((chunk.channel, &chunk.bytes[..]), (Channel::Stderr, &b"last words"[..]));
         drop(writer);
     }
 }

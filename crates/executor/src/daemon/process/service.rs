@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::super::connect::{Call, Sink};
-use super::super::tasks::blocking;
+use super::super::pool;
 use super::Process;
 use super::launch::launch;
 use super::output::{Channel, Chunk};
@@ -36,9 +36,7 @@ pub(in super::super) async fn list(
         pid: process.pid,
         tag: process.tag.clone(),
     };
-    Ok(ListResponse {
-        processes: call.daemon.processes.live().iter().map(info).collect(),
-    })
+    Ok(ListResponse { processes: call.daemon.processes.live().iter().map(info).collect() })
 }
 
 /// Starts a process. It starts, and stays, also if the caller leaves meanwhile (executor 2.7).
@@ -54,7 +52,7 @@ pub(in super::super) async fn start(
     }
     let user = {
         let call = call.clone();
-        blocking(move || call.user()).await?
+        pool::run(move || call.user()).await?
     };
     let (sender, receiver) = oneshot::channel();
     let (daemon, deadline) = (Arc::clone(&call.daemon), call.deadline);
@@ -64,10 +62,7 @@ pub(in super::super) async fn start(
         drop(sender.send(launched));
     });
     let (process, chunks) = receiver.await.map_err(|_| {
-        ConnectError::new(
-            Code::Internal,
-            "the process's start was given up; see the log",
-        )
+        ConnectError::new(Code::Internal, "the process's start was given up; see the log")
     })??;
     Ok(Events { process, chunks })
 }
@@ -78,11 +73,7 @@ pub(in super::super) async fn connect(
     request: ConnectRequest,
 ) -> Result<Events, ConnectError> {
     let selector = selector(request.process)?;
-    let process = call
-        .daemon
-        .processes
-        .find(&selector)
-        .ok_or_else(|| not_found(&selector))?;
+    let process = call.daemon.processes.find(&selector).ok_or_else(|| not_found(&selector))?;
     let chunks = process.output.subscribe();
     Ok(Events { process, chunks })
 }
@@ -90,9 +81,7 @@ pub(in super::super) async fn connect(
 impl Events {
     /// Sends start, output and end, with keepalives in between (executor 2.6, 4.4).
     pub(in super::super) async fn send(mut self, sink: Sink) -> Result<(), ConnectError> {
-        let start = StartEvent {
-            pid: self.process.pid,
-        };
+        let start = StartEvent { pid: self.process.pid };
         sink.send(&event(Event::Start(start))).await?;
         loop {
             let next = Instant::now() + sink.keepalive;
@@ -103,10 +92,7 @@ impl Events {
             }
         }
         let end = self.process.output.end().ok_or_else(|| {
-            ConnectError::new(
-                Code::Internal,
-                "the process's output ended without the process",
-            )
+            ConnectError::new(Code::Internal, "the process's output ended without the process")
         })?;
         sink.send(&event(Event::End(end))).await
     }
@@ -114,9 +100,7 @@ impl Events {
 
 /// `ConnectResponse` has the same members, in both encodings.
 fn event(event: Event) -> StartResponse {
-    StartResponse {
-        event: Some(ProcessEvent { event: Some(event) }),
-    }
+    StartResponse { event: Some(ProcessEvent { event: Some(event) }) }
 }
 
 fn data(chunk: Chunk) -> DataEvent {
@@ -124,9 +108,7 @@ fn data(chunk: Chunk) -> DataEvent {
         Channel::Stdout => Data::Stdout(chunk.bytes),
         Channel::Stderr => Data::Stderr(chunk.bytes),
     };
-    DataEvent {
-        output: Some(output),
-    }
+    DataEvent { output: Some(output) }
 }
 
 pub(in super::super) async fn send_input(
@@ -140,14 +122,10 @@ pub(in super::super) async fn send_input(
             written.map_err(|error| ConnectError::new(Code::Internal, error.to_string()))?;
             Ok(SendInputResponse {})
         }
-        Some(InputData::Pty(_)) => Err(ConnectError::new(
-            Code::Internal,
-            "the process has no terminal",
-        )),
-        None => Err(ConnectError::new(
-            Code::Unimplemented,
-            "the request has no input",
-        )),
+        Some(InputData::Pty(_)) => {
+            Err(ConnectError::new(Code::Internal, "the process has no terminal"))
+        }
+        None => Err(ConnectError::new(Code::Unimplemented, "the request has no input")),
     }
 }
 
@@ -174,29 +152,21 @@ pub(in super::super) async fn send_signal(
             ));
         }
     };
-    process
-        .signal(call.daemon.processes.reaper(), signal)
-        .map_err(|error| {
-            let message = format!("failed to signal process {}: {error}", process.pid);
-            ConnectError::new(Code::Internal, message)
-        })?;
+    process.signal(call.daemon.processes.reaper(), signal).map_err(|error| {
+        let message = format!("failed to signal process {}: {error}", process.pid);
+        ConnectError::new(Code::Internal, message)
+    })?;
     Ok(SendSignalResponse {})
 }
 
 fn find_live(call: &Call, process: Option<ProcessSelector>) -> Result<Arc<Process>, ConnectError> {
     let selector = selector(process)?;
-    call.daemon
-        .processes
-        .find_live(&selector)
-        .ok_or_else(|| not_found(&selector))
+    call.daemon.processes.find_live(&selector).ok_or_else(|| not_found(&selector))
 }
 
 fn selector(process: Option<ProcessSelector>) -> Result<Selector, ConnectError> {
     process.and_then(|process| process.selector).ok_or_else(|| {
-        ConnectError::new(
-            Code::Unimplemented,
-            "the request selects no process: give pid or tag",
-        )
+        ConnectError::new(Code::Unimplemented, "the request selects no process: give pid or tag")
     })
 }
 

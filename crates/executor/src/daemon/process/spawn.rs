@@ -161,16 +161,9 @@ impl Command {
             }
             // Descriptors of the daemon are close-on-exec; closed here already, they do not keep
             // another process's pipes open while this one looks for a slow directory.
-            libc::syscall(
-                libc::SYS_close_range,
-                4 as c_long,
-                c_long::from(u32::MAX),
-                0 as c_long,
-            );
-            let score = libc::open(
-                c"/proc/self/oom_score_adj".as_ptr(),
-                libc::O_WRONLY | libc::O_CLOEXEC,
-            );
+            libc::syscall(libc::SYS_close_range, 4 as c_long, c_long::from(u32::MAX), 0 as c_long);
+            let score =
+                libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if score >= 0 {
                 // Best effort: without it the process merely is no likelier victim than the daemon.
                 libc::write(score, OOM_SCORE.as_ptr().cast(), OOM_SCORE.len());
@@ -229,11 +222,7 @@ struct Image {
 impl Image {
     fn of(command: &Command) -> Self {
         let pointers = |texts: &[CString]| -> Vec<*const c_char> {
-            texts
-                .iter()
-                .map(|text| text.as_ptr())
-                .chain([ptr::null()])
-                .collect()
+            texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
         };
         let arguments = pointers(&command.arguments);
         let script = |candidate: &CString| {
@@ -277,11 +266,7 @@ fn fork(child: impl FnOnce() -> std::convert::Infallible) -> io::Result<u32> {
             child();
         }
         // Kept across the next call, which may set it.
-        let result = if pid < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(pid)
-        };
+        let result = if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) };
         libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
         result?
     };
@@ -307,13 +292,7 @@ unsafe fn reset_signals() {
             libc::syscall(libc::SYS_rt_sigaction, signal, action, no_old, SET_BYTES);
         }
         let set = ptr::from_ref(&EMPTY_SET);
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            set,
-            no_old,
-            SET_BYTES,
-        );
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, set, no_old, SET_BYTES);
     }
 }
 

@@ -18,22 +18,13 @@ impl ExitStatus {
         let (exit_code, exited) = (self.0.code().unwrap_or(-1), self.0.code().is_some());
         let status = match self.0.signal() {
             Some(signal) => {
-                let dumped = if self.0.core_dumped() {
-                    " (core dumped)"
-                } else {
-                    ""
-                };
+                let dumped = if self.0.core_dumped() { " (core dumped)" } else { "" };
                 format!("signal: {}{dumped}", signal_words(signal))
             }
             None => format!("exit status {exit_code}"),
         };
         let error = (exit_code != 0).then(|| status.clone());
-        EndEvent {
-            exit_code,
-            exited,
-            status,
-            error,
-        }
+        EndEvent { exit_code, exited, status, error }
     }
 }
 
@@ -72,14 +63,8 @@ mod tests {
     fn the_table_of_outcomes() {
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(event(0), (0, true, "exit status 0".into(), None));
-        assert_eq!(
-            event(3 << 8),
-            (3, true, "exit status 3".into(), text("exit status 3"))
-        );
-        assert_eq!(
-            event(9),
-            (-1, false, "signal: killed".into(), text("signal: killed"))
-        );
+        assert_eq!(event(3 << 8), (3, true, "exit status 3".into(), text("exit status 3")));
+        assert_eq!(event(9), (-1, false, "signal: killed".into(), text("signal: killed")));
         let dumped = "signal: segmentation fault (core dumped)";
         assert_eq!(event(11 | 0x80), (-1, false, dumped.into(), text(dumped)));
         assert_eq!(event(31).2, "signal: signal 31");
