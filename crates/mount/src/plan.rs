@@ -35,6 +35,8 @@ pub struct Plan {
     pub environment: Vec<(&'static str, &'static str)>,
     /// The key, to be readable at a descriptor while the program starts.
     pub key: KeyFile,
+    /// Directories below the cache that must exist, be empty and take no writes.
+    pub sealed: Vec<String>,
     /// File system type in the mount table.
     pub fs_type: &'static str,
     /// Source in the mount table.

@@ -2,6 +2,10 @@
 //!
 //! It reads nothing but its key file, mounts by itself (it runs as root), and exits when the mount is
 //! gone. `sync` has nothing to do for closed files: each close waits for the upload.
+//!
+//! Known fault, whatever the options: truncate(2) of a path (not of an open file) to a length other than
+//! zero replaces the content of a file that is not loaded by zeros. With a `umask` every file shows the
+//! same mode, whatever chmod says.
 
 use sandyard_contract::control::{MountCall, Secret};
 use sandyard_types::Access;
@@ -17,7 +21,7 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
         format!("url={}", call.endpoint),
         format!("passwd_file=/proc/self/fd/{KEY_DESCRIPTOR}"),
         format!("uid={},gid={}", call.uid, call.gid),
-        // Without the cache truncate(2) of a path corrupts the file; the default free-space reserve
+        // Open files live in the cache and not in a temporary directory. The default free-space reserve
         // is larger than a small cache, and then s3fs does not start.
         format!("use_cache={},ensure_diskfree=20", places.cache),
         "use_path_request_style,allow_other,umask=022".to_owned(),
@@ -41,6 +45,10 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
         ],
         environment: vec![("HOME", "/"), ("LANG", "C.UTF-8")],
         key: KeyFile { descriptor: KEY_DESCRIPTOR, content: Secret::new(content) },
+        // What s3fs notes here lets it take up an old cache file at the next open without a look at the
+        // object's time: if the object was overwritten in the store meanwhile, readers get the old bytes
+        // cut or stretched to the new length, for good. Without notes every first open loads afresh.
+        sealed: vec![format!(".{}.stat", call.bucket)],
         fs_type: "fuse.s3fs",
         source,
     }
@@ -97,6 +105,11 @@ mod tests {
     fn a_prefix_cannot_add_options() {
         let plan = planned("a,allow_root\\,b/", Access::ReadWrite);
         assert!(plan.arguments[4].contains("fsname=sandyard:/a\\,allow_root\\\\\\,b,"));
+    }
+
+    #[test]
+    fn no_open_trusts_what_an_earlier_one_has_loaded() {
+        assert_eq!(planned("a/", Access::ReadWrite).sealed, [".sandyard.stat"]);
     }
 
     #[test]

@@ -36,12 +36,37 @@ pub(super) fn prepare(cache: Cache, place: Place, disk: bool) -> io::Result<()> 
     Ok(())
 }
 
+/// Makes directories of a cache that its program cannot write to, although it is root.
+pub(super) fn seal(place: Place, directories: &[String]) -> io::Result<()> {
+    for name in directories {
+        let path = Path::new(&place.cache()).join(name);
+        fs::create_dir(&path)?;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        mount("tmpfs", &path, "tmpfs", flags, c"mode=700,size=4k")?;
+    }
+    Ok(())
+}
+
 /// Removes the cache directory of a program that has ended.
 pub(super) fn remove(place: Place) -> io::Result<()> {
     let path = place.cache();
-    match unmount(&path, UnmountFlags::DETACH) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+    let inside = match fs::read_dir(&path) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<Vec<_>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for mounted in inside
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([Path::new(&path)])
+    {
+        match unmount(mounted, UnmountFlags::DETACH) {
+            // Most of it is no mount.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match fs::remove_dir_all(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -70,8 +95,7 @@ struct Cached {
 /// The caller lets it go on again whatever becomes of this worker.
 pub(super) fn trim(place: Place, limit: u64, program: Pid) -> io::Result<()> {
     let mut files = Vec::new();
-    // s3fs keeps what it knows about the files in hidden directories beside the one for the contents,
-    // and starts a file afresh when only that is left.
+    // Beside the directory with the contents s3fs has hidden ones for its own use.
     for entry in fs::read_dir(place.cache())? {
         let entry = entry?;
         if !entry.file_name().as_encoded_bytes().starts_with(b".") {

@@ -243,6 +243,7 @@ impl<'a> Attempt<'a> {
         );
         let started = Instant::now();
         let start = || -> io::Result<_> {
+            cache::seal(place, &plan.sealed)?;
             fs::create_dir(&mount_point)?;
             let (signs, theirs) = io::pipe()?;
             let waiter = spawn::fork(|| watch(&mount_point, theirs))?;

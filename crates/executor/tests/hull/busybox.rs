@@ -29,30 +29,20 @@ fn image() -> anyhow::Result<Image> {
         std::fs::create_dir_all(root.join(directory))?;
     }
     std::fs::write(root.join("bin/busybox"), busybox)?;
-    run(Command::new("chmod")
-        .arg("755")
-        .arg(root.join("bin/busybox")))?;
+    run(Command::new("chmod").arg("755").arg(root.join("bin/busybox")))?;
     std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
     std::fs::write(root.join("etc/group"), "root:x:0:\n")?;
     for link in ["sh", "nice", "ionice"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(link))?;
     }
-    let archive = Command::new("tar")
-        .arg("-C")
-        .arg(&root)
-        .args(["-c", "."])
-        .output()?;
+    let archive = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output()?;
     let image = Image(name("busybox"));
     let mut import = Command::new("docker")
         .args(["import", "-", &image.0])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
-    import
-        .stdin
-        .take()
-        .context("a pipe")?
-        .write_all(&archive.stdout)?;
+    import.stdin.take().context("a pipe")?.write_all(&archive.stdout)?;
     ensure!(import.wait()?.success(), "docker import failed");
     Ok(image)
 }

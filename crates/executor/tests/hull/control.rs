@@ -19,10 +19,7 @@ pub(super) struct Authority {
 impl Authority {
     pub(super) fn new() -> Self {
         // Nothing is protected by this key.
-        Self {
-            key: SigningKey::from_bytes(&[42; 32]),
-            instance: InstanceId::random(),
-        }
+        Self { key: SigningKey::from_bytes(&[42; 32]), instance: InstanceId::random() }
     }
 
     /// The call as a line without its end.
@@ -43,9 +40,7 @@ impl Connection {
     pub(super) fn open(address: Ipv4Addr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((address, CONTROL_PORT)).context("connect to init")?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self {
-            stream: BufReader::new(stream),
-        })
+        Ok(Self { stream: BufReader::new(stream) })
     }
 
     fn line(&mut self) -> anyhow::Result<String> {
@@ -61,10 +56,7 @@ impl Connection {
     }
 
     pub(super) fn send(&mut self, line: &str) -> anyhow::Result<()> {
-        Ok(self
-            .stream
-            .get_mut()
-            .write_all(format!("{line}\n").as_bytes())?)
+        Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?)
     }
 
     pub(super) fn reply(&mut self) -> anyhow::Result<Reply> {

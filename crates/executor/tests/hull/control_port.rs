@@ -31,33 +31,19 @@ fn only_signed_fresh_calls_for_this_container_are_obeyed() -> anyhow::Result<()>
     let reply = connection.call(&other_key, &Call::Status)?;
     assert_eq!(kind(reply), Some(FailureKind::Unauthorized), "another key");
 
-    let other_instance = Authority {
-        key: sandbox.authority.key.clone(),
-        instance: InstanceId::random(),
-    };
+    let other_instance =
+        Authority { key: sandbox.authority.key.clone(), instance: InstanceId::random() };
     let reply = connection.call(&other_instance, &Call::Status)?;
-    assert_eq!(
-        kind(reply),
-        Some(FailureKind::Unauthorized),
-        "for another container"
-    );
+    assert_eq!(kind(reply), Some(FailureKind::Unauthorized), "for another container");
 
     let nonce = connection.nonce()?;
     connection.send(r#"{"signature":"","body":"{\"call\":\"status\"}"}"#)?;
-    assert_eq!(
-        kind(connection.reply()?),
-        Some(FailureKind::Unauthorized),
-        "unsigned"
-    );
+    assert_eq!(kind(connection.reply()?), Some(FailureKind::Unauthorized), "unsigned");
 
     // The nonce of the refused call is spent.
     connection.nonce()?;
     connection.send(&sandbox.authority.sign(&nonce, &Call::Status)?)?;
-    assert_eq!(
-        kind(connection.reply()?),
-        Some(FailureKind::Unauthorized),
-        "an old nonce"
-    );
+    assert_eq!(kind(connection.reply()?), Some(FailureKind::Unauthorized), "an old nonce");
 
     let nonce = connection.nonce()?;
     let line = sandbox.authority.sign(&nonce, &Call::Status)?;
@@ -65,11 +51,7 @@ fn only_signed_fresh_calls_for_this_container_are_obeyed() -> anyhow::Result<()>
     assert_eq!(connection.reply()?, Reply::Status { mounts: Vec::new() });
     connection.nonce()?;
     connection.send(&line)?;
-    assert_eq!(
-        kind(connection.reply()?),
-        Some(FailureKind::Unauthorized),
-        "a replay"
-    );
+    assert_eq!(kind(connection.reply()?), Some(FailureKind::Unauthorized), "a replay");
     Ok(())
 }
 
@@ -92,11 +74,7 @@ fn connections_that_do_nothing_are_in_nobodys_way() -> anyhow::Result<()> {
     let started = Instant::now();
     let flush = sandbox.stop(5000)?;
     ensure!(flush.complete, "{flush:?}");
-    ensure!(
-        started.elapsed() < Duration::from_secs(3),
-        "took {:?}",
-        started.elapsed()
-    );
+    ensure!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
     assert_eq!(sandbox.wait_for_end(Duration::from_secs(5))?, 0);
     Ok(())
 }

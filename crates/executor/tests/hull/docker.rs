@@ -11,22 +11,14 @@ use anyhow::{Context as _, bail, ensure};
 
 /// Runs a command to its end and returns what it printed.
 pub(super) fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", text(&output));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn text(output: &Output) -> String {
     let part = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!(
-        "{} {}{}",
-        output.status,
-        part(&output.stdout),
-        part(&output.stderr)
-    )
+    format!("{} {}{}", output.status, part(&output.stdout), part(&output.stderr))
 }
 
 /// Runs `docker` with arguments.
@@ -63,11 +55,7 @@ pub(super) fn checkout() -> PathBuf {
 /// A path from the environment, or its default in the checkout.
 pub(super) fn artefact(variable: &str, default: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os(variable).map_or_else(|| checkout().join(default), PathBuf::from);
-    ensure!(
-        path.exists(),
-        "{} is missing: make it, or set {variable}",
-        path.display()
-    );
+    ensure!(path.exists(), "{} is missing: make it, or set {variable}", path.display());
     Ok(path)
 }
 
@@ -90,9 +78,7 @@ impl Drop for Volume {
 /// The volume for `/.sandyard`, filled once for all tests that run at the same time.
 pub(super) fn bundle() -> anyhow::Result<Arc<Volume>> {
     static SHARED: Mutex<Weak<Volume>> = Mutex::new(Weak::new());
-    let mut shared = SHARED
-        .lock()
-        .expect("no test panics while it fills the volume");
+    let mut shared = SHARED.lock().expect("no test panics while it fills the volume");
     if let Some(volume) = shared.upgrade() {
         return Ok(volume);
     }
@@ -109,27 +95,16 @@ fn fill() -> anyhow::Result<Volume> {
     )?;
     let volume = Volume(docker(["volume", "create", &name("bundle")])?);
     let mount = format!("{}:/bundle", volume.0);
-    let container = docker([
-        "create",
-        "--name",
-        &name("fill"),
-        "-v",
-        &mount,
-        &image(),
-        "true",
-    ])?;
-    let filled = std::fs::File::open(&bundle)
-        .context("open the bundle")
-        .and_then(|tar| {
-            let mut copy = Command::new("docker");
-            copy.args(["cp", "-", &format!("{container}:/bundle")])
-                .stdin(tar);
-            let output = copy.output()?;
-            ensure!(output.status.success(), "{copy:?}: {}", text(&output));
-            // The executor under test, not the one that was there when the bundle was made.
-            let target = format!("{container}:/bundle/executor");
-            run(Command::new("docker").arg("cp").arg(&executor).arg(target))
-        });
+    let container = docker(["create", "--name", &name("fill"), "-v", &mount, &image(), "true"])?;
+    let filled = std::fs::File::open(&bundle).context("open the bundle").and_then(|tar| {
+        let mut copy = Command::new("docker");
+        copy.args(["cp", "-", &format!("{container}:/bundle")]).stdin(tar);
+        let output = copy.output()?;
+        ensure!(output.status.success(), "{copy:?}: {}", text(&output));
+        // The executor under test, not the one that was there when the bundle was made.
+        let target = format!("{container}:/bundle/executor");
+        run(Command::new("docker").arg("cp").arg(&executor).arg(target))
+    });
     docker(["rm", "-f", &container])?;
     filled.map(|_| volume)
 }
@@ -149,20 +124,12 @@ impl Container {
     pub(super) fn start(options: &[&str], image: &str, command: &[&str]) -> anyhow::Result<Self> {
         let name = name("box");
         let mut run_it = Command::new("docker");
-        run_it
-            .args(["run", "-d", "--name", &name])
-            .args(options)
-            .arg(image)
-            .args(command);
+        run_it.args(["run", "-d", "--name", &name]).args(options).arg(image).args(command);
         if let Err(error) = run(&mut run_it) {
             docker(["rm", "-fv", &name])?;
             return Err(error);
         }
-        let mut container = Self {
-            name,
-            address: Ipv4Addr::UNSPECIFIED,
-            init: 0,
-        };
+        let mut container = Self { name, address: Ipv4Addr::UNSPECIFIED, init: 0 };
         let format = "{{.State.Pid}}|{{.NetworkSettings.IPAddress}}";
         let seen = docker(["inspect", "--format", format, &container.name])?;
         let (init, address) = seen.split_once('|').context("two fields")?;

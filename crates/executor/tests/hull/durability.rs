@@ -13,12 +13,7 @@ use super::sandbox::Sandbox;
 #[ignore = "needs docker and minio"]
 fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox
-        .run(
-            User::User,
-            "for i in $(seq 20); do echo $i > /workspace/$i; done",
-        )?
-        .success()?;
+    sandbox.run(User::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?.success()?;
     // A process that writes its last words when it is asked to end, and one that holds a file open.
     let writer = "trap 'echo last > /workspace/last; exit' TERM; while :; do sleep 0.1; done";
     let _writer = sandbox.start_command(User::User, writer)?;
@@ -34,10 +29,7 @@ fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
         let object = sandbox.store.get(&sandbox.key(&number.to_string()))?;
         assert_eq!(object, Some(format!("{number}\n").into_bytes()));
     }
-    assert_eq!(
-        sandbox.store.get(&sandbox.key("last"))?.as_deref(),
-        Some(&b"last\n"[..])
-    );
+    assert_eq!(sandbox.store.get(&sandbox.key("last"))?.as_deref(), Some(&b"last\n"[..]));
     let open = sandbox.store.get(&sandbox.key("open"))?;
     assert_eq!(open.map(|object| object.len()), Some(5_000_000));
     Ok(())
@@ -52,10 +44,7 @@ fn a_process_that_ignores_term_is_killed_after_five_seconds() -> anyhow::Result<
     let started = Instant::now();
     ensure!(sandbox.stop(30_000)?.complete, "complete");
     let took = started.elapsed();
-    ensure!(
-        took > Duration::from_secs(5) && took < Duration::from_secs(7),
-        "took {took:?}"
-    );
+    ensure!(took > Duration::from_secs(5) && took < Duration::from_secs(7), "took {took:?}");
     Ok(())
 }
 
@@ -63,15 +52,10 @@ fn a_process_that_ignores_term_is_killed_after_five_seconds() -> anyhow::Result<
 #[ignore = "needs docker and minio"]
 fn sigterm_is_a_stop() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox
-        .run(User::User, "echo x > /workspace/x")?
-        .success()?;
+    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
     docker(["stop", "-t", "20", &sandbox.container.name])?;
     assert_eq!(sandbox.container.exit_code()?, 0);
-    assert_eq!(
-        sandbox.store.get(&sandbox.key("x"))?.as_deref(),
-        Some(&b"x\n"[..])
-    );
+    assert_eq!(sandbox.store.get(&sandbox.key("x"))?.as_deref(), Some(&b"x\n"[..]));
     Ok(())
 }
 
@@ -79,12 +63,7 @@ fn sigterm_is_a_stop() -> anyhow::Result<()> {
 #[ignore = "needs docker and minio"]
 fn a_killed_sandbox_has_lost_no_closed_file() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox
-        .run(
-            User::User,
-            "for i in $(seq 20); do echo $i > /workspace/$i; done",
-        )?
-        .success()?;
+    sandbox.run(User::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?.success()?;
     docker(["kill", &sandbox.container.name])?;
     for number in 1..=20 {
         let object = sandbox.store.get(&sandbox.key(&number.to_string()))?;
@@ -119,11 +98,7 @@ fn a_program_that_hangs_does_not_keep_its_container() -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     let started = Instant::now();
     docker(["rm", "-f", &sandbox.container.name])?;
-    ensure!(
-        started.elapsed() < Duration::from_secs(5),
-        "took {:?}",
-        started.elapsed()
-    );
+    ensure!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
     Ok(())
 }
 
@@ -139,23 +114,13 @@ fn a_stop_gets_through_while_a_mount_hangs() -> anyhow::Result<()> {
     call.endpoint = format!("http://{}", silent.local_addr()?);
     let mut mounting = super::control::Connection::open(sandbox.container.address)?;
     let nonce = mounting.nonce()?;
-    mounting.send(
-        &sandbox
-            .authority
-            .sign(&nonce, &Call::Mount { mounts: vec![call] })?,
-    )?;
+    mounting.send(&sandbox.authority.sign(&nonce, &Call::Mount { mounts: vec![call] })?)?;
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(sandbox.status()?.len(), 1, "init answers meanwhile");
     let started = Instant::now();
     sandbox.stop(5000)?;
-    ensure!(
-        started.elapsed() < Duration::from_secs(3),
-        "took {:?}",
-        started.elapsed()
-    );
-    let Reply::Failed(failure) = mounting.reply()? else {
-        anyhow::bail!("mounted?")
-    };
+    ensure!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
+    let Reply::Failed(failure) = mounting.reply()? else { anyhow::bail!("mounted?") };
     assert_eq!(failure.kind, FailureKind::Program);
     sandbox.wait_for_end(Duration::from_secs(3))?;
     Ok(())
@@ -165,9 +130,7 @@ fn a_stop_gets_through_while_a_mount_hangs() -> anyhow::Result<()> {
 #[ignore = "needs docker and minio"]
 fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox
-        .run(User::User, "echo x > /workspace/x")?
-        .success()?;
+    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
     let Reply::Synced { flush } = sandbox.call(&Call::Sync { limit_ms: 5000 })? else {
         anyhow::bail!("no sync")
     };
@@ -178,9 +141,7 @@ fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
     };
     ensure!(!flush.complete, "{flush:?}");
     sandbox.container.signal(sandbox.program()?, "CONT")?;
-    sandbox
-        .run(User::User, "echo y > /workspace/y")?
-        .success()?;
+    sandbox.run(User::User, "echo y > /workspace/y")?.success()?;
     Ok(())
 }
 
@@ -188,9 +149,7 @@ fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
 #[ignore = "needs docker and minio"]
 fn the_container_ends_with_the_users_side() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox
-        .run(User::User, "echo x > /workspace/x")?
-        .success()?;
+    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
     let children = format!("/proc/{0}/task/{0}/children", sandbox.container.init);
     let nested = |id: &&str| {
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
@@ -198,15 +157,9 @@ fn the_container_ends_with_the_users_side() -> anyhow::Result<()> {
         ids.is_some_and(|ids| ids.split_whitespace().count() == 3)
     };
     let listed = std::fs::read_to_string(children)?;
-    let daemon = listed
-        .split_whitespace()
-        .find(nested)
-        .expect("the daemon runs")
-        .parse()?;
+    let daemon = listed.split_whitespace().find(nested).expect("the daemon runs").parse()?;
     sandbox.container.signal(daemon, "KILL")?;
-    wait_for("the end", Duration::from_secs(5), || {
-        Ok(!sandbox.container.running()?)
-    })?;
+    wait_for("the end", Duration::from_secs(5), || Ok(!sandbox.container.running()?))?;
     assert_eq!(sandbox.container.exit_code()?, 1);
     Ok(())
 }

@@ -13,9 +13,7 @@ use super::sandbox::Sandbox;
 fn filling_the_memory_hits_user_code_only() -> anyhow::Result<()> {
     let sandbox = Sandbox::start(&["--memory", "256m", "--memory-swap", "256m"])?;
     sandbox.mount(vec![sandbox.workspace()])?;
-    sandbox
-        .run(User::User, "head -c 40000000 /dev/zero > /workspace/held")?
-        .success()?;
+    sandbox.run(User::User, "head -c 40000000 /dev/zero > /workspace/held")?.success()?;
     let program = sandbox.program()?;
     for _ in 0..3 {
         let many = "for i in $(seq 60); do python3 -c 'x = bytearray(8 << 20); \
@@ -23,9 +21,7 @@ fn filling_the_memory_hits_user_code_only() -> anyhow::Result<()> {
         sandbox.run(User::User, many)?;
     }
     assert_eq!(sandbox.program()?, program, "the FUSE program was killed");
-    sandbox
-        .run(User::User, "echo x > /workspace/x")?
-        .success()?;
+    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
     Ok(())
 }
 

@@ -153,7 +153,7 @@ for entry in filter(str.isdigit, os.listdir("/proc")):
             continue
         if file == "comm" and text.strip() in (b"s3fs", b"rclone"):
             seen.add(text.strip().decode())
-        if file == "cmdline" and b"--workspace" in text:
+        if file == "cmdline" and text.split(b"\0")[1:2] == [b"init"]:
             seen.add("init")
         if SECRET in text or (file != "cmdline" and (b"url=" in text or b"passwd_file" in text)):
             leaks.add(f"{entry}/{file}")

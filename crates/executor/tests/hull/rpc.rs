@@ -48,11 +48,7 @@ impl Sandbox {
             User::User => "user:",
             User::Root => "root:",
         };
-        start(
-            self.container.address,
-            login,
-            &json!({ "process": process }),
-        )
+        start(self.container.address, login, &json!({ "process": process }))
     }
 }
 
@@ -94,25 +90,15 @@ pub(super) fn start(
     loop {
         let mut line = String::new();
         ensure!(reader.read_line(&mut line)? > 0, "no answer: {first}");
-        chunked |= line
-            .to_ascii_lowercase()
-            .starts_with("transfer-encoding: chunked");
+        chunked |= line.to_ascii_lowercase().starts_with("transfer-encoding: chunked");
         if line == "\r\n" {
             break;
         }
     }
     ensure!(first.contains(" 200 "), "{first}");
-    let body: Box<dyn std::io::Read> = if chunked {
-        Box::new(Chunked {
-            inner: reader,
-            left: 0,
-        })
-    } else {
-        Box::new(reader)
-    };
-    Ok(Running {
-        stream: BufReader::new(body),
-    })
+    let body: Box<dyn std::io::Read> =
+        if chunked { Box::new(Chunked { inner: reader, left: 0 }) } else { Box::new(reader) };
+    Ok(Running { stream: BufReader::new(body) })
 }
 
 impl Running {

@@ -30,9 +30,7 @@ impl Minio {
     /// The server that all tests of this run share.
     pub(super) fn shared() -> anyhow::Result<Arc<Self>> {
         static SHARED: Mutex<Weak<Minio>> = Mutex::new(Weak::new());
-        let mut shared = SHARED
-            .lock()
-            .expect("no test panics while it starts the server");
+        let mut shared = SHARED.lock().expect("no test panics while it starts the server");
         if let Some(server) = shared.upgrade() {
             return Ok(server);
         }
@@ -64,15 +62,9 @@ impl Minio {
             .stderr(Stdio::null())
             .spawn()
             .context("start minio")?;
-        let server = Self {
-            process,
-            _data: data,
-            address,
-        };
+        let server = Self { process, _data: data, address };
         wait_for("minio", Duration::from_secs(30), || {
-            Ok(server
-                .request("GET", "/minio/health/live", b"")
-                .is_ok_and(|(code, _)| code == 200))
+            Ok(server.request("GET", "/minio/health/live", b"").is_ok_and(|(code, _)| code == 200))
         })?;
         wait_for("the bucket", Duration::from_secs(10), || {
             Ok(server.request("PUT", &format!("/{BUCKET}"), b"")?.0 == 200)
@@ -97,11 +89,7 @@ impl Minio {
     /// Writes an object.
     pub(super) fn put(&self, key: &str, body: &[u8]) -> anyhow::Result<()> {
         let (code, answer) = self.request("PUT", &format!("/{BUCKET}/{key}"), body)?;
-        ensure!(
-            code == 200,
-            "put {key}: {code} {}",
-            String::from_utf8_lossy(&answer)
-        );
+        ensure!(code == 200, "put {key}: {code} {}", String::from_utf8_lossy(&answer));
         Ok(())
     }
 
@@ -137,10 +125,7 @@ impl Minio {
         stream.write_all(body)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
-        let end = answer
-            .windows(4)
-            .position(|w| w == b"\r\n\r\n")
-            .context("an HTTP answer")?;
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("an HTTP answer")?;
         let code = std::str::from_utf8(&answer[9..12])?.parse()?;
         Ok((code, answer.split_off(end + 4)))
     }

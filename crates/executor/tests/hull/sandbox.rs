@@ -38,36 +38,16 @@ impl Sandbox {
         let authority = Authority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);
         let mut all = vec!["--cap-add", "SYS_ADMIN", "-v", &volume];
-        all.extend([
-            "-v",
-            "/.sandyard/cache",
-            "--memory",
-            "512m",
-            "--pids-limit",
-            "512",
-        ]);
+        all.extend(["-v", "/.sandyard/cache", "--memory", "512m", "--pids-limit", "512"]);
         all.extend_from_slice(options);
         all.extend(["--user", "0:0", "--entrypoint", "/.sandyard/executor"]);
         let key = hex::encode(authority.key.verifying_key().as_bytes());
         let instance = authority.instance.to_string();
-        let command = [
-            "init",
-            "--instance",
-            &instance,
-            "--control-key",
-            &key,
-            "--workspace",
-        ];
+        let command = ["init", "--instance", &instance, "--control-key", &key, "--workspace"];
         let container = Container::start(&all, &image(), &command)?;
         let prefix = format!("sessions/{}", name("s"));
         store.put(&format!("{prefix}/"), b"")?;
-        let sandbox = Self {
-            container,
-            authority,
-            store,
-            prefix,
-            _bundle: bundle,
-        };
+        let sandbox = Self { container, authority, store, prefix, _bundle: bundle };
         wait_for("init", Duration::from_secs(10), || {
             Ok(Connection::open(sandbox.container.address).is_ok())
         })?;
@@ -134,18 +114,12 @@ impl Sandbox {
 
     /// The host's process id of its only FUSE program.
     pub(super) fn program(&self) -> anyhow::Result<i32> {
-        self.container
-            .processes("s3fs")?
-            .first()
-            .copied()
-            .context("s3fs runs")
+        self.container.processes("s3fs")?.first().copied().context("s3fs runs")
     }
 
     /// Waits until the container has ended.
     pub(super) fn wait_for_end(&self, limit: Duration) -> anyhow::Result<i32> {
-        wait_for("the container's end", limit, || {
-            Ok(!self.container.running()?)
-        })?;
+        wait_for("the container's end", limit, || Ok(!self.container.running()?))?;
         self.container.exit_code()
     }
 }
