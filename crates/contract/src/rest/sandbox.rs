@@ -133,3 +133,35 @@ pub struct SandboxDetailBody {
     /// What happens when the time is over.
     pub lifecycle: Lifecycle,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_detail_is_read_and_written_without_loss() {
+        let wire = json!({
+            "templateID": "abcdefghij0123456789",
+            "sandboxID": "i0123456789abcdefghij",
+            "clientID": CLIENT_ID,
+            "envdVersion": crate::ENVD_VERSION,
+            "alias": "base",
+            "startedAt": "2026-08-01T10:00:00.123456Z",
+            "endAt": "2026-08-01T10:05:00.1Z",
+            "cpuCount": 2,
+            "memoryMB": 512,
+            "diskSizeMB": 1024,
+            "state": "running",
+            "metadata": {"a": "b"},
+            "volumeMounts": [],
+            "envdAccessToken": "token",
+            "allowInternetAccess": null,
+            "domain": "sbx.localhost:3002",
+            "lifecycle": {"autoResume": false, "onTimeout": "kill"},
+        });
+        let detail: SandboxDetailBody = serde_json::from_value(wire.clone()).expect("readable");
+        assert_eq!(serde_json::to_value(detail).expect("writable"), wire);
+    }
+}

@@ -143,10 +143,7 @@ mod tests {
     #[test]
     fn a_wrong_type_is_a_validation_error_that_names_the_member() {
         let message = refused::<CreateBody>(r#"{"templateID":"base","envVars":{"A":1}}"#);
-        assert!(
-            message.starts_with("validation error at 'envVars.A':"),
-            "{message}"
-        );
+        assert!(message.starts_with("validation error at 'envVars.A':"), "{message}");
         let message = refused::<CreateBody>("{}");
         assert!(
             message.starts_with("validation error") && message.contains("templateID"),
@@ -154,20 +151,14 @@ mod tests {
         );
         for body in [r#"{"timeout":"5"}"#, r#"{"timeout":99999999999}"#] {
             let message = refused::<TimeoutBody>(body);
-            assert!(
-                message.starts_with("validation error at 'timeout':"),
-                "{message}"
-            );
+            assert!(message.starts_with("validation error at 'timeout':"), "{message}");
         }
     }
 
     #[test]
     fn what_is_no_json_says_so() {
         for body in ["{", "nope", r#"{"timeout":1} x"#] {
-            assert!(
-                refused::<TimeoutBody>(body).contains("not well-formed JSON"),
-                "{body}"
-            );
+            assert!(refused::<TimeoutBody>(body).contains("not well-formed JSON"), "{body}");
         }
         assert!(refused::<TimeoutBody>("").contains("no body"));
     }

@@ -30,9 +30,7 @@ pub(super) fn sandbox_body(app: &App, sandbox: &Sandbox) -> SandboxBody {
         client_id: CLIENT_ID.to_owned(),
         envd_version: ENVD_VERSION.to_owned(),
         alias: Some(sandbox.template.name.to_string()),
-        envd_access_token: sandbox
-            .secure
-            .then(|| app.tokens.envd_access_token(&sandbox.id)),
+        envd_access_token: sandbox.secure.then(|| app.tokens.envd_access_token(&sandbox.id)),
         domain: Some(app.domain.clone()),
     }
 }
@@ -60,14 +58,9 @@ pub(super) fn listed_body(sandbox: &Sandbox) -> Option<ListedSandboxBody> {
 pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailBody> {
     Some(SandboxDetailBody {
         listed: listed_body(sandbox)?,
-        envd_access_token: sandbox
-            .secure
-            .then(|| app.tokens.envd_access_token(&sandbox.id)),
+        envd_access_token: sandbox.secure.then(|| app.tokens.envd_access_token(&sandbox.id)),
         allow_internet_access: sandbox.internet,
         domain: Some(app.domain.clone()),
-        lifecycle: Lifecycle {
-            auto_resume: false,
-            on_timeout: OnTimeout::Kill,
-        },
+        lifecycle: Lifecycle { auto_resume: false, on_timeout: OnTimeout::Kill },
     })
 }

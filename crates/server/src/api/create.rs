@@ -88,10 +88,8 @@ async fn create(
 fn read(version: Version, body: CreateBody) -> Result<CreateSandbox, ApiError> {
     let secure = secure(version, body.secure.as_ref())?;
     refuse_what_is_not_built(version, &body, secure)?;
-    let template = body
-        .template_id
-        .parse()
-        .map_err(|error| ApiError::validation("templateID", error))?;
+    let template =
+        body.template_id.parse().map_err(|error| ApiError::validation("templateID", error))?;
     let timeout = timeout(version, body.timeout)?;
     let metadata = body.metadata.unwrap_or_default();
     let session = session(&metadata)?;
@@ -121,14 +119,12 @@ fn timeout(version: Version, seconds: Option<i32>) -> Result<Duration, ApiError>
         Version::V2 => 300,
     };
     let seconds = seconds.unwrap_or(default);
-    u64::try_from(seconds)
-        .ok()
-        .filter(|seconds| *seconds > 0)
-        .map(Duration::from_secs)
-        .ok_or_else(|| {
+    u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs).ok_or_else(
+        || {
             let rule = format!("it is a number of seconds greater than 0, not {seconds}");
             ApiError::validation("timeout", rule)
-        })
+        },
+    )
 }
 
 fn session(metadata: &BTreeMap<String, String>) -> Result<Option<SessionId>, ApiError> {
@@ -190,11 +186,7 @@ mod tests {
         let body = json!({"templateID": "base", "secure": "x"});
         assert!(read_json(Version::V2, body.clone()).expect("valid").secure);
         let refused = read_json(Version::V1, body).expect_err("invalid");
-        assert!(
-            refused
-                .message()
-                .starts_with("validation error at 'secure'")
-        );
+        assert!(refused.message().starts_with("validation error at 'secure'"));
     }
 
     #[test]
@@ -204,30 +196,12 @@ mod tests {
             ("timeout", json!({"templateID": "base", "timeout": 0})),
             ("timeout", json!({"templateID": "base", "timeout": -1})),
             ("templateID", json!({"templateID": "a b"})),
-            (
-                "metadata.session",
-                json!({"templateID": "base", "metadata": {"session": "../x"}}),
-            ),
-            (
-                "metadata.session",
-                json!({"templateID": "base", "metadata": {"session": ""}}),
-            ),
-            (
-                "metadata",
-                json!({"templateID": "base", "metadata": {"k": "x".repeat(70_000)}}),
-            ),
-            (
-                "envVars.A=B",
-                json!({"templateID": "base", "envVars": {"A=B": ""}}),
-            ),
-            (
-                "envVars.A",
-                json!({"templateID": "base", "envVars": {"A": "\0"}}),
-            ),
-            (
-                "envVars.A",
-                json!({"templateID": "base", "envVars": {"A": long}}),
-            ),
+            ("metadata.session", json!({"templateID": "base", "metadata": {"session": "../x"}})),
+            ("metadata.session", json!({"templateID": "base", "metadata": {"session": ""}})),
+            ("metadata", json!({"templateID": "base", "metadata": {"k": "x".repeat(70_000)}})),
+            ("envVars.A=B", json!({"templateID": "base", "envVars": {"A=B": ""}})),
+            ("envVars.A", json!({"templateID": "base", "envVars": {"A": "\0"}})),
+            ("envVars.A", json!({"templateID": "base", "envVars": {"A": long}})),
         ] {
             let refused = read_json(Version::V2, body).expect_err(member);
             assert_eq!(refused.status(), StatusCode::BAD_REQUEST);

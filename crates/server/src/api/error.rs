@@ -19,11 +19,7 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            error_code: None,
-        }
+        Self { status, message: message.into(), error_code: None }
     }
 
     pub(super) fn with_error_code(mut self, error_code: &'static str) -> Self {

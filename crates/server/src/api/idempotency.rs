@@ -46,10 +46,7 @@ impl Key {
             Version::V2 => b"2",
         });
         hash.update(body);
-        Self {
-            name,
-            fingerprint: hash.finalize().into(),
-        }
+        Self { name, fingerprint: hash.finalize().into() }
     }
 }
 
@@ -210,10 +207,7 @@ mod tests {
     #[tokio::test]
     async fn failures_are_not_kept_and_other_bodies_are_refused_while_one_runs() {
         let idempotency = Idempotency::default();
-        let name = Name {
-            team: TeamId::random(),
-            key: "k".to_owned(),
-        };
+        let name = Name { team: TeamId::random(), key: "k".to_owned() };
         let key = |body: &[u8]| Key::new(name.clone(), Version::V2, body);
         let failure = || ApiError::bad_request("no");
         let first = idempotency.once(key(b"a"), async move { Err(failure()) });
@@ -240,10 +234,7 @@ mod tests {
     #[tokio::test]
     async fn a_create_that_nobody_waits_for_any_more_is_started_again() {
         let idempotency = Idempotency::default();
-        let name = Name {
-            team: TeamId::random(),
-            key: "k".to_owned(),
-        };
+        let name = Name { team: TeamId::random(), key: "k".to_owned() };
         let key = || Key::new(name.clone(), Version::V2, b"a");
         {
             let left = idempotency.once(key(), std::future::pending());

@@ -77,9 +77,7 @@ impl Filter {
             template: query.get("template").map(template).transpose()?,
             order,
             limit: query.get("limit").map_or(Ok(MAX_LIMIT), limit)?,
-            after: after
-                .map(|token| Position::from_token(token, order))
-                .transpose()?,
+            after: after.map(|token| Position::from_token(token, order)).transpose()?,
         })
     }
 
@@ -97,10 +95,7 @@ fn states(items: Option<Vec<&str>>) -> Result<Vec<VisibleState>, ApiError> {
     let state = |item| match item {
         "running" => Ok(VisibleState::Running),
         "paused" => Ok(VisibleState::Paused),
-        _ => Err(ApiError::validation(
-            "state",
-            "it is a list of 'running' and 'paused'",
-        )),
+        _ => Err(ApiError::validation("state", "it is a list of 'running' and 'paused'")),
     };
     items.into_iter().map(state).collect()
 }
@@ -119,8 +114,7 @@ fn template(text: &str) -> Result<TemplateReference, ApiError> {
         let rule = "it is a template's name or id, without a tag";
         return Err(ApiError::validation("template", rule));
     }
-    text.parse()
-        .map_err(|error| ApiError::validation("template", error))
+    text.parse().map_err(|error| ApiError::validation("template", error))
 }
 
 fn limit(text: &str) -> Result<usize, ApiError> {
@@ -139,19 +133,14 @@ pub(super) async fn page(
     let filter = Filter::parse(query.as_deref())?;
     let scheduler = &api.app.scheduler;
     // A template that is not there has no sandboxes.
-    let template = filter
-        .template
-        .as_ref()
-        .map(|reference| scheduler.templates().resolve(reference).ok());
+    let template =
+        filter.template.as_ref().map(|reference| scheduler.templates().resolve(reference).ok());
     let mut sandboxes = match template {
         Some(None) => Vec::new(),
         Some(Some(_)) | None => scheduler.list(caller.team),
     };
     sandboxes.retain(|sandbox| {
-        let of_template = template
-            .iter()
-            .flatten()
-            .all(|t| t.id == sandbox.template.id);
+        let of_template = template.iter().flatten().all(|t| t.id == sandbox.template.id);
         of_template && filter.matches(sandbox)
     });
     let page = cut(sandboxes, &filter);
@@ -192,15 +181,8 @@ fn cut(sandboxes: Vec<Arc<Sandbox>>, filter: &Filter) -> Page {
     placed.sort_by(|(a, _), (b, _)| a.compare(b, filter.order));
     let more = placed.len() > filter.limit;
     placed.truncate(filter.limit);
-    let next = placed
-        .last()
-        .filter(|_| more)
-        .map(|(place, _)| place.clone());
-    Page {
-        entries: placed.iter().filter_map(|(_, s)| listed_body(s)).collect(),
-        running,
-        next,
-    }
+    let next = placed.last().filter(|_| more).map(|(place, _)| place.clone());
+    Page { entries: placed.iter().filter_map(|(_, s)| listed_body(s)).collect(), running, next }
 }
 
 /// `GET /sandboxes`: running ones, all of them, newest first.

@@ -24,10 +24,7 @@ impl MetadataFilter {
             pair.split_once('=')
                 .filter(|(_, value)| !value.contains('='))
                 .map(|(key, value)| {
-                    (
-                        form_decode(key).into_owned(),
-                        form_decode(value).into_owned(),
-                    )
+                    (form_decode(key).into_owned(), form_decode(value).into_owned())
                 })
                 .ok_or_else(|| {
                     ApiError::validation("metadata", "it is 'key=value' pairs joined by '&'")
@@ -38,9 +35,7 @@ impl MetadataFilter {
 
     /// Whether the metadata has every pair.
     pub(super) fn matches(&self, metadata: &BTreeMap<String, String>) -> bool {
-        self.0
-            .iter()
-            .all(|(key, value)| metadata.get(key) == Some(value))
+        self.0.iter().all(|(key, value)| metadata.get(key) == Some(value))
     }
 }
 

@@ -61,25 +61,16 @@ type Shared = Arc<Api>;
 
 /// The whole API, ready to be served.
 pub fn router(app: App) -> Router {
-    let api: Shared = Arc::new(Api {
-        app,
-        idempotency: Arc::default(),
-    });
+    let api: Shared = Arc::new(Api { app, idempotency: Arc::default() });
     let built = Router::new()
         .route("/health", get(health))
         .route("/sandboxes", get(list::running).post(create::v1))
         .route("/v2/sandboxes", get(list::page).post(create::v2))
-        .route(
-            "/sandboxes/{sandboxID}",
-            get(sandbox::detail).delete(sandbox::kill),
-        )
+        .route("/sandboxes/{sandboxID}", get(sandbox::detail).delete(sandbox::kill))
         .route("/sandboxes/{sandboxID}/timeout", post(sandbox::set_timeout))
         .route("/sandboxes/{sandboxID}/refreshes", post(sandbox::refresh))
         .route("/sandboxes/{sandboxID}/connect", post(sandbox::connect_v1))
-        .route(
-            "/v2/sandboxes/{sandboxID}/connect",
-            post(sandbox::connect_v2),
-        );
+        .route("/v2/sandboxes/{sandboxID}/connect", post(sandbox::connect_v2));
     not_built::add_to(built)
         .fallback(not_built::unknown)
         .method_not_allowed_fallback(not_built::unknown)

@@ -75,9 +75,7 @@ const MAX_NAMED: usize = 200;
 /// Adds every route that is known but not built.
 pub(super) fn add_to(router: Router<Shared>) -> Router<Shared> {
     ROUTES.iter().fold(router, |router, (path, methods)| {
-        methods.iter().fold(router, |router, method| {
-            router.route(path, on(*method, known))
-        })
+        methods.iter().fold(router, |router, method| router.route(path, on(*method, known)))
     })
 }
 

@@ -92,27 +92,14 @@ mod tests {
     use super::*;
 
     fn position(micros: i64, id: &str) -> Position {
-        Position {
-            micros,
-            id: id.parse().expect("valid"),
-        }
+        Position { micros, id: id.parse().expect("valid") }
     }
 
     #[test]
     fn newest_first_then_the_smaller_id_and_the_other_order_is_the_reverse() {
-        let mut all = [
-            position(1, "a"),
-            position(2, "b"),
-            position(2, "a"),
-            position(3, "a"),
-        ];
+        let mut all = [position(1, "a"), position(2, "b"), position(2, "a"), position(3, "a")];
         all.sort_by(|a, b| a.compare(b, Order::Descending));
-        let descending = [
-            position(3, "a"),
-            position(2, "a"),
-            position(2, "b"),
-            position(1, "a"),
-        ];
+        let descending = [position(3, "a"), position(2, "a"), position(2, "b"), position(1, "a")];
         assert_eq!(all, descending);
         all.sort_by(|a, b| a.compare(b, Order::Ascending));
         let mut ascending = descending;
@@ -126,10 +113,7 @@ mod tests {
         assert!(Position::from_token(&token, Order::Descending).is_err());
         let four = URL_SAFE_NO_PAD.encode("1__a__desc__x");
         for bad in ["", "x", "%%%", "AAAA", &four] {
-            assert!(
-                Position::from_token(bad, Order::Descending).is_err(),
-                "{bad}"
-            );
+            assert!(Position::from_token(bad, Order::Descending).is_err(), "{bad}");
         }
     }
 

@@ -17,13 +17,10 @@ impl FromRequestParts<Shared> for SandboxPath {
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
         // The extractor refuses a segment that is not UTF-8 when decoded: no id is.
-        let params = RawPathParams::from_request_parts(parts, api)
-            .await
-            .map_err(|_| InvalidSandboxId)?;
-        let (_, text) = params
-            .iter()
-            .find(|(name, _)| *name == "sandboxID")
-            .ok_or(InvalidSandboxId)?;
+        let params =
+            RawPathParams::from_request_parts(parts, api).await.map_err(|_| InvalidSandboxId)?;
+        let (_, text) =
+            params.iter().find(|(name, _)| *name == "sandboxID").ok_or(InvalidSandboxId)?;
         let id = SandboxId::from_path(text)?;
         Span::current().record("sandbox.id", id.as_str());
         Ok(Self(id))

@@ -32,10 +32,7 @@ pub(super) fn refuse_what_is_not_built(
         let rule = "false cannot go with 'autoResume.enabled': true, which needs the memory";
         return Err(ApiError::validation("autoPauseMemory", rule));
     }
-    let private = body
-        .network
-        .as_ref()
-        .is_some_and(|n| n.allow_public_traffic == Some(false));
+    let private = body.network.as_ref().is_some_and(|n| n.allow_public_traffic == Some(false));
     if private && version == Version::V1 && !secure {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, PRIVATE_NEEDS_SECURE));
     }
@@ -45,25 +42,17 @@ pub(super) fn refuse_what_is_not_built(
     let asked = [
         ("autoPause", pauses),
         ("autoResume.enabled", resumes),
-        (
-            "allow_internet_access",
-            body.allow_internet_access == Some(false),
-        ),
+        ("allow_internet_access", body.allow_internet_access == Some(false)),
         ("mcp", body.mcp.as_ref().is_some_and(|mcp| !mcp.is_empty())),
         ("iam.tokens", iam.is_some_and(has_tokens)),
-        (
-            "volumeMounts",
-            body.volume_mounts.as_ref().is_some_and(|v| !v.is_empty()),
-        ),
+        ("volumeMounts", body.volume_mounts.as_ref().is_some_and(|v| !v.is_empty())),
     ];
     let asked_member = asked.into_iter().find(|(_, asks)| *asks);
     let member = asked_member
         .map(|(member, _)| member)
         .or_else(|| body.network.as_ref().and_then(network_member));
     match member {
-        Some(member) => Err(ApiError::not_built(&format!(
-            "what the member '{member}' asks for"
-        ))),
+        Some(member) => Err(ApiError::not_built(&format!("what the member '{member}' asks for"))),
         None => Ok(()),
     }
 }
@@ -73,34 +62,19 @@ fn network_member(network: &NetworkBody) -> Option<&'static str> {
     let any = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
     let dns = |list: &Vec<String>| !list.is_empty() && *list != [DEFAULT_DNS];
     let members = [
-        (
-            "network.allowPublicTraffic",
-            network.allow_public_traffic == Some(false),
-        ),
+        ("network.allowPublicTraffic", network.allow_public_traffic == Some(false)),
         ("network.allowOut", any(&network.allow_out)),
         ("network.denyOut", any(&network.deny_out)),
-        (
-            "network.dnsServers",
-            network.dns_servers.as_ref().is_some_and(dns),
-        ),
+        ("network.dnsServers", network.dns_servers.as_ref().is_some_and(dns)),
         ("network.egressProxy", network.egress_proxy.is_some()),
-        (
-            "network.httpsPorts",
-            network.https_ports.as_ref().is_some_and(|p| !p.is_empty()),
-        ),
+        ("network.httpsPorts", network.https_ports.as_ref().is_some_and(|p| !p.is_empty())),
         (
             "network.maskRequestHost",
-            network
-                .mask_request_host
-                .as_ref()
-                .is_some_and(|mask| !mask.is_empty()),
+            network.mask_request_host.as_ref().is_some_and(|mask| !mask.is_empty()),
         ),
         (
             "network.rules",
-            network
-                .rules
-                .as_ref()
-                .is_some_and(|rules| rules.values().any(|rule| !rule.is_empty())),
+            network.rules.as_ref().is_some_and(|rules| rules.values().any(|rule| !rule.is_empty())),
         ),
     ];
     let asked = members.into_iter().find(|(_, asks)| *asks);
@@ -143,40 +117,16 @@ mod tests {
     fn what_asks_for_something_is_named() {
         for (member, members) in [
             ("autoPause", json!({"autoPause": true})),
-            (
-                "autoPause",
-                json!({"autoPause": true, "autoPauseMemory": false}),
-            ),
-            (
-                "autoResume.enabled",
-                json!({"autoResume": {"enabled": true}}),
-            ),
-            (
-                "allow_internet_access",
-                json!({"allow_internet_access": false}),
-            ),
+            ("autoPause", json!({"autoPause": true, "autoPauseMemory": false})),
+            ("autoResume.enabled", json!({"autoResume": {"enabled": true}})),
+            ("allow_internet_access", json!({"allow_internet_access": false})),
             ("mcp", json!({"mcp": {"a": {}}})),
             ("iam.tokens", json!({"iam": {"tokens": {"t": {}}}})),
-            (
-                "volumeMounts",
-                json!({"volumeMounts": [{"name": "v", "path": "/v"}]}),
-            ),
-            (
-                "network.allowPublicTraffic",
-                json!({"network": {"allowPublicTraffic": false}}),
-            ),
-            (
-                "network.denyOut",
-                json!({"network": {"denyOut": ["0.0.0.0/0"]}}),
-            ),
-            (
-                "network.httpsPorts",
-                json!({"network": {"httpsPorts": [1]}}),
-            ),
-            (
-                "network.rules",
-                json!({"network": {"rules": {"a.b": [{}]}}}),
-            ),
+            ("volumeMounts", json!({"volumeMounts": [{"name": "v", "path": "/v"}]})),
+            ("network.allowPublicTraffic", json!({"network": {"allowPublicTraffic": false}})),
+            ("network.denyOut", json!({"network": {"denyOut": ["0.0.0.0/0"]}})),
+            ("network.httpsPorts", json!({"network": {"httpsPorts": [1]}})),
+            ("network.rules", json!({"network": {"rules": {"a.b": [{}]}}})),
         ] {
             let refused = check(Version::V2, members).expect_err(member);
             assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED);

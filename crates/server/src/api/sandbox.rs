@@ -72,10 +72,7 @@ pub(super) async fn refresh(
     State(api): State<Shared>,
     body: JsonBody,
 ) -> Result<StatusCode, ApiError> {
-    let duration = body
-        .parse_or_default::<RefreshBody>()?
-        .duration
-        .unwrap_or(0);
+    let duration = body.parse_or_default::<RefreshBody>()?.duration.unwrap_or(0);
     if duration > REFRESH_MAX_SECS {
         let rule = format!("it is a number of seconds, at most {REFRESH_MAX_SECS}");
         return Err(ApiError::validation("duration", rule));
@@ -94,14 +91,8 @@ pub(super) async fn connect_v1(
     body: JsonBody,
 ) -> Result<Json<SandboxBody>, ApiError> {
     let body: ConnectBody = body.parse()?;
-    let timeout = body
-        .timeout
-        .ok_or_else(|| ApiError::validation("timeout", "it is required"))?;
-    let sandbox = api
-        .app
-        .scheduler
-        .connect(caller.team, &id, seconds("timeout", timeout)?)
-        .await?;
+    let timeout = body.timeout.ok_or_else(|| ApiError::validation("timeout", "it is required"))?;
+    let sandbox = api.app.scheduler.connect(caller.team, &id, seconds("timeout", timeout)?).await?;
     Ok(Json(sandbox_body(&api.app, &sandbox)))
 }
 

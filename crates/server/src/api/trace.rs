@@ -9,10 +9,7 @@ use axum::response::Response;
 use tracing::{Instrument as _, field, info, info_span};
 
 pub(super) async fn trace(request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("unknown", MatchedPath::as_str);
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str);
     let span = info_span!(
         "request",
         method = %request.method(),

@@ -234,6 +234,12 @@ async fn http_2_without_tls_is_served() -> anyhow::Result<()> {
     assert_eq!(first.into_data().expect("data"), "tick");
     drop(response);
     service.abandoned(1).await;
+    // And so is one whose whole connection goes.
+    let request = Request::get(format!("http://{host}/silent")).body(Empty::<Bytes>::new())?;
+    tasks.spawn(async move { sender.send_request(request).await.map(drop) });
+    service.saw("/silent").await;
+    tasks.shutdown().await;
+    service.abandoned(2).await;
     Ok(())
 }
 
