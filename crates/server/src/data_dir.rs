@@ -52,10 +52,7 @@ impl DataDir {
     /// # Errors
     /// The file system's refusal.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.with_context(|| format!("cannot make the data folder {}", path.display()))?;
         let path = path.canonicalize()?;
         Ok(Self { path })
@@ -130,10 +127,7 @@ impl DataDir {
         })?;
         let mut master = [0; 32];
         hex::decode_to_slice(&text, &mut master).with_context(|| {
-            format!(
-                "{} does not hold 64 hex digits",
-                self.path.join("master.key").display()
-            )
+            format!("{} does not hold 64 hex digits", self.path.join("master.key").display())
         })?;
         Ok(Secrets::new(master))
     }
@@ -143,12 +137,9 @@ impl DataDir {
     /// # Errors
     /// If the file cannot be read, written or understood.
     pub fn first_api_key(&self) -> anyhow::Result<String> {
-        let text = self.read_or_make("credentials", || {
-            Ok(format!("E2B_API_KEY={}", fresh_api_key()?))
-        })?;
-        let key = text
-            .lines()
-            .find_map(|line| line.strip_prefix("E2B_API_KEY="));
+        let text =
+            self.read_or_make("credentials", || Ok(format!("E2B_API_KEY={}", fresh_api_key()?)))?;
+        let key = text.lines().find_map(|line| line.strip_prefix("E2B_API_KEY="));
         let file = self.path.join("credentials");
         let key = key.with_context(|| format!("{} holds no E2B_API_KEY", file.display()))?;
         Ok(key.to_owned())
@@ -163,9 +154,7 @@ impl DataDir {
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let port = text.trim().parse();
-                Ok(Some(port.with_context(|| {
-                    format!("{} holds no port", path.display())
-                })?))
+                Ok(Some(port.with_context(|| format!("{} holds no port", path.display()))?))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -201,9 +190,7 @@ impl DataDir {
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let running = serde_json::from_str(&text);
-                Ok(Some(running.with_context(|| {
-                    format!("cannot read {}", path.display())
-                })?))
+                Ok(Some(running.with_context(|| format!("cannot read {}", path.display()))?))
             }
             // It is about to say so.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -247,18 +234,11 @@ impl DataDir {
 
     /// Writes a file so that it is there whole or not at all, whenever the machine stops.
     fn write_whole(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let (path, partial) = (
-            self.path.join(name),
-            self.path.join(format!("{name}.partial")),
-        );
+        let (path, partial) = (self.path.join(name), self.path.join(format!("{name}.partial")));
         let written = || -> std::io::Result<()> {
             let mut options = OpenOptions::new();
-            let mut file = options
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&partial)?;
+            let mut file =
+                options.create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
             file.write_all(text.as_bytes())?;
             file.write_all(b"\n")?;
             file.sync_all()?;
@@ -282,18 +262,12 @@ mod tests {
         let data = DataDir::open(&folder.path().join("a/b"))?;
         assert_eq!(data.installation()?, data.installation()?);
         assert_eq!(data.first_api_key()?, data.first_api_key()?);
-        assert_eq!(
-            data.secrets()?.control_public(),
-            data.secrets()?.control_public()
-        );
+        assert_eq!(data.secrets()?.control_public(), data.secrets()?.control_public());
         for name in ["master.key", "credentials"] {
             let mode = fs::metadata(data.path().join(name))?.permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
-        assert_eq!(
-            fs::metadata(data.path())?.permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(data.path())?.permissions().mode() & 0o777, 0o700);
         Ok(())
     }
 
@@ -327,10 +301,7 @@ mod tests {
         let listener = UnixListener::bind(data.control_socket())?;
         assert_eq!(data.running()?.map(|r| r.api_url), Some(url));
         drop(listener);
-        assert!(
-            data.running()?.is_none(),
-            "the socket's file is still there"
-        );
+        assert!(data.running()?.is_none(), "the socket's file is still there");
         Ok(())
     }
 

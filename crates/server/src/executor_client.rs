@@ -57,11 +57,7 @@ pub struct NetworkExecutor {
 impl NetworkExecutor {
     /// A client that signs with the installation's key and sends drivers to `gateway_endpoint`.
     pub fn new(secrets: Arc<Secrets>, gateway_endpoint: String, cache: Cache) -> Self {
-        Self {
-            secrets,
-            gateway_endpoint,
-            cache,
-        }
+        Self { secrets, gateway_endpoint, cache }
     }
 
     fn mount_call(&self, claim: &Claim, workspace: &WorkspaceSpec) -> Call {
@@ -79,9 +75,7 @@ impl NetworkExecutor {
             gid: WORKSPACE_OWNER,
             cache: self.cache,
         });
-        Call::Mount {
-            mounts: mounts.collect(),
-        }
+        Call::Mount { mounts: mounts.collect() }
     }
 
     async fn mount(&self, instance: &Instance, call: &Call) -> Result<(), ExecutorError> {
@@ -113,10 +107,7 @@ impl NetworkExecutor {
             let signature = hex::encode(self.secrets.control().sign(&input).to_bytes());
             let mut line = serde_json::to_vec(&SignedCall { signature, body })?;
             line.push(b'\n');
-            writer
-                .write_all(&line)
-                .await
-                .context("cannot send the call")?;
+            writer.write_all(&line).await.context("cannot send the call")?;
             read_line::<Reply>(&mut reader).await
         };
         let reply = timeout(limit, spoken).await.map_err(|_| {
@@ -131,9 +122,7 @@ impl NetworkExecutor {
     async fn identify(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
         let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
         let body = InitBody {
-            access_token: claim
-                .secure
-                .then(|| self.secrets.envd_access_token(&claim.id)),
+            access_token: claim.secure.then(|| self.secrets.envd_access_token(&claim.id)),
             env_vars: Some(claim.env.clone()),
             default_user: Some(claim.default_user.clone()),
             default_workdir: claim.default_workdir.clone(),
@@ -143,10 +132,7 @@ impl NetworkExecutor {
             control_token: Some(self.secrets.control_token(&claim.id)),
         };
         let stream = connect(address).await?;
-        let sent = timeout(
-            ANSWER_LIMIT,
-            self.send_init(stream, instance, address, &body),
-        );
+        let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, &body));
         let answered = sent.await.map_err(|_| {
             let text = format!("the daemon at {address} gave no answer in {ANSWER_LIMIT:?}");
             ExecutorError::Unreachable(text)
@@ -183,10 +169,7 @@ impl NetworkExecutor {
         let (status, body) = answer?;
         connection?;
         if status != http::StatusCode::NO_CONTENT {
-            bail!(
-                "it refused its settings: {status} {}",
-                String::from_utf8_lossy(&body)
-            );
+            bail!("it refused its settings: {status} {}", String::from_utf8_lossy(&body));
         }
         Ok(())
     }
@@ -197,10 +180,7 @@ impl ExecutorClient for NetworkExecutor {
     async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
         let mounted = async {
             match &claim.workspace {
-                Some(workspace) => {
-                    self.mount(instance, &self.mount_call(claim, workspace))
-                        .await
-                }
+                Some(workspace) => self.mount(instance, &self.mount_call(claim, workspace)).await,
                 None => Ok(()),
             }
         };
@@ -210,9 +190,7 @@ impl ExecutorClient for NetworkExecutor {
     }
 
     async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
-        let call = Call::Sync {
-            limit_ms: millis(limit),
-        };
+        let call = Call::Sync { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + STOP_MARGIN).await? {
             Reply::Synced { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
@@ -220,9 +198,7 @@ impl ExecutorClient for NetworkExecutor {
     }
 
     async fn stop(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
-        let call = Call::Stop {
-            flush_limit_ms: millis(limit),
-        };
+        let call = Call::Stop { flush_limit_ms: millis(limit) };
         match self.call(instance, &call, limit + STOP_MARGIN).await? {
             Reply::Stopped { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
@@ -231,9 +207,7 @@ impl ExecutorClient for NetworkExecutor {
 }
 
 fn address(instance: &Instance) -> Result<IpAddr, ExecutorError> {
-    instance
-        .address
-        .ok_or_else(|| ExecutorError::Unreachable("its container is not up".to_owned()))
+    instance.address.ok_or_else(|| ExecutorError::Unreachable("its container is not up".to_owned()))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -244,27 +218,19 @@ fn flushed(report: &FlushReport) -> Flushed {
     if report.complete {
         Flushed::Complete
     } else {
-        Flushed::Incomplete {
-            bytes_left: report.bytes_left,
-        }
+        Flushed::Incomplete { bytes_left: report.bytes_left }
     }
 }
 
 fn unexpected(reply: &Reply) -> ExecutorError {
-    ExecutorError::Refused(format!(
-        "init answered something else than was asked: {reply:?}"
-    ))
+    ExecutorError::Refused(format!("init answered something else than was asked: {reply:?}"))
 }
 
 fn describe(failure: &Failure) -> String {
     if failure.program_output.is_empty() {
         return failure.message.clone();
     }
-    format!(
-        "{}; its last lines: {}",
-        failure.message,
-        failure.program_output.join(" | ")
-    )
+    format!("{}; its last lines: {}", failure.message, failure.program_output.join(" | "))
 }
 
 /// Connects to an executor that may still be on its way up.
@@ -295,11 +261,7 @@ async fn read_line<T: serde::de::DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let limit = u64::try_from(MAX_LINE_BYTES)?;
     let mut line = String::new();
-    let read = reader
-        .take(limit)
-        .read_line(&mut line)
-        .await
-        .context("cannot read its answer")?;
+    let read = reader.take(limit).read_line(&mut line).await.context("cannot read its answer")?;
     if read == 0 {
         bail!("it closed the connection without an answer");
     }

@@ -25,11 +25,7 @@ pub struct SchedulerGrants {
 impl SchedulerGrants {
     /// Grants of an installation, the owner's for all of `bucket`.
     pub fn new(secrets: Arc<Secrets>, bucket: BucketName) -> Self {
-        Self {
-            secrets,
-            bucket,
-            scheduler: OnceLock::new(),
-        }
+        Self { secrets, bucket, scheduler: OnceLock::new() }
     }
 
     /// From now on sandboxes have grants too. Without effect when called again.
@@ -43,11 +39,8 @@ impl GrantSource for SchedulerGrants {
         let name: KeyName = access_key_id.parse().ok()?;
         let (owner, scopes) = match &name {
             KeyName::Owner { .. } => {
-                let all = Scope {
-                    bucket: self.bucket.clone(),
-                    prefix: None,
-                    access: Access::ReadWrite,
-                };
+                let all =
+                    Scope { bucket: self.bucket.clone(), prefix: None, access: Access::ReadWrite };
                 (GrantOwner::Installation, vec![all])
             }
             KeyName::Sandbox { sandbox, .. } => {
@@ -61,11 +54,7 @@ impl GrantSource for SchedulerGrants {
             }
         };
         let secret = self.secrets.key_in_use(&name)?.secret;
-        Some(Grant {
-            secret,
-            owner,
-            scopes,
-        })
+        Some(Grant { secret, owner, scopes })
     }
 }
 
@@ -109,7 +98,9 @@ fn workspace_error(error: StoreError) -> WorkspaceError {
     let text = error.to_string();
     match error {
         StoreError::Unreachable { .. } => WorkspaceError::Unreachable(text),
-        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => WorkspaceError::Denied(text),
+        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => {
+            WorkspaceError::Denied(text)
+        }
         StoreError::NoBucket { .. }
         | StoreError::Refused { .. }
         | StoreError::Directory(_)

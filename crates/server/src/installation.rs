@@ -128,9 +128,7 @@ impl Installation {
     /// Why it ended.
     pub async fn gateway_ended(&mut self) -> anyhow::Result<()> {
         match self.gateway_tasks.join_next().await {
-            Some(ended) => ended
-                .context("the S3 gateway died")?
-                .context("the S3 gateway ended"),
+            Some(ended) => ended.context("the S3 gateway died")?.context("the S3 gateway ended"),
             None => std::future::pending().await,
         }
     }
@@ -141,17 +139,11 @@ impl Installation {
     /// A sandbox whose workspace may not be wholly in the store.
     pub async fn leave(self) -> anyhow::Result<()> {
         let report = self.scheduler.shut_down().await;
-        info!(
-            synced = report.synced,
-            "workspaces are in the store; sandboxes stay"
-        );
+        info!(synced = report.synced, "workspaces are in the store; sandboxes stay");
         self.close().await?;
         if !report.unsynced.is_empty() {
             let ids: Vec<_> = report.unsynced.iter().map(ToString::to_string).collect();
-            bail!(
-                "not certain to be wholly in the store: the workspaces of {}",
-                ids.join(", ")
-            );
+            bail!("not certain to be wholly in the store: the workspaces of {}", ids.join(", "));
         }
         Ok(())
     }
@@ -180,10 +172,7 @@ impl Installation {
         if failures.is_empty() {
             return Ok(());
         }
-        bail!(
-            "could not end {}; the next start tries again",
-            failures.join(", ")
-        )
+        bail!("could not end {}; the next start tries again", failures.join(", "))
     }
 
     async fn close(mut self) -> anyhow::Result<()> {
@@ -307,11 +296,7 @@ async fn gateway_listeners(
     let port = owner.local_addr()?.port();
     data.write_gateway_port(port)?;
     if let Some(endpoint) = &config.gateway_endpoint {
-        return Ok(GatewayListeners {
-            owner,
-            sandboxes: None,
-            endpoint: endpoint.clone(),
-        });
+        return Ok(GatewayListeners { owner, sandboxes: None, endpoint: endpoint.clone() });
     }
     let Some(inner) = runtime.gateway_address() else {
         bail!(
@@ -328,9 +313,5 @@ async fn gateway_listeners(
         )
     })?;
     let endpoint = format!("http://{inner}");
-    Ok(GatewayListeners {
-        owner,
-        sandboxes: Some(sandboxes),
-        endpoint,
-    })
+    Ok(GatewayListeners { owner, sandboxes: Some(sandboxes), endpoint })
 }

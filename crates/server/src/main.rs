@@ -124,9 +124,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref(), &cli.overrides()?)?;
     start_log(&config, matches!(cli.command, Command::Up))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match &cli.command {
             Command::Up => commands::up::run(config).await,
@@ -136,24 +134,18 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             Command::Ls => commands::sandboxes::list(&config).await,
             Command::Kill { ids, all } => commands::sandboxes::kill(&config, ids, *all).await,
             Command::Gc { all } => commands::gc::run(&config, *all).await,
-            Command::Team {
-                command: TeamCommand::Add { name },
-            } => commands::team::add(&config, name).await,
+            Command::Team { command: TeamCommand::Add { name } } => {
+                commands::team::add(&config, name).await
+            }
         }
     })
 }
 
 /// Log lines go to standard error. Commands other than `up` talk to a person and log faults only.
 fn start_log(config: &Config, serving: bool) -> anyhow::Result<()> {
-    let filter = if serving {
-        config.log_filter.as_str()
-    } else {
-        "error,s3s=off"
-    };
+    let filter = if serving { config.log_filter.as_str() } else { "error,s3s=off" };
     let filter = EnvFilter::try_new(filter).with_context(|| format!("log.filter '{filter}'"))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.log_format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {

@@ -33,11 +33,7 @@ impl Secrets {
     pub fn new(master: [u8; 32]) -> Self {
         let control = SigningKey::from_bytes(&derive(&master, "control signing key", ""));
         let gateway = GatewayKeys::new(&derive(&master, "gateway keys", ""));
-        Self {
-            master,
-            control,
-            gateway,
-        }
+        Self { master, control, gateway }
     }
 
     /// Signs calls to `init` and the daemon (design 6.1 (8)).
@@ -57,9 +53,7 @@ impl Secrets {
 
     /// The S3 key of whoever runs the installation.
     pub fn owner_key(&self) -> AccessKey {
-        self.gateway.key(&KeyName::Owner {
-            generation: GENERATION,
-        })
+        self.gateway.key(&KeyName::Owner { generation: GENERATION })
     }
 
     /// The key of this name, if it is one that is in use.
@@ -70,27 +64,16 @@ impl Secrets {
 }
 
 fn sandbox_key_name(id: &SandboxId) -> KeyName {
-    KeyName::Sandbox {
-        sandbox: id.clone(),
-        generation: GENERATION,
-    }
+    KeyName::Sandbox { sandbox: id.clone(), generation: GENERATION }
 }
 
 impl Tokens for Secrets {
     fn envd_access_token(&self, id: &SandboxId) -> Secret {
-        Secret::new(hex::encode(derive(
-            &self.master,
-            "envd access token",
-            id.as_str(),
-        )))
+        Secret::new(hex::encode(derive(&self.master, "envd access token", id.as_str())))
     }
 
     fn control_token(&self, id: &SandboxId) -> Secret {
-        Secret::new(hex::encode(derive(
-            &self.master,
-            "daemon control token",
-            id.as_str(),
-        )))
+        Secret::new(hex::encode(derive(&self.master, "daemon control token", id.as_str())))
     }
 }
 
@@ -149,10 +132,7 @@ mod tests {
         let key = fresh_api_key()?;
         let hex = key.strip_prefix("e2b_").expect("the prefix");
         assert_eq!(hex.len(), 40);
-        assert!(
-            hex.bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        );
+        assert!(hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
         assert_ne!(key, fresh_api_key()?);
         Ok(())
     }
@@ -161,14 +141,8 @@ mod tests {
     fn only_keys_in_use_are_known() {
         let secrets = Secrets::new([3; 32]);
         let id: SandboxId = "ia".parse().expect("valid");
-        let name = |generation| KeyName::Sandbox {
-            sandbox: id.clone(),
-            generation,
-        };
-        assert_eq!(
-            secrets.sandbox_key(&id).id,
-            secrets.key_in_use(&name(1)).expect("in use").id
-        );
+        let name = |generation| KeyName::Sandbox { sandbox: id.clone(), generation };
+        assert_eq!(secrets.sandbox_key(&id).id, secrets.key_in_use(&name(1)).expect("in use").id);
         assert!(secrets.key_in_use(&name(2)).is_none());
     }
 }

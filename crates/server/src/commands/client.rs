@@ -26,21 +26,14 @@ impl ApiClient {
     pub fn find(config: &Config) -> anyhow::Result<Self> {
         let data = DataDir::open(&config.data_dir)?;
         let running = data.running()?.with_context(|| {
-            format!(
-                "no server runs on the data folder {}",
-                data.path().display()
-            )
+            format!("no server runs on the data folder {}", data.path().display())
         })?;
         let key = match &config.api_key {
             Some(key) => key.reveal().to_owned(),
             None => data.first_api_key()?,
         };
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self {
-            http,
-            base: running.api_url,
-            key,
-        })
+        Ok(Self { http, base: running.api_url, key })
     }
 
     /// Sends a request without a body; returns status, next page's token and body.
@@ -60,10 +53,7 @@ impl ApiClient {
         let answer = self.http.request(request).await;
         let answer = answer.with_context(|| format!("the server at {} is gone", self.base))?;
         let next = answer.headers().get("x-next-token");
-        let next = next
-            .and_then(|v| v.to_str().ok())
-            .filter(|v| !v.is_empty())
-            .map(str::to_owned);
+        let next = next.and_then(|v| v.to_str().ok()).filter(|v| !v.is_empty()).map(str::to_owned);
         let status = answer.status();
         Ok((status, next, answer.into_body().collect().await?.to_bytes()))
     }
@@ -79,10 +69,7 @@ impl ApiClient {
     ) -> anyhow::Result<(Option<String>, Bytes)> {
         let (status, next, body) = self.send(method, path).await?;
         if !status.is_success() {
-            bail!(
-                "the server answered {status}: {}",
-                String::from_utf8_lossy(&body)
-            );
+            bail!("the server answered {status}: {}", String::from_utf8_lossy(&body));
         }
         Ok((next, body))
     }

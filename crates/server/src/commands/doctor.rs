@@ -99,16 +99,11 @@ fn fuse() -> anyhow::Result<String> {
 
 async fn check_store(config: &Config, data: &DataDir) -> anyhow::Result<String> {
     let StoreConfig::Upstream { endpoint, .. } = &config.store else {
-        return Ok(format!(
-            "embedded, in {}",
-            config.data_dir.join("objects").display()
-        ));
+        return Ok(format!("embedded, in {}", config.data_dir.join("objects").display()));
     };
     let (backend, _) = open_backend(config, data).await?;
     let grants = SchedulerGrants::new(Arc::new(data.secrets()?), config.bucket.clone());
-    Gateway::new(backend, Arc::new(grants))
-        .check(&config.bucket)
-        .await?;
+    Gateway::new(backend, Arc::new(grants)).check(&config.bucket).await?;
     Ok(format!("{endpoint}, bucket '{}'", config.bucket))
 }
 

@@ -20,10 +20,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         // Nobody listens: sandboxes that an earlier server left running still end in order.
         Err(_) => {
             let _lock = data.lock()?;
-            println!(
-                "no server runs on {}: ending what it left",
-                data.path().display()
-            );
+            println!("no server runs on {}: ending what it left", data.path().display());
             let installation = Installation::start(config, data.clone()).await?;
             installation.end(|line| println!("{line}")).await?;
             data.remove_running()
@@ -32,19 +29,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn ask(mut server: UnixStream) -> anyhow::Result<()> {
-    server
-        .write_all(DOWN)
-        .await
-        .context("cannot ask the server to go down")?;
+    server.write_all(DOWN).await.context("cannot ask the server to go down")?;
     let mut lines = BufReader::new(server).lines();
     let mut last = String::new();
     while let Some(line) = lines.next_line().await.context("the server broke off")? {
         println!("{line}");
         last = line;
     }
-    if last == DONE {
-        Ok(())
-    } else {
-        bail!("the server did not end everything; see its log")
-    }
+    if last == DONE { Ok(()) } else { bail!("the server did not end everything; see its log") }
 }

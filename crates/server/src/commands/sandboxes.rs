@@ -34,18 +34,13 @@ pub async fn kill(config: &Config, ids: &[String], every: bool) -> anyhow::Resul
     let api = ApiClient::find(config)?;
     let ids = if every {
         let found = all(&api).await?;
-        found
-            .iter()
-            .filter_map(|s| s["sandboxID"].as_str().map(str::to_owned))
-            .collect()
+        found.iter().filter_map(|s| s["sandboxID"].as_str().map(str::to_owned)).collect()
     } else {
         ids.to_vec()
     };
     let mut failed = 0;
     for id in ids {
-        let (status, _, body) = api
-            .send(Method::DELETE, &format!("/sandboxes/{id}"))
-            .await?;
+        let (status, _, body) = api.send(Method::DELETE, &format!("/sandboxes/{id}")).await?;
         if status == StatusCode::NO_CONTENT {
             println!("killed {id}");
         } else {
@@ -53,11 +48,7 @@ pub async fn kill(config: &Config, ids: &[String], every: bool) -> anyhow::Resul
             eprintln!("{id}: {}", String::from_utf8_lossy(&body));
         }
     }
-    if failed > 0 {
-        bail!("{failed} could not be killed")
-    } else {
-        Ok(())
-    }
+    if failed > 0 { bail!("{failed} could not be killed") } else { Ok(()) }
 }
 
 async fn all(api: &ApiClient) -> anyhow::Result<Vec<Value>> {

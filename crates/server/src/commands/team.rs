@@ -23,11 +23,7 @@ pub async fn add(config: &Config, slug: &str) -> anyhow::Result<()> {
     if store.teams().await?.iter().any(|team| team.slug == slug) {
         bail!("there is a team '{slug}' already");
     }
-    let team = Team {
-        id: TeamId::random(),
-        slug: slug.to_owned(),
-        name: slug.to_owned(),
-    };
+    let team = Team { id: TeamId::random(), slug: slug.to_owned(), name: slug.to_owned() };
     store.add_team(&team).await?;
     let key = fresh_api_key()?;
     store.add_api_key(team.id, &hash_api_key(&key)).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -71,11 +72,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (downs, mut down_asked) = mpsc::channel(1);
     watching.spawn(listen_for_down(listen_at(&data)?, downs));
     let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
-    let app = api::App {
-        scheduler: scheduler.clone(),
-        tokens: tokens.clone(),
-        domain: domain.clone(),
-    };
+    let app =
+        api::App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: domain.clone() };
+    // Answers are small and waited for.
+    let api_listener = api_listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
     let serve_api = axum::serve(api_listener, api::router(app))
         .with_graceful_shutdown(stop.clone().cancelled_owned());
     serving.spawn(async move { serve_api.await.context("the REST API broke") });
@@ -102,10 +106,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "sandyard is up; 'sandyard env' prints what the SDKs need"
     );
 
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let reason = tokio::select! {
         _ = terminate.recv() => Ok(Stop::Leave("SIGTERM")),
         _ = interrupt.recv() => Ok(Stop::Leave("SIGINT")),
@@ -185,23 +187,14 @@ async fn listen_for_down(
     asked: mpsc::Sender<UnixStream>,
 ) -> anyhow::Result<()> {
     loop {
-        let (mut stream, _) = listener
-            .accept()
-            .await
-            .context("the control socket broke")?;
+        let (mut stream, _) = listener.accept().await.context("the control socket broke")?;
         let mut word = [0; DOWN.len()];
         // Whoever only looks whether we are here closes at once; who says nothing is not waited for.
         match timeout(GRACE, stream.read_exact(&mut word)).await {
             Ok(Ok(_)) if word == *DOWN => {
-                asked
-                    .send(stream)
-                    .await
-                    .context("nobody takes the call to go down")?;
+                asked.send(stream).await.context("nobody takes the call to go down")?;
             }
-            other => debug!(
-                ?other,
-                "a connection to the control socket that asked for nothing"
-            ),
+            other => debug!(?other, "a connection to the control socket that asked for nothing"),
         }
     }
 }

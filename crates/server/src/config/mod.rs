@@ -145,17 +145,10 @@ impl Config {
         let bundle = r.optional("executor.bundle", |v| text(v).map(PathBuf::from));
         let store = read_store(r);
         let bucket = r.value("store.bucket", "sandyard".to_owned(), text);
-        let bucket = r.check(
-            "store.bucket",
-            bucket.and_then(|b| Some(b.parse::<BucketName>())),
-        );
+        let bucket = r.check("store.bucket", bucket.map(|b| b.parse::<BucketName>()));
         let cache = read_cache(r);
-        let hours = r.value("limits.max_length_hours", 24, |v| {
-            reader::within(v, 1, 24 * 365)
-        });
-        let max_sandboxes = r.value("limits.max_sandboxes", 100, |v| {
-            reader::within(v, 1, 10_000)
-        });
+        let hours = r.value("limits.max_length_hours", 24, |v| reader::within(v, 1, 24 * 365));
+        let max_sandboxes = r.value("limits.max_sandboxes", 100, |v| reader::within(v, 1, 10_000));
         let flush = r.value("limits.flush_secs", 30, |v| reader::within(v, 1, 3600));
         let log_format = r.value("log.format", LogFormat::Text, log_format);
         let log_filter = r.value("log.filter", "info,s3s=off".to_owned(), text);
@@ -235,27 +228,17 @@ fn read_cache(r: &mut Reader) -> Option<Cache> {
     let kind = r.value("workspace.cache", "disk".to_owned(), text);
     let size = r.optional("workspace.cache_mib", |v| reader::within(v, 32, 1 << 20));
     match kind?.as_str() {
-        "disk" => Some(Cache::Disk {
-            limit_mib: size.unwrap_or(1024),
-        }),
-        "tmpfs" => Some(Cache::Tmpfs {
-            size_mib: size.unwrap_or(100),
-        }),
+        "disk" => Some(Cache::Disk { limit_mib: size.unwrap_or(1024) }),
+        "tmpfs" => Some(Cache::Tmpfs { size_mib: size.unwrap_or(100) }),
         other => {
-            r.fail(format!(
-                "workspace.cache: '{other}' is neither 'disk' nor 'tmpfs'"
-            ));
+            r.fail(format!("workspace.cache: '{other}' is neither 'disk' nor 'tmpfs'"));
             None
         }
     }
 }
 
 fn default_data_dir() -> Option<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("XDG_DATA_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".local/share")))
         .map(|base| base.join("sandyard"))
@@ -274,9 +257,7 @@ fn docker_host(value: config::Value) -> Result<String, String> {
     if host.starts_with("unix://") || host.starts_with("tcp://") {
         return Ok(host);
     }
-    Err(format!(
-        "'{host}' is neither 'unix://<path>' nor 'tcp://<host>:<port>'"
-    ))
+    Err(format!("'{host}' is neither 'unix://<path>' nor 'tcp://<host>:<port>'"))
 }
 
 fn base_url(value: config::Value) -> Result<String, String> {
@@ -288,35 +269,25 @@ fn base_url(value: config::Value) -> Result<String, String> {
     if ok {
         Ok(url.trim_end_matches('/').to_owned())
     } else {
-        Err(format!(
-            "'{url}' is no base URL: write 'http://host:port' or 'https://host'"
-        ))
+        Err(format!("'{url}' is no base URL: write 'http://host:port' or 'https://host'"))
     }
 }
 
 fn domain(value: config::Value) -> Result<String, String> {
     let domain = text(value)?;
-    let name = domain
-        .split_once(':')
-        .map_or(domain.as_str(), |(name, _)| name);
+    let name = domain.split_once(':').map_or(domain.as_str(), |(name, _)| name);
     let label =
         |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if name.contains('.') && name.split('.').all(label) {
         return Ok(domain);
     }
-    Err(format!(
-        "'{domain}' is no domain of two labels or more, such as 'sbx.localhost:3002'"
-    ))
+    Err(format!("'{domain}' is no domain of two labels or more, such as 'sbx.localhost:3002'"))
 }
 
 fn api_key(value: config::Value) -> Result<Secret, String> {
     let key = text(value)?;
     let hex = key.strip_prefix("e2b_").unwrap_or_default();
-    if hex.len() >= 32
-        && hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    {
+    if hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return Ok(Secret::new(key));
     }
     Err("an API key is 'e2b_' and at least 32 lower-case hex digits".to_owned())
@@ -343,9 +314,7 @@ mod tests {
         let file = folder.path().join("sandyard.toml");
         std::fs::write(&file, toml).expect("written");
         let pairs = |list: &[(&str, &str)]| {
-            list.iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect::<Vec<_>>()
+            list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>()
         };
         let source = super::environment(pairs(environment).into_iter().collect());
         Config::load_with(Some(&file), source, &pairs(flags)).map_err(|e| e.to_string())
@@ -361,12 +330,8 @@ mod tests {
         ];
         let config = load(file, &environment, &[("gateway.listen", "127.0.0.1:300")]);
         let config = config.expect("valid");
-        let ports = [
-            config.api_listen,
-            config.proxy_listen,
-            config.gateway_listen,
-        ]
-        .map(|a| a.port());
+        let ports =
+            [config.api_listen, config.proxy_listen, config.gateway_listen].map(|a| a.port());
         assert_eq!(ports, [1, 20, 300]);
         assert_eq!(config.max_length, Duration::from_secs(24 * 3600));
         assert_eq!(config.templates.len(), 1);
@@ -399,10 +364,7 @@ mod tests {
         let report = load("= x", &[], &[]).expect_err("bad");
         assert!(report.contains("sandyard.toml"), "{report}");
         let missing = Config::load(Some(Path::new("/nonexistent/s.toml")), &[]).expect_err("bad");
-        assert!(
-            missing.to_string().contains("/nonexistent/s.toml"),
-            "{missing}"
-        );
+        assert!(missing.to_string().contains("/nonexistent/s.toml"), "{missing}");
     }
 
     #[test]
@@ -427,12 +389,7 @@ mod tests {
             ("store.secret_access_key_file", path),
         ];
         let config = load("", &[("SANDYARD_STORE__ACCESS_KEY_ID", "id")], &flags).expect("valid");
-        let StoreConfig::Upstream {
-            endpoint,
-            secret_access_key,
-            ..
-        } = config.store
-        else {
+        let StoreConfig::Upstream { endpoint, secret_access_key, .. } = config.store else {
             panic!("not upstream");
         };
         assert_eq!(endpoint, "http://127.0.0.1:9000");
@@ -442,11 +399,7 @@ mod tests {
     #[test]
     fn an_upstream_store_needs_its_members() {
         let report = load("[store]\nbackend = \"upstream\"\n", &[], &[]).expect_err("incomplete");
-        for part in [
-            "store.endpoint",
-            "store.access_key_id",
-            "store.secret_access_key",
-        ] {
+        for part in ["store.endpoint", "store.access_key_id", "store.secret_access_key"] {
             assert!(report.contains(part), "{report}");
         }
     }
@@ -458,21 +411,11 @@ mod tests {
                     workspace_target = \"/workspace/sessions/{session_id}\"\n[templates.env]\nA = \"1\"\n";
         let config = load(file, &[], &[]).expect("valid");
         let template = &config.templates[1];
-        assert_eq!(
-            (template.name.as_str(), template.user.as_str()),
-            ("py", "user")
-        );
-        assert_eq!(
-            (template.cpu_count, template.memory_mib, template.sudo),
-            (1, 256, false)
-        );
+        assert_eq!((template.name.as_str(), template.user.as_str()), ("py", "user"));
+        assert_eq!((template.cpu_count, template.memory_mib, template.sudo), (1, 256, false));
         assert_eq!(template.id.as_str().len(), 20);
         assert_eq!(template.env.get("A").map(String::as_str), Some("1"));
         let twice = format!("{file}\n[[templates]]\nname = \"py\"\nimage = \"x\"\n");
-        assert!(
-            load(&twice, &[], &[])
-                .expect_err("twice")
-                .contains("templates[1].name")
-        );
+        assert!(load(&twice, &[], &[]).expect_err("twice").contains("templates[1].name"));
     }
 }

@@ -15,23 +15,15 @@ pub struct BadConfig {
 
 impl BadConfig {
     pub(super) fn one(problem: String) -> Self {
-        Self {
-            problems: vec![problem],
-        }
+        Self { problems: vec![problem] }
     }
 }
 
 impl fmt::Display for BadConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let many = if self.problems.len() == 1 { "" } else { "s" };
-        write!(
-            f,
-            "the configuration has {} problem{many}:",
-            self.problems.len()
-        )?;
-        self.problems
-            .iter()
-            .try_for_each(|problem| write!(f, "\n  - {problem}"))
+        write!(f, "the configuration has {} problem{many}:", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
     }
 }
 
@@ -43,30 +35,23 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(layers: config::Config) -> Result<Self, BadConfig> {
-        let root: BTreeMap<String, Value> = layers
-            .try_deserialize()
-            .map_err(|e| BadConfig::one(e.to_string()))?;
+        let root: BTreeMap<String, Value> =
+            layers.try_deserialize().map_err(|e| BadConfig::one(e.to_string()))?;
         let mut values = BTreeMap::new();
         for (key, value) in root {
             flatten(key, value, &mut values);
         }
-        Ok(Self {
-            values,
-            problems: Vec::new(),
-        })
+        Ok(Self { values, problems: Vec::new() })
     }
 
     /// Ends the reading: the result, if nothing was wrong.
     pub(super) fn finish<T>(mut self, result: Option<T>) -> Result<T, BadConfig> {
         for key in self.values.keys() {
-            self.problems
-                .push(format!("{key}: there is no such setting"));
+            self.problems.push(format!("{key}: there is no such setting"));
         }
         match result {
             Some(result) if self.problems.is_empty() => Ok(result),
-            _ => Err(BadConfig {
-                problems: self.problems,
-            }),
+            _ => Err(BadConfig { problems: self.problems }),
         }
     }
 
@@ -141,12 +126,7 @@ impl Reader {
     /// How many tables the list `key` has.
     pub(super) fn list_len(&self, key: &str) -> usize {
         let indexes = self.values.keys().filter_map(|full| {
-            full.strip_prefix(key)?
-                .strip_prefix('[')?
-                .split_once(']')?
-                .0
-                .parse::<usize>()
-                .ok()
+            full.strip_prefix(key)?.strip_prefix('[')?.split_once(']')?.0.parse::<usize>().ok()
         });
         indexes.collect::<BTreeSet<_>>().len()
     }
@@ -154,10 +134,7 @@ impl Reader {
     /// The names of all values below `key`.
     pub(super) fn names_below(&self, key: &str) -> Vec<String> {
         let prefix = format!("{key}.");
-        let names = self
-            .values
-            .keys()
-            .filter_map(|full| full.strip_prefix(&prefix));
+        let names = self.values.keys().filter_map(|full| full.strip_prefix(&prefix));
         names.map(str::to_owned).collect()
     }
 
@@ -167,10 +144,7 @@ impl Reader {
         value: Value,
         parse: impl FnOnce(Value) -> Result<T, String>,
     ) -> Option<T> {
-        let origin = value
-            .origin()
-            .map(|origin| format!(" (from {origin})"))
-            .unwrap_or_default();
+        let origin = value.origin().map(|origin| format!(" (from {origin})")).unwrap_or_default();
         match parse(value) {
             Ok(value) => Some(value),
             Err(problem) => {
@@ -201,14 +175,8 @@ fn flatten(key: String, value: Value, into: &mut BTreeMap<String, Value>) {
 
 /// A text that is not empty.
 pub(super) fn text(value: Value) -> Result<String, String> {
-    let text = value
-        .into_string()
-        .map_err(|_| "it must be a text".to_owned())?;
-    if text.is_empty() {
-        Err("it is empty".to_owned())
-    } else {
-        Ok(text)
-    }
+    let text = value.into_string().map_err(|_| "it must be a text".to_owned())?;
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text) }
 }
 
 /// A secret that is not empty.
@@ -224,18 +192,14 @@ pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(value: Value) -> Result<T, S
 
 /// `true` or `false`.
 pub(super) fn boolean(value: Value) -> Result<bool, String> {
-    value
-        .into_bool()
-        .map_err(|_| "it must be true or false".to_owned())
+    value.into_bool().map_err(|_| "it must be true or false".to_owned())
 }
 
 /// A whole number in a range.
 pub(super) fn within(value: Value, least: u32, most: u32) -> Result<u32, String> {
     let range = || format!("it must be a whole number from {least} to {most}");
     let number = value.into_int().map_err(|_| range())?;
-    let number = u32::try_from(number)
-        .ok()
-        .filter(|n| (least..=most).contains(n));
+    let number = u32::try_from(number).ok().filter(|n| (least..=most).contains(n));
     number.ok_or_else(range)
 }
 

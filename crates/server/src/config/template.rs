@@ -21,10 +21,7 @@ pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
         let template = read(r, &key, TemplateKind::Configured, None);
         let taken = |t: &Template| templates.iter().flatten().any(|other| other.name == t.name);
         if let Some(template) = template.as_ref().filter(|t| taken(t)) {
-            r.fail(format!(
-                "{key}.name: there is another template '{}'",
-                template.name
-            ));
+            r.fail(format!("{key}.name: there is another template '{}'", template.name));
         }
         templates.push(template);
     }
@@ -54,16 +51,11 @@ fn read(
     let workdir = r.optional(&at("workdir"), text);
     let sudo = r.value(&at("sudo"), true, boolean);
     let target = r.value(&at("workspace_target"), "/workspace".to_owned(), text);
-    let target = r.check(
-        &at("workspace_target"),
-        target.map(|t| t.parse::<TargetPath>()),
-    );
+    let target = r.check(&at("workspace_target"), target.map(|t| t.parse::<TargetPath>()));
     let mut env = BTreeMap::new();
     for variable in r.names_below(&at("env")) {
         if let Some(value) = r.optional(&format!("{key}.env.{variable}"), |value| {
-            value
-                .into_string()
-                .map_err(|_| "it must be a text".to_owned())
+            value.into_string().map_err(|_| "it must be a text".to_owned())
         }) {
             env.insert(variable, value);
         }
@@ -105,9 +97,6 @@ fn needed<T>(
 fn derived_id(name: &TemplateName) -> Option<TemplateId> {
     const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let digest = Sha256::digest(name.as_str().as_bytes());
-    let letters = digest
-        .iter()
-        .take(20)
-        .map(|b| char::from(ALPHABET[usize::from(b % 36)]));
+    let letters = digest.iter().take(20).map(|b| char::from(ALPHABET[usize::from(b % 36)]));
     letters.collect::<String>().parse().ok()
 }
