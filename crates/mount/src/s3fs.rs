@@ -8,12 +8,15 @@
 //! same mode, whatever chmod says.
 
 use sandyard_contract::control::{MountCall, Secret};
-use sandyard_types::Access;
+use sandyard_types::{Access, Cache};
 
 use crate::plan::{KeyFile, Places, Plan};
 
 /// First descriptor after the standard ones.
 const KEY_DESCRIPTOR: i32 = 3;
+
+/// Space that s3fs leaves free where its cache is.
+const DISKFREE_MIB: u32 = 20;
 
 pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
     let source = format!("{}:/{}", call.bucket, call.prefix.as_str().trim_end_matches('/'));
@@ -23,9 +26,9 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
         format!("uid={},gid={}", call.uid, call.gid),
         // Open files live in the cache and not in a temporary directory. The default free-space reserve
         // is larger than a small cache, and then s3fs does not start.
-        format!("use_cache={},ensure_diskfree=20", places.cache),
+        format!("use_cache={},ensure_diskfree={DISKFREE_MIB}", places.cache),
         "use_path_request_style,allow_other,umask=022".to_owned(),
-        "multireq_max=32,parallel_count=8,multipart_size=16".to_owned(),
+        transfers(call.cache),
         "stat_cache_expire=5,max_stat_cache_size=100000".to_owned(),
         "retries=5,connect_timeout=5".to_owned(),
         format!("fsname={},subtype=s3fs", escape(&source)),
@@ -54,6 +57,18 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
     }
 }
 
+/// Parallel transfers of large files. s3fs does not start unless the cache has room for all parts of one
+/// upload beside its reserve; half of a small cache is left for files that are open.
+fn transfers(cache: Cache) -> String {
+    let (count, part_mib) = match cache {
+        Cache::Tmpfs { size_mib } if size_mib < 300 => {
+            ((size_mib.saturating_sub(DISKFREE_MIB) / 2 / 10).clamp(1, 8), 10)
+        }
+        Cache::Tmpfs { .. } | Cache::Disk { .. } => (8, 16),
+    };
+    format!("multireq_max=32,parallel_count={count},multipart_size={part_mib}")
+}
+
 /// A value inside an `-o` list: libfuse splits at commas unless a backslash is before them.
 fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace(',', "\\,")
@@ -61,7 +76,7 @@ fn escape(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sandyard_types::{Cache, Driver};
+    use sandyard_types::Driver;
 
     use super::*;
 
@@ -110,6 +125,14 @@ mod tests {
     #[test]
     fn no_open_trusts_what_an_earlier_one_has_loaded() {
         assert_eq!(planned("a/", Access::ReadWrite).sealed, [".sandyard.stat"]);
+    }
+
+    #[test]
+    fn a_small_cache_gets_small_transfers() {
+        let of = |size_mib| transfers(Cache::Tmpfs { size_mib });
+        assert!(of(100).ends_with("parallel_count=4,multipart_size=10"));
+        assert!(of(30).ends_with("parallel_count=1,multipart_size=10"));
+        assert_eq!(of(1000), transfers(Cache::Disk { limit_mib: 10 }));
     }
 
     #[test]

@@ -209,6 +209,8 @@ struct Attempt<'a> {
     plan: Plan,
     program: Program,
     ended: OwnedFd,
+    /// Whether it was reaped here.
+    reaped: bool,
     tail: Tail,
     output_open: bool,
     waiter: Pid,
@@ -260,6 +262,7 @@ impl<'a> Attempt<'a> {
             plan,
             program,
             ended,
+            reaped: false,
             tail: Tail::new(order.call.secret_access_key.reveal()),
             output_open: true,
             waiter,
@@ -326,7 +329,8 @@ impl<'a> Attempt<'a> {
     /// Takes everything back. Killing the program ends its connection, which wakes whoever waits for
     /// an answer from it, the watcher included.
     fn abandon(&mut self) {
-        for process in [self.program.process, self.waiter] {
+        let program = Some(self.program.process).filter(|_| !self.reaped);
+        for process in program.into_iter().chain([self.waiter]) {
             let killed = kill_process(process, Signal::KILL);
             if let Err(error) = killed.and_then(|()| waitpid(Some(process), WaitOptions::empty())) {
                 log!("cannot end process {process}: {error}");
@@ -359,10 +363,13 @@ impl<'a> Attempt<'a> {
     }
 
     /// How the program ended, if it did.
-    fn exit(&self) -> Option<String> {
+    fn exit(&mut self) -> Option<String> {
         let status = waitpid(Some(self.program.process), WaitOptions::NOHANG);
         match status {
-            Ok(Some((_, status))) => Some(describe(status)),
+            Ok(Some((_, status))) => {
+                self.reaped = true;
+                Some(describe(status))
+            }
             Ok(None) => None,
             Err(error) => Some(format!("the program cannot be waited for: {error}")),
         }
@@ -451,7 +458,7 @@ fn wait_for_event(attempts: &mut [Attempt<'_>], limit: Duration) -> Result<(), F
             return Err(attempt.failed(index, &what));
         }
         if signs && !attempt.listed {
-            attempt.read_signs().map_err(|what| {
+            if let Err(what) = attempt.read_signs() {
                 // The program mounts first and checks the bucket then: it is about to say why.
                 let mut ended = [PollFd::new(&attempt.ended, PollFlags::IN)];
                 let limit = Timespec::try_from(LAST_WORDS).ok();
@@ -459,8 +466,8 @@ fn wait_for_event(attempts: &mut [Attempt<'_>], limit: Duration) -> Result<(), F
                     Ok(1) => attempt.exit().unwrap_or(what),
                     _ => what,
                 };
-                attempt.failed(index, &what)
-            })?;
+                return Err(attempt.failed(index, &what));
+            }
         }
     }
     Ok(())
