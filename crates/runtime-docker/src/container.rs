@@ -36,10 +36,15 @@ const CAPABILITIES: [&str; 12] = [
 /// it starts.
 const INIT_CAPABILITIES: [&str; 2] = ["SYS_ADMIN", "MKNOD"];
 
+/// The engine switches IPv6 off wherever a network has none, even for `::1`, where services of users
+/// listen too (executor 9.3). Unknown to a kernel without IPv6.
+pub(crate) const IPV6_LOOPBACK: &str = "net.ipv6.conf.lo.disable_ipv6";
+
 /// The whole request for one container.
 pub(crate) fn plan(
     runtime: &DockerRuntime,
     spec: &ContainerSpec,
+    ipv6_loopback: bool,
 ) -> (CreateContainerOptions, ContainerCreateBody) {
     let template = &spec.template;
     let workspace = spec.profile == Profile::Workspace;
@@ -107,6 +112,7 @@ pub(crate) fn plan(
         security_opt: Some(security),
         mounts: Some(mounts),
         network_mode: Some(runtime.network.name.clone()),
+        sysctls: ipv6_loopback.then(|| [(IPV6_LOOPBACK.to_owned(), "0".to_owned())].into()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log_options.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),

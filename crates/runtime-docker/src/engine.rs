@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
@@ -75,6 +76,8 @@ pub struct DockerRuntime {
     /// The engine's own address on the network, once that is known to be there.
     gateway: OnceLock<Option<IpAddr>>,
     pub(crate) volume_ready: Mutex<bool>,
+    /// Whether the engine's kernel is taken to have IPv6.
+    ipv6_loopback: AtomicBool,
 }
 
 impl DockerRuntime {
@@ -116,6 +119,7 @@ impl DockerRuntime {
             gateway: OnceLock::new(),
             settings,
             volume_ready: Mutex::new(false),
+            ipv6_loopback: AtomicBool::new(true),
         })
     }
 
@@ -152,6 +156,16 @@ impl DockerRuntime {
         let labels =
             [(LABEL_INSTALLATION, self.settings.installation.as_str()), (LABEL_ROLE, role)];
         labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    }
+
+    async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let fail = |call| move |error| failed(&self.endpoint, call, error);
+        let ipv6_loopback = self.ipv6_loopback.load(Ordering::Relaxed);
+        let (options, body) = container::plan(self, spec, ipv6_loopback);
+        let created = self.docker.create_container(Some(options), body).await;
+        created.map_err(fail("create a container"))?;
+        let started = self.docker.start_container(spec.id.as_str(), None).await;
+        started.map_err(fail("start a container"))
     }
 
     async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
@@ -236,11 +250,16 @@ impl Runtime for DockerRuntime {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
-        let (options, body) = container::plan(self, spec);
-        let created = self.docker.create_container(Some(options), body).await;
-        created.map_err(fail("create a container"))?;
         let id = spec.id.as_str();
-        self.docker.start_container(id, None).await.map_err(fail("start a container"))?;
+        if let Err(error) = self.start(spec).await {
+            if !error.to_string().contains(container::IPV6_LOOPBACK) {
+                return Err(error);
+            }
+            info!("the engine's kernel has no IPv6: sandboxes have no ::1");
+            self.ipv6_loopback.store(false, Ordering::Relaxed);
+            self.delete(&spec.id).await?;
+            self.start(spec).await?;
+        }
         let found = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
         let found = found.map_err(fail("inspect a container"))?;
         let address = container::address(found.network_settings, &self.network.name);
