@@ -149,12 +149,17 @@ def still_runs(pid: str, command_line: str) -> bool:
     return line.replace(b"\0", b" ").decode(errors="replace").split() == command_line.split()
 
 
+def mac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), hashlib.sha256)
+
+
 def sandbox_key(data_dir: pathlib.Path, sandbox_id: str) -> tuple[str, str]:
-    """The access key the gateway gave this sandbox. It is derived from the installation's master key,
-    which only whoever owns the data folder can read; nothing inside the sandbox shows it."""
+    """The access key the gateway gave this sandbox. It follows from the installation's master key, which
+    only the owner of the data folder can read; nothing inside the sandbox shows it."""
     master = bytes.fromhex((data_dir / "master.key").read_text().strip())
+    gateway = mac(master, "sandyard v1\0gateway keys\0")
     name = f"SY{sandbox_id}G1"
-    return name, hmac.new(master, b"sandyard gateway secret\0" + name.encode(), hashlib.sha256).hexdigest()
+    return name, mac(gateway, f"sandyard gateway secret\0{name}").hex()
 
 
 def refused(s3, bucket: str, prefix: str) -> bool:

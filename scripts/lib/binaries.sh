@@ -36,7 +36,8 @@ ensure_binaries() {
 
 build_server() (
     cd "$ROOT"
-    retry 2 cargo build --release --locked -p sandyard
+    retry 3 cargo fetch --locked
+    cargo build --release --locked -p sandyard
     put_program "$(target_directory)/release/sandyard" sandyard
 )
 
@@ -46,7 +47,8 @@ build_executor() (
     local target
     cd "$ROOT"
     target=$(uname -m)-unknown-linux-gnu
-    RUSTFLAGS='-C target-feature=+crt-static' retry 2 \
+    retry 3 cargo fetch --locked
+    RUSTFLAGS='-C target-feature=+crt-static' \
         cargo build --profile executor --locked --target "$target" -p sandyard-executor
     put_program "$(target_directory)/$target/executor/sandyard-executor" sandyard-executor
 )

@@ -33,17 +33,9 @@ server_settled() { # DIR PID
     [ -f "$1/server.json" ] || ! kill -0 "$2" 2>/dev/null
 }
 
-server_pid() { # DIR
-    sed -n 's/.*"pid"[[:space:]]*:[[:space:]]*\([0-9]*\).*/\1/p' "$1/server.json" 2>/dev/null | head -n 1
-}
-
+# A server that was killed leaves its files; one that answers has something to export.
 server_is_live() { # DIR
-    local pid url
-    pid=$(server_pid "$1")
-    [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = sandyard ] || return 1
-    url=$("$BIN/sandyard" env --data-dir "$1" | sed -n "s/^export E2B_API_URL=['\"]\{0,1\}\([^'\"]*\).*/\1/p")
-    "$VENV/bin/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/health", timeout=5)' \
-        "$url" 2>/dev/null
+    "$BIN/sandyard" env --data-dir "$1" >/dev/null 2>&1
 }
 
 # Ends the server, its sandboxes and everything it has in the engine.
@@ -94,7 +86,6 @@ minio_is_ready() {
 # The configuration of a server whose store is the MinIO at MINIO_ENDPOINT, as NAME=VALUE lines.
 minio_settings() {
     printf '%s\n' SANDYARD_STORE__BACKEND=upstream "SANDYARD_STORE__ENDPOINT=$MINIO_ENDPOINT" \
-        SANDYARD_STORE__REGION=us-east-1 SANDYARD_STORE__PATH_STYLE=true \
         "SANDYARD_STORE__BUCKET=$MINIO_BUCKET" "SANDYARD_STORE__ACCESS_KEY_ID=$MINIO_USER" \
         "SANDYARD_STORE__SECRET_ACCESS_KEY=$MINIO_PASSWORD"
 }
