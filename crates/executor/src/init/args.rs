@@ -19,11 +19,7 @@ impl Args {
     pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let (mut instance, mut control_key, mut workspace) = (None, None, false);
         while let Some(name) = arguments.next() {
-            let mut value = || {
-                arguments
-                    .next()
-                    .with_context(|| format!("{name} needs a value"))
-            };
+            let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
             match name.as_str() {
                 "--instance" => instance = Some(value()?.parse::<InstanceId>()?),
                 "--control-key" => control_key = Some(parse_key(&value()?)?),
@@ -72,14 +68,8 @@ mod tests {
         let line = format!("--instance {instance} --control-key {key} --workspace");
         let args = parse(&line).expect("valid");
         assert!(args.workspace);
-        let expected = [
-            "/.sandyard/executor",
-            "daemon",
-            "--instance",
-            instance,
-            "--control-key",
-            key,
-        ];
+        let expected =
+            ["/.sandyard/executor", "daemon", "--instance", instance, "--control-key", key];
         assert_eq!(args.daemon_command(), expected);
     }
 

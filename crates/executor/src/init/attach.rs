@@ -27,12 +27,7 @@ pub(super) fn attach(
 
 fn resolve(image: BorrowedFd<'_>, call: &MountCall) -> io::Result<OwnedFd> {
     let mut directory = image.try_clone_to_owned()?;
-    for name in call
-        .target
-        .as_str()
-        .split('/')
-        .filter(|name| !name.is_empty())
-    {
+    for name in call.target.as_str().split('/').filter(|name| !name.is_empty()) {
         directory = match open_below(&directory, name) {
             Err(Errno::NOENT) => create(&directory, name, call)?,
             opened => opened.map_err(|error| explain(error, name))?,
@@ -50,13 +45,7 @@ fn create(parent: &OwnedFd, name: &str, call: &MountCall) -> io::Result<OwnedFd>
     }
     let directory = open_below(parent, name).map_err(|error| explain(error, name))?;
     let (owner, group) = (Uid::from_raw(call.uid), Gid::from_raw(call.gid));
-    chownat(
-        &directory,
-        "",
-        Some(owner),
-        Some(group),
-        AtFlags::EMPTY_PATH,
-    )?;
+    chownat(&directory, "", Some(owner), Some(group), AtFlags::EMPTY_PATH)?;
     Ok(directory)
 }
 

@@ -52,12 +52,8 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
     private_tmpfs(RUN, MountFlags::NODEV, c"mode=700,size=1m")?;
     fs::create_dir(ROOT).with_context(|| format!("failed to create {ROOT}"))?;
     private_bind(&format!("{VOLUME}/fuse"), ROOT)?;
-    mount_remount(
-        ROOT,
-        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID,
-        "",
-    )
-    .with_context(|| format!("failed to make {ROOT} read-only"))?;
+    mount_remount(ROOT, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID, "")
+        .with_context(|| format!("failed to make {ROOT} read-only"))?;
     devices()?;
     let disk_cache = is_mount_point(CACHE_VOLUME)?;
     let tmp = format!("{ROOT}/tmp");
@@ -68,11 +64,7 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
     } else {
         private_tmpfs(&tmp, MountFlags::NODEV, c"mode=700,size=64k")?;
     }
-    private_tmpfs(
-        &format!("{ROOT}/mnt"),
-        MountFlags::NODEV,
-        c"mode=755,size=64k",
-    )?;
+    private_tmpfs(&format!("{ROOT}/mnt"), MountFlags::NODEV, c"mode=755,size=64k")?;
     private_bind("/proc", &format!("{ROOT}/proc"))?;
     etc()?;
     match fs::remove_file("/dev/fuse") {
@@ -85,23 +77,13 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open(path, flags, Mode::empty()).with_context(|| format!("failed to open {path}"))
     };
-    Ok(OwnRoot {
-        image: directory("/")?,
-        programs: directory(ROOT)?,
-        disk_cache,
-    })
+    Ok(OwnRoot { image: directory("/")?, programs: directory(ROOT)?, disk_cache })
 }
 
 fn private_tmpfs(path: &str, flags: MountFlags, data: &std::ffi::CStr) -> anyhow::Result<()> {
-    mount(
-        "tmpfs",
-        path,
-        "tmpfs",
-        flags | MountFlags::NOSUID | MountFlags::NOEXEC,
-        data,
-    )
-    .and_then(|()| mount_change(path, MountPropagationFlags::PRIVATE))
-    .with_context(|| format!("failed to mount a tmpfs on {path}"))
+    mount("tmpfs", path, "tmpfs", flags | MountFlags::NOSUID | MountFlags::NOEXEC, data)
+        .and_then(|()| mount_change(path, MountPropagationFlags::PRIVATE))
+        .with_context(|| format!("failed to mount a tmpfs on {path}"))
 }
 
 fn private_bind(from: &str, to: &str) -> anyhow::Result<()> {
@@ -114,20 +96,12 @@ fn private_bind(from: &str, to: &str) -> anyhow::Result<()> {
 fn devices() -> anyhow::Result<()> {
     let dev = format!("{ROOT}/dev");
     private_tmpfs(&dev, MountFlags::empty(), c"mode=755,size=64k")?;
-    for (name, mode, major, minor) in [
-        ("fuse", 0o600, 10, 229),
-        ("null", 0o666, 1, 3),
-        ("urandom", 0o444, 1, 9),
-    ] {
+    for (name, mode, major, minor) in
+        [("fuse", 0o600, 10, 229), ("null", 0o666, 1, 3), ("urandom", 0o444, 1, 9)]
+    {
         let path = format!("{dev}/{name}");
         let kind = FileType::CharacterDevice;
-        let made = mknodat(
-            CWD,
-            &path,
-            kind,
-            Mode::from_raw_mode(mode),
-            makedev(major, minor),
-        );
+        let made = mknodat(CWD, &path, kind, Mode::from_raw_mode(mode), makedev(major, minor));
         match made {
             Ok(()) => {}
             // A container without MKNOD still has the engine's nodes; fuse only if it was asked for,
@@ -151,9 +125,7 @@ fn etc() -> anyhow::Result<()> {
     for entry in fs::read_dir(&from).with_context(|| format!("failed to list {from}"))? {
         let entry = entry.with_context(|| format!("failed to list {from}"))?;
         let (source, target) = (entry.path(), Path::new(&to).join(entry.file_name()));
-        let kind = entry
-            .file_type()
-            .with_context(|| format!("failed to look at {source:?}"))?;
+        let kind = entry.file_type().with_context(|| format!("failed to look at {source:?}"))?;
         let copied = if kind.is_symlink() {
             fs::read_link(&source).and_then(|to| symlink(to, &target))
         } else if kind.is_dir() {
@@ -175,10 +147,7 @@ fn etc() -> anyhow::Result<()> {
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let no_follow = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)?;
-    let source = File::options()
-        .read(true)
-        .custom_flags(no_follow)
-        .open(from)?;
+    let source = File::options().read(true).custom_flags(no_follow).open(from)?;
     let mut text = Vec::new();
     source.take(ETC_FILE_LIMIT).read_to_end(&mut text)?;
     fs::write(to, text)
@@ -187,7 +156,5 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 /// Whether something is mounted on `path`, which has no character that the mount table escapes.
 pub(super) fn is_mount_point(path: &str) -> anyhow::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("failed to list mounts")?;
-    Ok(mounts
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(path)))
+    Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(path)))
 }

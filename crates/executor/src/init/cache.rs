@@ -51,17 +51,11 @@ pub(super) fn seal(place: Place, directories: &[String]) -> io::Result<()> {
 pub(super) fn remove(place: Place) -> io::Result<()> {
     let path = place.cache();
     let inside = match fs::read_dir(&path) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry?.path()))
-            .collect::<io::Result<Vec<_>>>()?,
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    for mounted in inside
-        .iter()
-        .map(PathBuf::as_path)
-        .chain([Path::new(&path)])
-    {
+    for mounted in inside.iter().map(PathBuf::as_path).chain([Path::new(&path)]) {
         match unmount(mounted, UnmountFlags::DETACH) {
             // Most of it is no mount.
             Ok(()) | Err(Errno::INVAL) => {}
@@ -168,20 +162,14 @@ fn wait_until_halted(program: Pid, end: Instant) -> io::Result<()> {
         for thread in fs::read_dir(format!("/proc/{program}/task"))? {
             let stat = fs::read_to_string(thread?.path().join("stat"))?;
             // The state follows the name, which may itself hold spaces and brackets.
-            let state = stat
-                .rsplit(") ")
-                .next()
-                .and_then(|rest| rest.chars().next());
+            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
             moving |= !matches!(state, Some('T' | 't' | 'Z' | 'X'));
         }
         if !moving {
             return Ok(());
         }
         if Instant::now() > end {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the program does not halt",
-            ));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the program does not halt"));
         }
         sleep(Duration::from_millis(1));
     }

@@ -42,21 +42,12 @@ pub(super) fn cut_to_allow_list() -> io::Result<()> {
     clear_ambient_capability_set()?;
     let permitted = capabilities(None)?.permitted & KEPT;
     let inheritable = CapabilitySet::empty();
-    Ok(set_capabilities(
-        None,
-        CapabilitySets {
-            effective: permitted,
-            permitted,
-            inheritable,
-        },
-    )?)
+    Ok(set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })?)
 }
 
 /// Fails with the name of what is missing for mounts.
 pub(super) fn require_for_mounts() -> anyhow::Result<()> {
-    let effective = capabilities(None)
-        .context("failed to read capabilities")?
-        .effective;
+    let effective = capabilities(None).context("failed to read capabilities")?.effective;
     let needed = [
         ("SYS_ADMIN", CapabilitySet::SYS_ADMIN),
         ("SYS_CHROOT", CapabilitySet::SYS_CHROOT),

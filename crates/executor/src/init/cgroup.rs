@@ -71,12 +71,7 @@ fn enclose(
 ) -> io::Result<Option<(PathBuf, u64)>> {
     let limit = fs::read_to_string(directory.join(file))?;
     // cgroup v2 says "max" for none.
-    let Some(limit) = limit
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .filter(|limit| *limit < NO_LIMIT)
-    else {
+    let Some(limit) = limit.trim().parse::<u64>().ok().filter(|limit| *limit < NO_LIMIT) else {
         return Ok(None);
     };
     let Some(rest) = limit.checked_sub(margin).filter(|rest| *rest > 0) else {
@@ -119,11 +114,7 @@ fn make_writable(directory: &Path) -> io::Result<()> {
 
 /// Writes in one call, as control files demand, and never creates a file.
 fn write(file: &Path, value: impl std::fmt::Display) -> io::Result<()> {
-    let write = || {
-        fs::File::options()
-            .write(true)
-            .open(file)?
-            .write_all(value.to_string().as_bytes())
-    };
+    let write =
+        || fs::File::options().write(true).open(file)?.write_all(value.to_string().as_bytes());
     write().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
 }

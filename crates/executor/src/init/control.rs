@@ -79,10 +79,7 @@ impl Control {
             flags.set(PollFlags::OUT, !connection.output.is_empty());
             flags
         };
-        self.connections
-            .iter()
-            .map(|c| (c.id, c.stream.as_fd(), wait(c)))
-            .collect()
+        self.connections.iter().map(|c| (c.id, c.stream.as_fd(), wait(c))).collect()
     }
 
     /// Takes all waiting connections and greets them.
@@ -100,9 +97,7 @@ impl Control {
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         // Who comes from this container's own address is user code: no call of it can be valid, and
         // it must not take the place of one that is.
-        let own = stream
-            .local_addr()
-            .is_ok_and(|local| local.ip() == peer.ip());
+        let own = stream.local_addr().is_ok_and(|local| local.ip() == peer.ip());
         if own || peer.ip().is_loopback() || stream.set_nonblocking(true).is_err() {
             return;
         }
@@ -189,16 +184,10 @@ impl Control {
         let Some(connection) = self.connections.iter().find(|c| c.id == id) else {
             return;
         };
-        let wait = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: limit_ms * 1_000_000,
-        };
+        let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: limit_ms * 1_000_000 };
         let closed = connection.stream.shutdown(Shutdown::Write).and_then(|()| {
             // The peer closes once it has read the reply; the container's network lasts until then.
-            let mut fds = [rustix::event::PollFd::new(
-                &connection.stream,
-                PollFlags::IN,
-            )];
+            let mut fds = [rustix::event::PollFd::new(&connection.stream, PollFlags::IN)];
             Ok(rustix::event::poll(&mut fds, Some(&wait))?)
         });
         if let Err(error) = closed {
@@ -285,11 +274,7 @@ fn verify(
     nonce: &str,
     line: &[u8],
 ) -> Result<Call, Failure> {
-    let failure = |kind, message: String| Failure {
-        kind,
-        message,
-        program_output: Vec::new(),
-    };
+    let failure = |kind, message: String| Failure { kind, message, program_output: Vec::new() };
     let signed: SignedCall = serde_json::from_slice(line)
         .map_err(|error| failure(FailureKind::BadCall, format!("not a signed call: {error}")))?;
     let mut signature = [0; 64];
@@ -344,10 +329,7 @@ mod tests {
         ] {
             assert_eq!(judge(&line), Err(FailureKind::Unauthorized));
         }
-        assert_eq!(
-            judge(&signed(&key, INSTANCE, "n1", "{}")),
-            Err(FailureKind::BadCall)
-        );
+        assert_eq!(judge(&signed(&key, INSTANCE, "n1", "{}")), Err(FailureKind::BadCall));
         assert_eq!(judge(b"hello"), Err(FailureKind::BadCall));
     }
 }

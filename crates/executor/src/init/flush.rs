@@ -40,22 +40,17 @@ pub(super) struct Flush<'a> {
 impl Flush<'_> {
     /// Descriptors that the worker needs.
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
-        self.targets
-            .iter()
-            .map(|target| target.attached.as_raw_fd())
-            .collect()
+        self.targets.iter().map(|target| target.attached.as_raw_fd()).collect()
     }
 
     /// Does it and reports. Programs that are late are killed if they were to be unmounted: it frees
     /// whoever waits for them, and the container has to end.
     pub(super) fn run(&self, channel: &Channel) {
         let started = Instant::now();
-        let complete = self
-            .bring_to_rest(started + self.limit, channel)
-            .unwrap_or_else(|error| {
-                log!("cannot sync: {error}");
-                false
-            });
+        let complete = self.bring_to_rest(started + self.limit, channel).unwrap_or_else(|error| {
+            log!("cannot sync: {error}");
+            false
+        });
         if !complete && self.unmount {
             for target in &self.targets {
                 match kill_process(target.program, Signal::KILL) {

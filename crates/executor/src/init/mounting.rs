@@ -68,11 +68,7 @@ impl Work<'_> {
         let root = [self.own_root.image.as_fd(), self.own_root.programs.as_fd()];
         let previous = self.orders.iter().filter_map(|order| order.previous);
         let below = self.below.iter().map(|mount| mount.attached);
-        root.into_iter()
-            .chain(previous)
-            .chain(below)
-            .map(|fd| fd.as_raw_fd())
-            .collect()
+        root.into_iter().chain(previous).chain(below).map(|fd| fd.as_raw_fd()).collect()
     }
 
     /// Does it and reports.
@@ -106,11 +102,7 @@ impl Work<'_> {
     /// Removes what earlier runs have left, in a process of its own: this one has to end, so that
     /// `init` becomes the programs' parent.
     fn forget_earlier_runs(&self) {
-        let earlier: Vec<Place> = self
-            .orders
-            .iter()
-            .filter_map(|o| o.place.before())
-            .collect();
+        let earlier: Vec<Place> = self.orders.iter().filter_map(|o| o.place.before()).collect();
         if earlier.is_empty() {
             return;
         }
@@ -141,15 +133,13 @@ impl Work<'_> {
         outer_first.sort_by_key(|index| self.orders[*index].call.target.as_str().len());
         for index in outer_first {
             let attempt = &mut attempts[index];
-            attempt
-                .attach(self.own_root, channel)
-                .map_err(|source| Failed {
-                    attempt: Some(index),
-                    failure: failure(
-                        FailureKind::Attach,
-                        format!("cannot mount on {}: {source}", attempt.order.call.target),
-                    ),
-                })?;
+            attempt.attach(self.own_root, channel).map_err(|source| Failed {
+                attempt: Some(index),
+                failure: failure(
+                    FailureKind::Attach,
+                    format!("cannot mount on {}: {source}", attempt.order.call.target),
+                ),
+            })?;
         }
         for mount in &self.below {
             let again = attach::detach(mount.attached).and_then(|()| {
@@ -173,19 +163,12 @@ struct Failed {
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self {
-            attempt: None,
-            failure,
-        }
+        Self { attempt: None, failure }
     }
 }
 
 fn failure(kind: FailureKind, message: String) -> Failure {
-    Failure {
-        kind,
-        message,
-        program_output: Vec::new(),
-    }
+    Failure { kind, message, program_output: Vec::new() }
 }
 
 /// A container that was made without the device or without the right to open it.
@@ -194,10 +177,7 @@ fn require_device() -> Result<(), Failure> {
     match File::options().read(true).write(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) => {
-            let message = format!(
-                "cannot open /dev/fuse: {error}; {}",
-                Trouble::Device.advice()
-            );
+            let message = format!("cannot open /dev/fuse: {error}; {}", Trouble::Device.advice());
             Err(failure(FailureKind::NoFuse, message))
         }
     }
@@ -229,20 +209,11 @@ impl<'a> Attempt<'a> {
         let place = order.place;
         let prepared = cache::prepare(order.call.cache, place, own_root.disk_cache);
         prepared.map_err(|error| {
-            failure(
-                FailureKind::BadCall,
-                format!("cannot make the cache: {error}"),
-            )
+            failure(FailureKind::BadCall, format!("cannot make the cache: {error}"))
         })?;
         let mount_point = place.mount_point();
         let (inner, cache) = (place.inner_mount_point(), place.inner_cache());
-        let plan = plan(
-            order.call,
-            Places {
-                mount_point: &inner,
-                cache: &cache,
-            },
-        );
+        let plan = plan(order.call, Places { mount_point: &inner, cache: &cache });
         let started = Instant::now();
         let start = || -> io::Result<_> {
             cache::seal(place, &plan.sealed)?;
@@ -277,11 +248,7 @@ impl<'a> Attempt<'a> {
 
     /// When this attempt needs no more waiting, if it is that far.
     fn ready_at(&self) -> Option<Instant> {
-        if self.listed {
-            Some(self.started)
-        } else {
-            self.opened.map(|at| at + LISTING_LIMIT)
-        }
+        if self.listed { Some(self.started) } else { self.opened.map(|at| at + LISTING_LIMIT) }
     }
 
     fn read_output(&mut self) {
@@ -356,10 +323,7 @@ impl<'a> Attempt<'a> {
         let call = self.order.call;
         let (driver, source, target) = (call.driver, &self.plan.source, &call.target);
         let message = format!("{driver} failed to mount {source} on {target}: {what}");
-        Failed {
-            attempt: Some(index),
-            failure: failure(FailureKind::Program, message),
-        }
+        Failed { attempt: Some(index), failure: failure(FailureKind::Program, message) }
     }
 
     /// How the program ended, if it did.
@@ -422,25 +386,15 @@ fn wait_for_event(attempts: &mut [Attempt<'_>], limit: Duration) -> Result<(), F
     let mut fds = Vec::with_capacity(3 * attempts.len());
     for attempt in attempts.iter() {
         let flags = |wanted| {
-            if wanted {
-                PollFlags::IN
-            } else {
-                PollFlags::empty()
-            }
+            if wanted { PollFlags::IN } else { PollFlags::empty() }
         };
         fds.push(PollFd::new(&attempt.ended, PollFlags::IN));
-        fds.push(PollFd::new(
-            &attempt.program.output,
-            flags(attempt.output_open),
-        ));
+        fds.push(PollFd::new(&attempt.program.output, flags(attempt.output_open)));
         fds.push(PollFd::new(&attempt.signs, flags(!attempt.listed)));
     }
     // One millisecond more: the wait must not end just before the moment it is for.
     let limit = limit + Duration::from_millis(1);
-    let limit = Timespec::try_from(limit).unwrap_or(Timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    });
+    let limit = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
     if let Err(error) = poll(&mut fds, Some(&limit)) {
         let message = format!("cannot wait for the programs: {error}");
         return Err(failure(FailureKind::Program, message).into());
@@ -452,22 +406,21 @@ fn wait_for_event(attempts: &mut [Attempt<'_>], limit: Duration) -> Result<(), F
             attempt.read_output();
         }
         if ended {
-            let what = attempt
-                .exit()
-                .unwrap_or_else(|| "the program ended".to_owned());
+            let what = attempt.exit().unwrap_or_else(|| "the program ended".to_owned());
             return Err(attempt.failed(index, &what));
         }
-        if signs && !attempt.listed {
-            if let Err(what) = attempt.read_signs() {
-                // The program mounts first and checks the bucket then: it is about to say why.
-                let mut ended = [PollFd::new(&attempt.ended, PollFlags::IN)];
-                let limit = Timespec::try_from(LAST_WORDS).ok();
-                let what = match poll(&mut ended, limit.as_ref()) {
-                    Ok(1) => attempt.exit().unwrap_or(what),
-                    _ => what,
-                };
-                return Err(attempt.failed(index, &what));
-            }
+        if signs
+            && !attempt.listed
+            && let Err(what) = attempt.read_signs()
+        {
+            // The program mounts first and checks the bucket then: it is about to say why.
+            let mut ended = [PollFd::new(&attempt.ended, PollFlags::IN)];
+            let limit = Timespec::try_from(LAST_WORDS).ok();
+            let what = match poll(&mut ended, limit.as_ref()) {
+                Ok(1) => attempt.exit().unwrap_or(what),
+                _ => what,
+            };
+            return Err(attempt.failed(index, &what));
         }
     }
     Ok(())
@@ -485,11 +438,7 @@ fn watch(mount_point: &str, mut signs: io::PipeWriter) -> i32 {
     let mut look = || -> io::Result<()> {
         let started = Instant::now();
         while rustix::fs::statfs(mount_point)?.f_type != FUSE_MAGIC {
-            let pause = if started.elapsed() < Duration::from_millis(100) {
-                500
-            } else {
-                5000
-            };
+            let pause = if started.elapsed() < Duration::from_millis(100) { 500 } else { 5000 };
             sleep(Duration::from_micros(pause));
         }
         fs::metadata(mount_point)?;

@@ -28,10 +28,7 @@ enum State {
     /// A worker starts it.
     Starting,
     /// It holds the mount.
-    Up {
-        program: Pid,
-        output: Option<OwnedFd>,
-    },
+    Up { program: Pid, output: Option<OwnedFd> },
     /// It died, and is started again at this moment.
     Down { retry_at: Instant },
 }
@@ -67,9 +64,7 @@ impl Mounts {
     }
 
     fn find_mut(&mut self, slot: usize) -> Option<&mut Mount> {
-        self.mounts
-            .iter_mut()
-            .find(|mount| mount.place.slot == slot)
+        self.mounts.iter_mut().find(|mount| mount.place.slot == slot)
     }
 
     /// Takes calls in and returns their slots, in order.
@@ -90,10 +85,7 @@ impl Mounts {
                 let slot = self.issued;
                 self.issued += 1;
                 self.mounts.push(Mount {
-                    place: Place {
-                        slot,
-                        generation: 0,
-                    },
+                    place: Place { slot, generation: 0 },
                     state: State::Starting,
                     attached: None,
                     restarts: 0,
@@ -109,8 +101,7 @@ impl Mounts {
 
     /// Forgets slots.
     pub(super) fn remove(&mut self, slots: &[usize]) {
-        self.mounts
-            .retain(|mount| !slots.contains(&mount.place.slot));
+        self.mounts.retain(|mount| !slots.contains(&mount.place.slot));
     }
 
     /// What a worker needs to start the programs of `slots`.
@@ -120,11 +111,7 @@ impl Mounts {
             .filter_map(|slot| self.find(*slot))
             .map(|mount| {
                 let previous = mount.attached.as_ref().map(AsFd::as_fd);
-                Order {
-                    place: mount.place,
-                    call: &mount.call,
-                    previous,
-                }
+                Order { place: mount.place, call: &mount.call, previous }
             })
             .collect()
     }
@@ -137,9 +124,7 @@ impl Mounts {
             .map(|mount| format!("{}/", mount.call.target))
             .collect();
         let is_below = |mount: &&Mount| {
-            outer
-                .iter()
-                .any(|target| mount.call.target.as_str().starts_with(target))
+            outer.iter().any(|target| mount.call.target.as_str().starts_with(target))
         };
         let mut below: Vec<Below<'_>> = self
             .mounts
@@ -148,11 +133,7 @@ impl Mounts {
             .filter(|mount| matches!(mount.state, State::Up { .. }))
             .filter_map(|mount| {
                 let attached = mount.attached.as_ref()?.as_fd();
-                Some(Below {
-                    place: mount.place,
-                    call: &mount.call,
-                    attached,
-                })
+                Some(Below { place: mount.place, call: &mount.call, attached })
             })
             .collect();
         below.sort_by_key(|mount| mount.call.target.as_str().len());
@@ -161,10 +142,7 @@ impl Mounts {
 
     /// Bytes of memory that all caches may take.
     pub(super) fn cache_memory(&self) -> u64 {
-        self.mounts
-            .iter()
-            .map(|mount| cache::memory(mount.call.cache))
-            .sum()
+        self.mounts.iter().map(|mount| cache::memory(mount.call.cache)).sum()
     }
 
     /// Where a slot's mount appears.
@@ -174,8 +152,7 @@ impl Mounts {
 
     /// What a slot's mount is called in the log.
     pub(super) fn name(&self, slot: usize) -> String {
-        self.target(slot)
-            .map_or_else(|| format!("mount {slot}"), TargetPath::to_string)
+        self.target(slot).map_or_else(|| format!("mount {slot}"), TargetPath::to_string)
     }
 
     /// A worker has put a slot's mount at its target.
@@ -209,9 +186,7 @@ impl Mounts {
             for line in &failure.program_output {
                 mount.tail.push(line);
             }
-            mount.state = State::Down {
-                retry_at: Instant::now() + RETRY,
-            };
+            mount.state = State::Down { retry_at: Instant::now() + RETRY };
         }
     }
 
@@ -222,16 +197,10 @@ impl Mounts {
             return;
         };
         mount.drain();
-        mount.state = State::Down {
-            retry_at: Instant::now(),
-        };
+        mount.state = State::Down { retry_at: Instant::now() };
         if !expected {
             let how = describe(status);
-            log!(
-                "the {} of {} died: {how}",
-                mount.call.driver,
-                mount.call.target
-            );
+            log!("the {} of {} died: {how}", mount.call.driver, mount.call.target);
             mount.tail.push(&how);
         }
     }
@@ -312,20 +281,11 @@ impl Mounts {
                 let State::Up { program, .. } = mount.state else {
                     return None;
                 };
-                Some(Target {
-                    place: mount.place,
-                    program,
-                    attached: mount.attached.as_ref()?,
-                })
+                Some(Target { place: mount.place, program, attached: mount.attached.as_ref()? })
             })
             .collect();
         let lost = targets.len() < self.mounts.len();
-        Flush {
-            targets,
-            unmount,
-            limit,
-            lost,
-        }
+        Flush { targets, unmount, limit, lost }
     }
 
     /// Closes the descriptors of all mounts.
@@ -338,11 +298,7 @@ impl Mounts {
     /// What a worker that was killed may have left of slots.
     pub(super) fn leavings(&self, slots: &[usize]) -> Leavings<'_> {
         let mounts = slots.iter().filter_map(|slot| self.find(*slot));
-        Leavings(
-            mounts
-                .map(|m| (m.place, m.attached.as_ref().map(AsFd::as_fd)))
-                .collect(),
-        )
+        Leavings(mounts.map(|m| (m.place, m.attached.as_ref().map(AsFd::as_fd))).collect())
     }
 
     /// What programs print, with their slots.
@@ -350,10 +306,7 @@ impl Mounts {
         self.mounts
             .iter()
             .filter_map(|mount| match &mount.state {
-                State::Up {
-                    output: Some(output),
-                    ..
-                } => Some((mount.place.slot, output.as_fd())),
+                State::Up { output: Some(output), .. } => Some((mount.place.slot, output.as_fd())),
                 _ => None,
             })
             .collect()
@@ -416,10 +369,7 @@ pub(super) struct Leavings<'a>(Vec<(Place, Option<BorrowedFd<'a>>)>);
 impl Leavings<'_> {
     /// Descriptors that the worker needs.
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
-        self.0
-            .iter()
-            .filter_map(|(_, attached)| Some(attached.as_ref()?.as_raw_fd()))
-            .collect()
+        self.0.iter().filter_map(|(_, attached)| Some(attached.as_ref()?.as_raw_fd())).collect()
     }
 
     /// Takes it away and reports.

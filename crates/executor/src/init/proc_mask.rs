@@ -10,13 +10,8 @@ use rustix::mount::{
 };
 
 /// Readable as before, but root writes nothing there: most of it is the host's.
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Not for sandboxes: keys, addresses and loads of the host.
 const HIDDEN: [&str; 18] = [
@@ -40,9 +35,8 @@ const HIDDEN: [&str; 18] = [
     "/proc/vmallocinfo",
 ];
 
-const RESTRICTED: MountFlags = MountFlags::NOSUID
-    .union(MountFlags::NODEV)
-    .union(MountFlags::NOEXEC);
+const RESTRICTED: MountFlags =
+    MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Replaces /proc in this mount namespace by one of this PID namespace.
 pub(super) fn replace() -> anyhow::Result<()> {

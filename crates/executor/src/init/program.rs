@@ -36,11 +36,7 @@ impl Program {
         })?;
         let output = OwnedFd::from(output);
         fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self {
-            process,
-            output,
-            key,
-        })
+        Ok(Self { process, output, key })
     }
 
     /// Takes the key away, once the program has read it.
@@ -85,13 +81,7 @@ fn become_program(plan: &Plan, root: BorrowedFd<'_>, key: &OwnedFd, output: &Own
         spawn::place_at(&key, plan.key.descriptor)?;
         spawn::close_all_but(&[plan.key.descriptor])?;
         // A core file would carry the key to wherever the host keeps core files.
-        Ok(setrlimit(
-            Resource::Core,
-            Rlimit {
-                current: Some(0),
-                maximum: Some(0),
-            },
-        )?)
+        Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
     };
     if let Err(error) = prepare() {
         return error;

@@ -99,11 +99,7 @@ pub(super) fn install() -> io::Result<()> {
             &raw const program,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn filter() -> Vec<sock_filter> {
@@ -120,10 +116,8 @@ fn filter() -> Vec<sock_filter> {
             f.push(answer(result));
         }
     }
-    for (call, flags) in [
-        (libc::SYS_clone, NAMESPACES),
-        (libc::SYS_unshare, NAMESPACES | NEWTIME),
-    ] {
+    for (call, flags) in [(libc::SYS_clone, NAMESPACES), (libc::SYS_unshare, NAMESPACES | NEWTIME)]
+    {
         f.push(jump(libc::BPF_JEQ, number(call), 0, 4));
         // The low half of the first argument: both architectures are little-endian.
         f.push(load(offset_of!(seccomp_data, args)));
@@ -142,31 +136,16 @@ const fn number(call: c_long) -> u32 {
 
 const fn load(offset: usize) -> sock_filter {
     let code = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    sock_filter {
-        code,
-        jt: 0,
-        jf: 0,
-        k: offset as u32,
-    }
+    sock_filter { code, jt: 0, jf: 0, k: offset as u32 }
 }
 
 const fn jump(test: u32, value: u32, if_true: u8, if_false: u8) -> sock_filter {
     let code = (libc::BPF_JMP | test | libc::BPF_K) as u16;
-    sock_filter {
-        code,
-        jt: if_true,
-        jf: if_false,
-        k: value,
-    }
+    sock_filter { code, jt: if_true, jf: if_false, k: value }
 }
 
 const fn answer(result: u32) -> sock_filter {
-    sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
-        k: result,
-    }
+    sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: result }
 }
 
 #[cfg(test)]
@@ -208,12 +187,7 @@ mod tests {
 
     #[test]
     fn ordinary_calls_pass() {
-        for call in [
-            libc::SYS_read,
-            libc::SYS_execve,
-            libc::SYS_ptrace,
-            libc::SYS_chroot,
-        ] {
+        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_ptrace, libc::SYS_chroot] {
             assert_eq!(native(call, 0), libc::SECCOMP_RET_ALLOW);
         }
     }

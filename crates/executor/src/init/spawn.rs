@@ -13,13 +13,8 @@ use rustix::process::Pid;
 use super::args::Args;
 
 /// The whole environment of the daemon: what the image or the engine set stays with `init`.
-const DAEMON_ENVIRONMENT: [(&str, &str); 2] = [
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
-    ("LANG", "C.UTF-8"),
-];
+const DAEMON_ENVIRONMENT: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LANG", "C.UTF-8")];
 
 /// Runs `child` in a new process, which ends with the code it returns.
 pub(super) fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
@@ -90,11 +85,7 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // end by exec or exit, so that no destructor closes one twice.
     #[allow(unsafe_code)]
     let result = unsafe { libc::close_range(first, last, 0) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Puts `fd`, which has another number, at number `at` without the close-on-exec flag. The caller needs
@@ -117,18 +108,10 @@ pub(super) fn exec(command: &[String], environment: &[(&str, &str)]) -> io::Erro
 
 fn try_exec(command: &[String], environment: &[(&str, &str)]) -> io::Result<Infallible> {
     let text = |text: String| CString::new(text).map_err(io::Error::other);
-    let arguments = command
-        .iter()
-        .cloned()
-        .map(text)
-        .collect::<io::Result<Vec<_>>>()?;
-    let variables = environment
-        .iter()
-        .map(|(name, value)| text(format!("{name}={value}")));
+    let arguments = command.iter().cloned().map(text).collect::<io::Result<Vec<_>>>()?;
+    let variables = environment.iter().map(|(name, value)| text(format!("{name}={value}")));
     let variables = variables.collect::<io::Result<Vec<_>>>()?;
-    let program = arguments
-        .first()
-        .ok_or_else(|| io::Error::other("an empty command"))?;
+    let program = arguments.first().ok_or_else(|| io::Error::other("an empty command"))?;
     SigSet::empty().thread_set_mask()?;
     // SAFETY: the default action replaces no handler that anything here relies on. The standard
     // library ignores SIGPIPE, and that would survive the exec.

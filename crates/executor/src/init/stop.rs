@@ -54,9 +54,7 @@ impl Stopping {
     /// Begins with the user's processes.
     pub(super) fn begin(daemon: Pid, flush_limit: Duration) -> Self {
         Self {
-            phase: Phase::Asking {
-                until: Instant::now() + GRACE,
-            },
+            phase: Phase::Asking { until: Instant::now() + GRACE },
             daemon,
             asked: HashSet::new(),
             flush_limit,
@@ -69,11 +67,7 @@ impl Stopping {
     /// Begins after the user's side has ended by itself.
     pub(super) fn after_end(daemon: Pid, flush_limit: Duration) -> Self {
         let phase = Phase::Killed;
-        Self {
-            phase,
-            unasked: true,
-            ..Self::begin(daemon, flush_limit)
-        }
+        Self { phase, unasked: true, ..Self::begin(daemon, flush_limit) }
     }
 
     /// When to call [`Stopping::advance`] again, if nothing happens before.
@@ -82,9 +76,7 @@ impl Stopping {
             Phase::Asking { .. } => Some(Instant::now() + LOOK),
             Phase::Ending { until } => Some(until),
             // Half of the limit for processes that wait for a program, half for the program.
-            Phase::Killed => self
-                .flush_started
-                .map(|started| started + self.flush_limit / 2),
+            Phase::Killed => self.flush_started.map(|started| started + self.flush_limit / 2),
             Phase::Flushing => None,
         }
     }
@@ -97,9 +89,7 @@ impl Stopping {
             if user_side_ended || left == 0 || now >= until {
                 self.flush_started = Some(now);
                 self.send(self.daemon, Signal::TERM);
-                self.phase = Phase::Ending {
-                    until: now + DAEMON_GRACE,
-                };
+                self.phase = Phase::Ending { until: now + DAEMON_GRACE };
             }
         }
         if let Phase::Ending { until } = self.phase
@@ -126,9 +116,7 @@ impl Stopping {
             log!("cannot list the user's processes: {error}");
             Vec::new()
         });
-        let others = processes
-            .into_iter()
-            .filter(|process| *process != self.daemon);
+        let others = processes.into_iter().filter(|process| *process != self.daemon);
         let others: Vec<Pid> = others.collect();
         for process in &others {
             if self.asked.insert(process.as_raw_nonzero().get()) {
@@ -151,10 +139,7 @@ fn nested_processes() -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let process = name
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(Pid::from_raw);
+        let process = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let Some(process) = process else { continue };
         // Gone since the listing.
         let Ok(status) = fs::read_to_string(format!("/proc/{process}/status")) else {
@@ -178,17 +163,12 @@ mod tests {
     fn stopping(phase: Phase) -> Stopping {
         // A process id that no system has.
         let daemon = Pid::from_raw(i32::MAX).expect("positive");
-        Stopping {
-            phase,
-            ..Stopping::begin(daemon, Duration::from_secs(30))
-        }
+        Stopping { phase, ..Stopping::begin(daemon, Duration::from_secs(30)) }
     }
 
     #[test]
     fn the_mounts_rest_once_the_users_side_has_ended() {
-        let mut stop = stopping(Phase::Ending {
-            until: Instant::now() + DAEMON_GRACE,
-        });
+        let mut stop = stopping(Phase::Ending { until: Instant::now() + DAEMON_GRACE });
         assert!(!stop.advance(false));
         assert!(stop.advance(true));
         assert!(!stop.advance(true), "only once");

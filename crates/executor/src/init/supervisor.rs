@@ -43,10 +43,7 @@ const LAST_REPLY_MS: i64 = 250;
 /// What a worker is for.
 enum Purpose {
     /// A call, and the slots it fills.
-    Mount {
-        connection: ConnectionId,
-        slots: Vec<usize>,
-    },
+    Mount { connection: ConnectionId, slots: Vec<usize> },
     /// The program of this slot died.
     Restart { slot: usize },
     /// A call.
@@ -140,22 +137,10 @@ impl Supervisor {
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(self.control.listener(), PollFlags::IN),
         ];
-        fds.extend(
-            connections
-                .iter()
-                .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)),
-        );
+        fds.extend(connections.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)));
         let first_output = fds.len();
-        fds.extend(
-            outputs
-                .iter()
-                .map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
-        );
-        fds.extend(
-            self.jobs
-                .iter()
-                .map(|job| PollFd::new(&job.worker, PollFlags::IN)),
-        );
+        fds.extend(outputs.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        fds.extend(self.jobs.iter().map(|job| PollFd::new(&job.worker, PollFlags::IN)));
         let limit = self.next_deadline().map(|at| {
             // One millisecond more: the wait must not end just before the moment it is for.
             at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
@@ -189,20 +174,14 @@ impl Supervisor {
     fn next_deadline(&self) -> Option<Instant> {
         let jobs = self.jobs.iter().map(|job| job.deadline);
         let stop = self.stopping.as_ref().and_then(Stopping::next_look);
-        let mounts = if self.stopping.is_none() {
-            self.mounts.next_deadline()
-        } else {
-            None
-        };
+        let mounts = if self.stopping.is_none() { self.mounts.next_deadline() } else { None };
         jobs.chain(stop).chain(mounts).min()
     }
 
     fn act(&mut self, connection: ConnectionId, call: Call) {
         match call {
             Call::Status => {
-                let reply = Reply::Status {
-                    mounts: self.mounts.status(),
-                };
+                let reply = Reply::Status { mounts: self.mounts.status() };
                 self.control.reply(connection, &reply);
             }
             Call::Stop { flush_limit_ms } => {
@@ -226,40 +205,24 @@ impl Supervisor {
     }
 
     fn refuse(&mut self, connection: ConnectionId, why: &str) {
-        self.control
-            .reply(connection, &failed(FailureKind::BadCall, why));
+        self.control.reply(connection, &failed(FailureKind::BadCall, why));
     }
 
     fn mount(&mut self, connection: ConnectionId, calls: Vec<MountCall>) {
-        if self
-            .jobs
-            .iter()
-            .any(|job| matches!(job.purpose, Purpose::Mount { .. }))
-        {
+        if self.jobs.iter().any(|job| matches!(job.purpose, Purpose::Mount { .. })) {
             return self.refuse(connection, "another mount call is being worked on");
         }
         if calls.len() + self.mounts.len() > MOST_MOUNTS {
-            return self.refuse(
-                connection,
-                &format!("a sandbox has {MOST_MOUNTS} mounts at most"),
-            );
+            return self.refuse(connection, &format!("a sandbox has {MOST_MOUNTS} mounts at most"));
         }
         if calls.is_empty() {
-            return self
-                .control
-                .reply(connection, &Reply::Mounted { mounts: Vec::new() });
+            return self.control.reply(connection, &Reply::Mounted { mounts: Vec::new() });
         }
         let slots = match self.mounts.add(calls) {
             Ok(slots) => slots,
             Err(why) => return self.refuse(connection, &why),
         };
-        self.start_programs(
-            &slots,
-            Purpose::Mount {
-                connection,
-                slots: slots.clone(),
-            },
-        );
+        self.start_programs(&slots, Purpose::Mount { connection, slots: slots.clone() });
     }
 
     fn start_programs(&mut self, slots: &[usize], purpose: Purpose) {
@@ -278,11 +241,7 @@ impl Supervisor {
     fn employ(&mut self, started: std::io::Result<Worker>, purpose: Purpose, limit: Duration) {
         match started {
             Ok(worker) => {
-                self.jobs.push(Job {
-                    worker,
-                    purpose,
-                    deadline: Instant::now() + limit,
-                });
+                self.jobs.push(Job { worker, purpose, deadline: Instant::now() + limit });
             }
             Err(error) => self.give_up(purpose, &format!("cannot start a worker: {error}")),
         }
@@ -318,10 +277,7 @@ impl Supervisor {
             (Purpose::Mount { connection, slots }, Report::Mounted(started)) => {
                 let mounted = |(slot, started): (&usize, &Started)| {
                     let target = self.mounts.target(*slot)?.clone();
-                    Some(Mounted {
-                        target,
-                        micros: started.micros,
-                    })
+                    Some(Mounted { target, micros: started.micros })
                 };
                 let mounts = slots.iter().zip(&started).filter_map(mounted).collect();
                 let reply = Reply::Mounted { mounts };
@@ -337,11 +293,7 @@ impl Supervisor {
                 self.mounts.set_up(&[slot], started, fds);
             }
             (Purpose::Restart { slot }, Report::Failed(failure)) => {
-                log!(
-                    "cannot mount {} again: {}",
-                    self.mounts.name(slot),
-                    failure.message
-                );
+                log!("cannot mount {} again: {}", self.mounts.name(slot), failure.message);
                 self.mounts.retry_later(slot, &failure);
             }
             (Purpose::Sync { connection }, Report::Flushed(flush)) => {
@@ -364,8 +316,7 @@ impl Supervisor {
                 self.clean(&slots);
                 self.mounts.remove(&slots);
                 let why = format!("the mounts were given up: {why}");
-                self.control
-                    .reply(connection, &failed(FailureKind::Program, &why));
+                self.control.reply(connection, &failed(FailureKind::Program, &why));
             }
             Purpose::Restart { slot } => {
                 log!("cannot mount {} again: {why}", self.mounts.name(slot));
@@ -377,22 +328,14 @@ impl Supervisor {
             }
             Purpose::Sync { connection } => {
                 log!("a sync was given up: {why}");
-                self.control.reply(
-                    connection,
-                    &Reply::Synced {
-                        flush: FlushReport::default(),
-                    },
-                );
+                self.control.reply(connection, &Reply::Synced { flush: FlushReport::default() });
             }
             Purpose::Flush => {
                 log!("the flush was given up: {why}");
                 self.end(FlushReport::default());
             }
             Purpose::Trim { slot } => {
-                log!(
-                    "trimming the cache of {} was given up: {why}",
-                    self.mounts.name(slot)
-                );
+                log!("trimming the cache of {} was given up: {why}", self.mounts.name(slot));
                 self.mounts.resume(slot);
             }
             Purpose::Clean => log!("cleaning up was given up: {why}"),
@@ -408,11 +351,7 @@ impl Supervisor {
     }
 
     fn take_signals(&mut self) -> anyhow::Result<()> {
-        while let Some(signal) = self
-            .signals
-            .read_signal()
-            .context("failed to read a signal")?
-        {
+        while let Some(signal) = self.signals.read_signal().context("failed to read a signal")? {
             if signal.ssi_signo != Signal::SIGCHLD as u32 && self.stopping.is_none() {
                 log!("stopping on signal {}", signal.ssi_signo);
                 self.stop(DEFAULT_FLUSH_LIMIT);
@@ -443,8 +382,7 @@ impl Supervisor {
                 self.abort_mounts();
             }
         } else {
-            self.mounts
-                .program_ended(process, status, self.stopping.is_some());
+            self.mounts.program_ended(process, status, self.stopping.is_some());
         }
     }
 
@@ -487,9 +425,7 @@ impl Supervisor {
             return;
         };
         if stopping.advance(self.user_side_ended) {
-            let used = stopping
-                .flush_started
-                .map_or(Duration::ZERO, |started| started.elapsed());
+            let used = stopping.flush_started.map_or(Duration::ZERO, |started| started.elapsed());
             let limit = stopping.flush_limit.saturating_sub(used);
             self.flush(limit);
         }
@@ -523,29 +459,17 @@ impl Supervisor {
             flush.millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         }
         if !flush.complete {
-            log!(
-                "the limit of {:?} was over before all was in the store",
-                stopping.flush_limit
-            );
+            log!("the limit of {:?} was over before all was in the store", stopping.flush_limit);
         }
         let reply = Reply::Stopped { flush };
         for connection in stopping.waiting {
-            self.control
-                .reply_and_close(connection, &reply, LAST_REPLY_MS);
+            self.control.reply_and_close(connection, &reply, LAST_REPLY_MS);
         }
-        self.exit = Some(if stopping.unasked {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        });
+        self.exit = Some(if stopping.unasked { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
 }
 
 fn failed(kind: FailureKind, message: &str) -> Reply {
     let message = message.to_owned();
-    Reply::Failed(Failure {
-        kind,
-        message,
-        program_output: Vec::new(),
-    })
+    Reply::Failed(Failure { kind, message, program_output: Vec::new() })
 }

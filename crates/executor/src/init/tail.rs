@@ -18,11 +18,7 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(secret: &str) -> Self {
-        Self {
-            lines: VecDeque::new(),
-            open: Vec::new(),
-            secret: secret.to_owned(),
-        }
+        Self { lines: VecDeque::new(), open: Vec::new(), secret: secret.to_owned() }
     }
 
     /// Takes output as it comes.
@@ -93,10 +89,6 @@ mod tests {
         tail.feed(b"key hu");
         tail.feed(b"sh!\n");
         tail.feed(format!("{}hush\n", "x".repeat(LINE_BYTES)).as_bytes());
-        assert!(
-            tail.lines()
-                .iter()
-                .all(|line| !line.contains("hush") && line.len() < LINE_BYTES)
-        );
+        assert!(tail.lines().iter().all(|line| !line.contains("hush") && line.len() < LINE_BYTES));
     }
 }

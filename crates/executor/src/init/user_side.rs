@@ -32,9 +32,7 @@ pub(super) fn start(args: &Args) -> anyhow::Result<UserSide> {
     })
     .context("failed to clone into new namespaces")?;
     let fence = Fence::around(process);
-    opener
-        .write_all(&[1])
-        .context("the user's side ended before it was complete")?;
+    opener.write_all(&[1]).context("the user's side ended before it was complete")?;
     Ok(UserSide { process, fence })
 }
 
@@ -50,8 +48,7 @@ fn become_user_side(args: &Args, mut gate: io::PipeReader) -> anyhow::Result<Inf
     }
     proc_mask::replace()?;
     settle_oom_score().context("failed to set oom_score_adj")?;
-    gate.read_exact(&mut [0])
-        .context("init ended while it set up the cgroups")?;
+    gate.read_exact(&mut [0]).context("init ended while it set up the cgroups")?;
     spawn::close_all_but(&[]).context("failed to close descriptors")?;
     seccomp::install().context("failed to install the system call filter")?;
     caps::cut_to_allow_list().context("failed to give up capabilities")?;

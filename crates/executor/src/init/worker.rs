@@ -90,12 +90,7 @@ impl Channel {
         {
             return Err(io::Error::other("too many descriptors for one report"));
         }
-        sendmsg(
-            &self.socket,
-            &[IoSlice::new(&text)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )?;
+        sendmsg(&self.socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }
@@ -103,12 +98,8 @@ impl Channel {
 impl Worker {
     /// Starts a worker that has only the standard descriptors, its channel and those in `keep`.
     pub(super) fn start(keep: &[RawFd], work: impl FnOnce(&Channel)) -> io::Result<Self> {
-        let (socket, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let (socket, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let process = spawn::fork(|| {
             let mut kept = keep.to_vec();
             kept.push(theirs.as_raw_fd());
@@ -138,16 +129,12 @@ impl Worker {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_MOUNTS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let length = match recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(&mut text)],
-            &mut ancillary,
-            flags,
-        ) {
-            Ok(message) => message.bytes,
-            Err(rustix::io::Errno::AGAIN) => return Ok(Message::None),
-            Err(error) => return Err(error.into()),
-        };
+        let length =
+            match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags) {
+                Ok(message) => message.bytes,
+                Err(rustix::io::Errno::AGAIN) => return Ok(Message::None),
+                Err(error) => return Err(error.into()),
+            };
         if length == 0 {
             return Ok(Message::Ended);
         }
@@ -156,10 +143,7 @@ impl Worker {
             _ => None,
         });
         let descriptors = descriptors.flatten().collect();
-        Ok(Message::Report(
-            serde_json::from_slice(&text[..length])?,
-            descriptors,
-        ))
+        Ok(Message::Report(serde_json::from_slice(&text[..length])?, descriptors))
     }
 
     /// Ends the worker and every program it has started.
