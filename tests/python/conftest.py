@@ -71,6 +71,10 @@ class Minio:
                 "SANDYARD_STORE__BUCKET": BUCKET, "SANDYARD_STORE__ACCESS_KEY_ID": MINIO_USER,
                 "SANDYARD_STORE__SECRET_ACCESS_KEY": MINIO_PASSWORD}
 
+    def s3(self) -> object:
+        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1",
+                            aws_access_key_id=MINIO_USER, aws_secret_access_key=MINIO_PASSWORD)
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(20)
@@ -79,9 +83,12 @@ class Minio:
 class Server:
     """A real `sandyard up` on free ports, with a data folder of its own."""
 
-    def __init__(self, folder: pathlib.Path, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: pathlib.Path, settings: dict[str, str] | None = None,
+                 arguments: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.settings = settings or {}
+        # On every command line of this installation.
+        self.arguments = arguments
         self.log = folder.parent / f"{folder.name}.log"
         self.start()
 
@@ -92,13 +99,13 @@ class Server:
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         program = BIN / "sandyard"
         assert program.exists(), "no server program: scripts/setup builds it"
-        return subprocess.run([program, *arguments, "--data-dir", self.folder], check=check,
-                              capture_output=True, text=True, env=self.environment())
+        return subprocess.run([program, *arguments, "--data-dir", self.folder, *self.arguments],
+                              check=check, capture_output=True, text=True, env=self.environment())
 
     def start(self) -> None:
         assert (BIN / "sandyard").exists(), "no server program: scripts/setup builds it"
         (self.folder / "server.json").unlink(missing_ok=True)
-        arguments = ["up", "--data-dir", str(self.folder)]
+        arguments = ["up", "--data-dir", str(self.folder), *self.arguments]
         for listener in ("api", "proxy", "gateway"):
             arguments += [f"--{listener}-listen", "127.0.0.1:0"]
         with self.log.open("ab") as log:
@@ -205,8 +212,8 @@ def own_server(folder: pathlib.Path) -> Iterator[Callable[..., Server]]:
     """Makes servers for tests that stop, kill or configure them."""
     started: list[Server] = []
 
-    def start(**settings: str) -> Server:
-        started.append(Server(folder / f"data-{len(started)}", settings))
+    def start(*arguments: str, **settings: str) -> Server:
+        started.append(Server(folder / f"data-{len(started)}", settings, arguments))
         return started[-1]
 
     yield start
