@@ -311,10 +311,11 @@ def main() -> int:
     for name in ("executor", "minio-endpoint", "minio-user", "minio-password"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--folder", required=True, type=pathlib.Path)
-    parser.add_argument("--server-pid", required=True, type=int)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     rounds = 5 if arguments.quick else 20
+    # Where a running server says what it is.
+    arguments.server_pid = json.loads((arguments.folder / "server.json").read_text())["pid"]
     idle_mib = resident_mib([arguments.server_pid])
     table, engine = Table(), Engine()
     measure_creates(table, engine, rounds)
