@@ -90,7 +90,10 @@ pub(crate) fn plan(
             mounts.push(Mount {
                 target: Some(format!("{MOUNT_POINT}/cache")),
                 typ: Some(MountType::VOLUME),
-                volume_options: Some(no_copy()),
+                volume_options: Some(MountVolumeOptions {
+                    labels: Some(runtime.labels("cache")),
+                    ..no_copy()
+                }),
                 ..Mount::default()
             });
         }
