@@ -162,13 +162,22 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn what_could_not_be_undone_is_undone_by_the_next_start() -> anyhow::Result<()> {
+async fn what_could_not_be_undone_is_tried_again_here_and_by_the_next_start() -> anyhow::Result<()>
+{
     let mut host = Host::start().await?;
     host.engine.script(Call::Claim, Behaviour::Fail);
     host.engine.script(Call::Delete, Behaviour::Fail);
     let failed = host.create(request()).await.expect_err("fails");
     assert!(matches!(failed, SandboxError::Cleanup { .. }), "{failed}");
     assert_eq!(host.engine.instances().len(), 1);
+    let begun = host.engine.calls().iter().filter(|(call, _)| *call == Call::Delete).count();
+    timeout(LIMIT, host.engine.called(Call::Delete, begun + 1)).await?;
+    host.engine.heal(Call::Delete);
+    timeout(LIMIT, host.engine.called(Call::Delete, begun + 2)).await?;
+    host.assert_empty("undone without a restart").await?;
+
+    host.engine.script(Call::Delete, Behaviour::Fail);
+    host.create(request()).await.expect_err("fails");
     host.engine.heal(Call::Claim);
     host.engine.heal(Call::Delete);
     host.crash_and_restart().await?;

@@ -87,8 +87,8 @@ pub enum SandboxError {
         /// Why.
         source: ExecutorError,
     },
-    /// It failed, and so did undoing what had been done; the next start of the server tries again.
-    #[error("{failure}; undoing it failed too: {cleanup}")]
+    /// It failed, and so did undoing what had been done; that is tried again until it works.
+    #[error("{}; undoing it failed too: {}", failure.chain(), cleanup.chain())]
     Cleanup {
         /// What failed first.
         failure: Box<SandboxError>,

@@ -251,9 +251,13 @@ impl Scheduler {
                     }
                 }
                 Err(failure) => {
+                    let half_done = matches!(failure, SandboxError::Cleanup { .. });
                     // Nobody may be listening any more; the log has it in any case.
                     if let Err(Err(failure)) = answer.send(Err(failure)) {
-                        warn!(%failure, "a create that nobody waits for failed");
+                        warn!(failure = failure.chain(), "a create that nobody waits for failed");
+                    }
+                    if half_done {
+                        provision.undo_in_the_end().await;
                     }
                 }
             }

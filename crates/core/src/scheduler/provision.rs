@@ -11,6 +11,7 @@ use std::sync::Arc;
 use sandyard_types::{InstanceId, SandboxId, TeamId, Template, WorkspaceSpec};
 use tracing::{info, warn};
 
+use super::task::RETRY;
 use super::{CreateSandbox, Entry, SandboxError, Shared};
 use crate::store::{Record, Stage};
 use crate::time_text::now;
@@ -67,6 +68,17 @@ impl Provision {
             Err(cleanup) => {
                 let (failure, cleanup) = (Box::new(failure), Box::new(cleanup));
                 Err(SandboxError::Cleanup { failure, cleanup })
+            }
+        }
+    }
+
+    /// Undoes what was made as soon as the engine and the store let it. Ends only then.
+    pub(super) async fn undo_in_the_end(&self) {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            match self.undo().await {
+                Ok(()) => return info!("what a failed create had left is removed"),
+                Err(error) => warn!(error = error.chain(), "cannot remove what a create left"),
             }
         }
     }

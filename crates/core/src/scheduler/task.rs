@@ -39,7 +39,7 @@ pub(super) enum Request {
 const QUEUE: usize = 64;
 
 /// Between two tries to end a sandbox that the engine did not let go.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 /// What a finished end says to those who asked for it.
 type Ended = Result<(), KillFailure>;
