@@ -1,0 +1,164 @@
+"""compose/compose.yaml, brought up for real with images made on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+from conftest import ROOT, docker, until
+from e2b import CommandExitException, Sandbox
+
+FILE = ROOT / "compose" / "compose.yaml"
+USER, PASSWORD = "sandyard", "sandyard-local"
+
+# Making the images may build the server first.
+pytestmark = pytest.mark.timeout(900)
+
+
+def compose_program() -> list[str]:
+    """The plugin, or the older program; scripts/test installs one if there is none."""
+    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ["docker", "compose"]
+    older = shutil.which("docker-compose")
+    assert older, "neither 'docker compose' nor docker-compose is there: scripts/test installs it"
+    return [older]
+
+
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def local_images() -> dict[str, str]:
+    """The variables that name the images: as scripts/test made them, or made now."""
+    names = ["SANDYARD_SERVER_IMAGE", "SANDYARD_MINIO_IMAGE"]
+    if all(name in os.environ for name in names):
+        return {name: os.environ[name] for name in names}
+    script = subprocess.run([ROOT / "compose" / "build-offline.sh"], capture_output=True, text=True)
+    assert script.returncode == 0, script.stderr
+    words = [shlex.split(line)[1] for line in script.stdout.splitlines()]
+    return dict(word.split("=", 1) for word in words)
+
+
+@dataclass
+class Project:
+    """One compose project with names, ports and a subnet of its own."""
+
+    name: str
+    environment: dict[str, str]
+    program: list[str] = field(default_factory=compose_program)
+
+    def compose(self, *arguments: str) -> str:
+        command = [*self.program, "-p", self.name, "-f", str(FILE), *arguments]
+        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True, timeout=170)
+        assert done.returncode == 0, f"{shlex.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def url(self, port: str) -> str:
+        return f"http://127.0.0.1:{self.environment[port]}"
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "-q", service).strip()
+
+    def server(self, *arguments: str) -> str:
+        return docker("exec", self.container("server"), *arguments)
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url('SANDYARD_API_PORT')}/health", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def sdk(self) -> dict[str, str]:
+        return {
+            "api_key": self.server("cat", "/data/api.key").strip(),
+            "api_url": self.url("SANDYARD_API_PORT"),
+            "sandbox_url": self.url("SANDYARD_PROXY_PORT"),
+        }
+
+
+@pytest.fixture(scope="module")
+def project() -> Iterator[Project]:
+    name = f"sytest{uuid.uuid4().hex[:8]}"
+    ports = ["SANDYARD_API_PORT", "SANDYARD_PROXY_PORT", "SANDYARD_S3_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT"]
+    environment = local_images() | dict(zip(ports, map(str, free_ports(len(ports))), strict=True))
+    # Not the default subnet: the user's own project may be up.
+    environment |= {"SANDYARD_NAME": name, "SANDYARD_SUBNET": "172.31.229"}
+    project = Project(name, environment)
+    try:
+        project.compose("up", "-d", "--no-build")
+        until("the API answers", project.answers, 60)
+        yield project
+    finally:
+        # Sandboxes first: compose knows nothing of them, and they hold the network.
+        ended = subprocess.run(["docker", "exec", project.container("server"), "sandyard", "down"],
+                               capture_output=True, text=True)
+        logs = subprocess.run(["docker", "logs", project.container("server")], capture_output=True, text=True)
+        project.compose("down", "-v", "--timeout", "20")
+    assert ended.returncode == 0, f"{ended.stderr}\n{logs.stderr[-4000:]}"
+    for kind in ("container", "volume", "network"):
+        everything = ["-a"] if kind == "container" else []
+        left = docker(kind, "ls", *everything, "--filter", f"name={name}", "--format", "{{.Names}}{{.ID}}"
+                      if kind == "container" else "{{.Name}}")
+        assert not left, f"{kind} left: {left}"
+
+
+@pytest.fixture(scope="module")
+def sandbox(project: Project) -> Iterator[Sandbox]:
+    sandbox = Sandbox.create(metadata={"session": "compose"}, **project.sdk())
+    yield sandbox
+    assert sandbox.kill()
+
+
+def test_a_session_goes_through_to_minio(project: Project, sandbox: Sandbox) -> None:
+    minio: Any = boto3.client(
+        "s3", endpoint_url=project.url("MINIO_PORT"), region_name="us-east-1",
+        aws_access_key_id=USER, aws_secret_access_key=PASSWORD)
+    minio.put_object(Bucket="sandyard", Key="sessions/compose/uploads/in", Body=b"abc")
+    assert sandbox.commands.run("rev /workspace/uploads/in | tee /workspace/artifacts/out").stdout.strip() == "cba"
+    body = minio.get_object(Bucket="sandyard", Key="sessions/compose/artifacts/out")["Body"].read()
+    assert body.strip() == b"cba"
+
+
+def test_only_the_server_has_the_docker_socket(project: Project, sandbox: Sandbox) -> None:
+    containers = {name: project.container(name) for name in ("server", "minio")} | {"sandbox": sandbox.sandbox_id}
+    mounts = {name: docker("inspect", "--format", "{{json .Mounts}}", id) for name, id in containers.items()}
+    assert {name for name, text in mounts.items() if "docker.sock" in text} == {"server"}
+
+
+def test_a_sandbox_reaches_neither_api_nor_store(project: Project, sandbox: Sandbox) -> None:
+    server = json.loads(docker("inspect", project.container("server")))[0]["NetworkSettings"]["Networks"]
+    minio = json.loads(docker("inspect", project.container("minio")))[0]["NetworkSettings"]["Networks"]
+    network = f"{project.name}-sandboxes"
+    assert network in server and network not in minio
+    inside = server[network]["IPAddress"]
+    # The gateway is there, and wants a signature.
+    assert sandbox.commands.run(f"curl -s -o /dev/null -w '%{{http_code}}' http://{inside}:3003/").stdout == "403"
+    hosts = [inside, *(n["IPAddress"] for n in [*server.values(), *minio.values()] if n["IPAddress"] != inside)]
+    for host in hosts:
+        for port in (3000, 3002, 9000):
+            with pytest.raises(CommandExitException):
+                sandbox.commands.run(f"curl -s --max-time 2 http://{host}:{port}/")
+
+
+def test_everything_lives_on_over_a_restart_of_the_server(project: Project, sandbox: Sandbox) -> None:
+    sandbox.files.write("/workspace/uploads/before", "1")
+    project.compose("restart", "server")
+    until("the API answers", project.answers, 60)
+    again = Sandbox.connect(sandbox.sandbox_id, **project.sdk())
+    assert again.files.read("/workspace/uploads/before") == "1"
+    again.files.write("/workspace/uploads/after", "2")
