@@ -31,7 +31,7 @@ def test_environment_user_and_directory_of_a_command(server: Server) -> None:
         assert run("echo $FROM_CREATE $OWN", envs={"OWN": "2"}).stdout == "1 2\n"
         # Per-command variables do not leak into the next (executor 11.9).
         assert run("echo $FROM_CREATE $OWN").stdout == "1\n"
-        assert run("id -un; pwd", user="root").stdout == "root\n/root\n"
+        assert run("id -un; echo $HOME", user="root").stdout == "root\n/root\n"
         assert run("pwd", cwd="/tmp").stdout == "/tmp\n"
         with pytest.raises(InvalidArgumentException):
             run("pwd", cwd="/nowhere")

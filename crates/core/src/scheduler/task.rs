@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{Live, Sandbox, SandboxError, Shared};
-use crate::store::Record;
+use crate::store::{Record, Stage};
 use crate::time_text::now;
 use crate::{ExecutorError, Flushed, Instance, Op, Plan, State};
 
@@ -72,7 +72,7 @@ impl SandboxTask {
     pub(super) fn new(shared: Arc<Shared>, record: Record, instance: Instance) -> Self {
         let (sender, requests) = mpsc::channel(QUEUE);
         let template = Arc::new(record.template.clone());
-        let state = State::Running;
+        let state = if record.stage == Stage::Killing { State::Killing } else { State::Running };
         let view = watch::Sender::new(Arc::new(record.view(&template, &instance, state)));
         Self {
             shared,
