@@ -3,6 +3,7 @@
 set -euo pipefail
 
 readonly SERVER_START_LIMIT=60
+readonly SERVER_STOP_LIMIT=20
 readonly MINIO_START_LIMIT=30
 readonly MINIO_USER=sandyard MINIO_PASSWORD=sandyard-local MINIO_BUCKET=sandyard
 
@@ -38,10 +39,11 @@ server_is_live() { # DIR
     "$BIN/sandyard" env --data-dir "$1" >/dev/null 2>&1
 }
 
-# Ends the server, its sandboxes and everything it has in the engine.
+# Ends the server, its sandboxes and everything it has in the engine. Tried again for a while: a server
+# that has only just been started holds its data folder, but does not listen yet.
 stop_server() { # DIR
     if [ ! -d "$1" ]; then return; fi
-    "$BIN/sandyard" down --data-dir "$1"
+    wait_for "$SERVER_STOP_LIMIT" "$BIN/sandyard" down --data-dir "$1"
 }
 
 show_log() {
