@@ -21,10 +21,11 @@ ensure_ground() {
 
 # build_image IMAGE DOCKERFILE FILE...: the Dockerfile copies the files, which lie beside it.
 build_image() {
-    local image=$1 dockerfile=$2 inputs context=$STATE/cache/context
+    local image=$1 dockerfile=$2 inputs old context=$STATE/cache/context
     shift 2
     inputs=$(hash_text "$dockerfile" "$(sha256sum "$@")" "$(docker image inspect --format '{{.Id}}' "$GROUND")")
     if image_has_inputs "$image" "$inputs"; then return; fi
+    old=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null || true)
     rm -rf "$context"
     mkdir -p "$context"
     cp -l "$@" "$context" 2>/dev/null || cp "$@" "$context"
@@ -32,6 +33,8 @@ build_image() {
     step "image-${image//[^a-z]/-}" "make $image" \
         docker build --label "$INPUTS_LABEL=$inputs" --tag "$image" "$context"
     rm -rf "$context"
+    # Still there only if a container uses it.
+    if [ -n "$old" ]; then docker rmi "$old" >/dev/null 2>&1 || true; fi
 }
 
 build_server_image() {
