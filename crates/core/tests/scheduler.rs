@@ -323,7 +323,7 @@ async fn a_kill_flushes_first_and_others_join_it() -> anyhow::Result<()> {
         .filter(|call| matches!(call, Call::StopExecutor | Call::Delete))
         .collect();
     assert_eq!(order, [Call::StopExecutor, Call::Delete]);
-    assert_eq!(host.engine.released(), [sandbox.id.clone()]);
+    assert_eq!(host.engine.released(), std::slice::from_ref(&sandbox.id));
     host.assert_empty("killed").await
 }
 
@@ -433,6 +433,6 @@ async fn a_shutdown_syncs_workspaces_and_leaves_sandboxes() -> anyhow::Result<()
     assert_eq!(host.scheduler.list(host.team).len(), 2);
     host.engine.script(Call::Sync, Behaviour::Fail);
     let report = host.scheduler.shut_down().await;
-    assert_eq!(report.unsynced, [one.id.clone()]);
+    assert_eq!(report.unsynced, std::slice::from_ref(&one.id));
     Ok(())
 }
