@@ -1,13 +1,22 @@
 //! `sandyard down`: end every sandbox, the network and the server.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+use tokio::time::sleep;
 
 use super::up::{DONE, DOWN};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::installation::Installation;
+
+/// How long a server may take to start, with much to take over.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks at a server that does not listen yet.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Asks the running server to end everything; where none runs, does it itself.
 ///
@@ -15,17 +24,26 @@ use crate::installation::Installation;
 /// What could not be ended.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let data = DataDir::open(&config.data_dir)?;
-    match UnixStream::connect(data.control_socket()).await {
-        Ok(server) => ask(server).await,
-        // Nobody listens: sandboxes that an earlier server left running still end in order.
-        Err(_) => {
-            let _lock = data.lock()?;
-            println!("no server runs on {}: ending what it left", data.path().display());
-            let installation = Installation::start(config, data.clone()).await?;
-            installation.end(|line| println!("{line}")).await?;
-            data.remove_running()
+    let begun = Instant::now();
+    loop {
+        if let Ok(server) = UnixStream::connect(data.control_socket()).await {
+            return ask(server).await;
+        }
+        match data.lock() {
+            Ok(_lock) => return end(config, &data).await,
+            // A server that has the folder but does not listen yet is starting, or about to go.
+            Err(_) if begun.elapsed() < START_LIMIT => sleep(POLL).await,
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Nobody serves: sandboxes that an earlier server left running still end in order.
+async fn end(config: &Config, data: &DataDir) -> anyhow::Result<()> {
+    println!("no server runs on {}: ending what it left", data.path().display());
+    let installation = Installation::start(config, data.clone()).await?;
+    installation.end(|line| println!("{line}")).await?;
+    data.remove_running()
 }
 
 async fn ask(mut server: UnixStream) -> anyhow::Result<()> {
