@@ -3,6 +3,8 @@
 # executor and the FUSE programs into sandboxes.
 set -euo pipefail
 
+readonly PRELOAD=libsandyard_s3fs_truncate.so
+
 ensure_cargo() {
     if ! have cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
         PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
@@ -31,6 +33,10 @@ ensure_binaries() {
         step executor "build the executor" build_executor
         set_current executor "$inputs"
     fi
+    if ! { [ -f "$BIN/$PRELOAD" ] && is_current preload "$inputs"; }; then
+        step preload "build the library for s3fs" build_preload
+        set_current preload "$inputs"
+    fi
     ensure_bundle
 }
 
@@ -53,6 +59,15 @@ build_executor() (
     put_program "$(target_directory)/$target/executor/sandyard-executor" sandyard-executor
 )
 
+# The library that the bundle's s3fs must not run without. Only here is it a library to load: cargo's own
+# builds and tests see an ordinary crate.
+build_preload() (
+    cd "$ROOT"
+    retry 3 cargo fetch --locked
+    cargo rustc --profile executor --locked -p sandyard-s3fs-truncate --crate-type cdylib
+    put_program "$(target_directory)/executor/$PRELOAD" "$PRELOAD"
+)
+
 target_directory() { echo "${CARGO_TARGET_DIR:-$ROOT/target}"; }
 
 # By rename: a running server keeps the file it was started from.
@@ -62,25 +77,11 @@ put_program() { # FILE NAME
 }
 
 ensure_bundle() {
-    local inputs
-    inputs=$(hash_text "$(sha256sum <"$BIN/sandyard-executor")" "$(sha256sum <"$STATE/cache/fuse.tar")")
-    if [ -f "$BIN/sandyard-bundle.tar" ] && is_current bundle "$inputs"; then return; fi
-    step bundle "pack the executor's bundle" make_bundle
+    local inputs out=$BIN/sandyard-bundle.tar
+    inputs=$(hash_text "$(sha256sum <"$BIN/sandyard-executor")" "$(sha256sum <"$BIN/$PRELOAD")" \
+        "$(sha256sum <"$STATE/cache/fuse.tar")" "$(hash_of executor-image/bundle.sh)")
+    if [ -f "$out" ] && is_current bundle "$inputs"; then return; fi
+    step bundle "pack the executor's bundle" \
+        "$ROOT/executor-image/bundle.sh" "$BIN/sandyard-executor" "$BIN/$PRELOAD" "$STATE/cache/fuse.tar" "$out"
     set_current bundle "$inputs"
-}
-
-# Same content, same archive: its hash names the engine's volume it is unpacked into.
-make_bundle() {
-    local tree=$STATE/cache/bundle
-    rm -rf "$tree"
-    mkdir -p "$tree/fuse" "$tree/run" "$tree/cache"
-    tar -C "$tree/fuse" -xf "$STATE/cache/fuse.tar"
-    if [ -x "$BIN/sandyard-executor" ]; then
-        install -m 0755 "$BIN/sandyard-executor" "$tree/executor"
-    fi
-    find "$tree" -type d -exec chmod 0755 {} +
-    tar -C "$tree" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu \
-        -cf "$BIN/sandyard-bundle.tar.new" .
-    mv "$BIN/sandyard-bundle.tar.new" "$BIN/sandyard-bundle.tar"
-    rm -rf "$tree"
 }

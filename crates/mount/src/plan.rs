@@ -33,6 +33,9 @@ pub struct Plan {
     pub arguments: Vec<String>,
     /// The whole environment, names and values.
     pub environment: Vec<(&'static str, &'static str)>,
+    /// A library that the environment has the loader put into the program. Where it is missing the loader
+    /// goes on without, so whoever starts the program has to look: it must not run unprotected.
+    pub preload: &'static str,
     /// The key, to be readable at a descriptor while the program starts.
     pub key: KeyFile,
     /// Directories below the cache that must exist, be empty and take no writes.

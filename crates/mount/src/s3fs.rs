@@ -3,14 +3,16 @@
 //! It reads nothing but its key file, mounts by itself (it runs as root), and exits when the mount is
 //! gone. `sync` has nothing to do for closed files: each close waits for the upload.
 //!
-//! Known fault, whatever the options: truncate(2) of a path (not of an open file) to a length other than
-//! zero replaces the content of a file that is not loaded by zeros. With a `umask` every file shows the
-//! same mode, whatever chmod says.
+//! Left alone it would damage files that are truncated, whatever the options; [`PRELOAD`] mends that. With
+//! a `umask` every file shows the same mode, whatever chmod says.
 
 use sandyard_contract::control::{MountCall, Secret};
 use sandyard_types::{Access, Cache};
 
 use crate::plan::{KeyFile, Places, Plan};
+
+/// Where the bundle has the library of the crate `sandyard-s3fs-truncate`.
+const PRELOAD: &str = "/lib/sandyard-s3fs-truncate.so";
 
 /// First descriptor after the standard ones.
 const KEY_DESCRIPTOR: i32 = 3;
@@ -46,7 +48,8 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
             "-o".to_owned(),
             options.join(","),
         ],
-        environment: vec![("HOME", "/"), ("LANG", "C.UTF-8")],
+        environment: vec![("HOME", "/"), ("LANG", "C.UTF-8"), ("LD_PRELOAD", PRELOAD)],
+        preload: PRELOAD,
         key: KeyFile { descriptor: KEY_DESCRIPTOR, content: Secret::new(content) },
         // What s3fs notes here lets it take up an old cache file at the next open without a look at the
         // object's time: if the object was overwritten in the store meanwhile, readers get the old bytes
@@ -125,6 +128,12 @@ mod tests {
     #[test]
     fn no_open_trusts_what_an_earlier_one_has_loaded() {
         assert_eq!(planned("a/", Access::ReadWrite).sealed, [".sandyard.stat"]);
+    }
+
+    #[test]
+    fn the_library_is_preloaded() {
+        let plan = planned("a/", Access::ReadWrite);
+        assert!(plan.environment.contains(&("LD_PRELOAD", plan.preload)));
     }
 
     #[test]

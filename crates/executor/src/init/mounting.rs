@@ -183,6 +183,21 @@ fn require_device() -> Result<(), Failure> {
     }
 }
 
+/// A bundle from before there was the library that the program needs.
+fn require_preload(plan: &Plan) -> Result<(), Failure> {
+    match fs::metadata(format!("{ROOT}{}", plan.preload)) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let message = format!(
+                "the executor's bundle lacks {}, without which {} would damage files: {error}; build \
+                 the bundle again",
+                plan.preload, plan.program
+            );
+            Err(failure(FailureKind::Program, message))
+        }
+    }
+}
+
 /// One program on its way to being a mount.
 struct Attempt<'a> {
     order: &'a Order<'a>,
@@ -207,13 +222,14 @@ struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     fn start(order: &'a Order<'a>, own_root: &OwnRoot) -> Result<Self, Failure> {
         let place = order.place;
+        let mount_point = place.mount_point();
+        let (inner, cache) = (place.inner_mount_point(), place.inner_cache());
+        let plan = plan(order.call, Places { mount_point: &inner, cache: &cache });
+        require_preload(&plan)?;
         let prepared = cache::prepare(order.call.cache, place, own_root.disk_cache);
         prepared.map_err(|error| {
             failure(FailureKind::BadCall, format!("cannot make the cache: {error}"))
         })?;
-        let mount_point = place.mount_point();
-        let (inner, cache) = (place.inner_mount_point(), place.inner_cache());
-        let plan = plan(order.call, Places { mount_point: &inner, cache: &cache });
         let started = Instant::now();
         let start = || -> io::Result<_> {
             cache::seal(place, &plan.sealed)?;
@@ -281,6 +297,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn attach(&mut self, own_root: &OwnRoot, channel: &Channel) -> io::Result<()> {
+        self.program.require_loaded(self.plan.preload)?;
         self.program.empty_key()?;
         if let Some(previous) = self.order.previous {
             attach::detach(previous)?;

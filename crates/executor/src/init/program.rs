@@ -1,6 +1,6 @@
 //! Starting a FUSE program in its own root, with the key in a file that has no name.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -37,6 +37,16 @@ impl Program {
         let output = OwnedFd::from(output);
         fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         Ok(Self { process, output, key })
+    }
+
+    /// Makes sure that a library is in the program: the loader only prints that it left one out.
+    pub(super) fn require_loaded(&self, library: &str) -> io::Result<()> {
+        // Paths there are as seen from here.
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.process))?;
+        if maps.lines().any(|line| line.ends_with(library)) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("the program did not load {library} and would damage files")))
     }
 
     /// Takes the key away, once the program has read it.

@@ -87,6 +87,15 @@ pub(super) fn bundle() -> anyhow::Result<Arc<Volume>> {
     Ok(volume)
 }
 
+/// A volume of the test's own for `/.sandyard`, after a shell command in it.
+pub(super) fn changed_bundle(change: &str) -> anyhow::Result<Volume> {
+    let volume = fill()?;
+    let mount = format!("{}:/bundle", volume.0);
+    let shell = ["run", "--rm", "-u", "0:0", "-v", &mount, "-w", "/bundle", "--entrypoint", "sh"];
+    run(Command::new("docker").args(shell).args([&image(), "-c", change]))?;
+    Ok(volume)
+}
+
 fn fill() -> anyhow::Result<Volume> {
     let bundle = artefact("SANDYARD_TEST_BUNDLE", ".sandyard/bin/sandyard-bundle.tar")?;
     let executor = artefact(

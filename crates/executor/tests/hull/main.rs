@@ -16,3 +16,4 @@ mod probes;
 mod rpc;
 mod s3;
 mod sandbox;
+mod truncate;

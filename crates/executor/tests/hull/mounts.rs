@@ -216,8 +216,7 @@ fn a_container_without_the_device_says_so() -> anyhow::Result<()> {
 }
 
 /// What programs do to files, each checked by reading again and in the store. The cache keeps nothing
-/// over a close, so each of these begins with a load. Not among them: truncate(2) by path to more than
-/// nothing, which s3fs 1.90 answers with zeros for every file that it does not hold loaded.
+/// over a close, so each of these begins with a load.
 const FILE_WORK: &str = r#"
 import os
 os.chdir("/workspace")

@@ -33,8 +33,16 @@ impl Sandbox {
 
     /// The same without /dev/fuse.
     pub(super) fn start_without_device(options: &[&str]) -> anyhow::Result<Self> {
+        Self::start_from(bundle()?, options)
+    }
+
+    /// The same as [`Self::start`] from another bundle.
+    pub(super) fn start_from_bundle(bundle: Volume) -> anyhow::Result<Self> {
+        Self::start_from(Arc::new(bundle), &["--device", "/dev/fuse"])
+    }
+
+    fn start_from(bundle: Arc<Volume>, options: &[&str]) -> anyhow::Result<Self> {
         let store = Minio::shared()?;
-        let bundle = bundle()?;
         let authority = Authority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);
         let mut all = vec!["--cap-add", "SYS_ADMIN", "-v", &volume];
