@@ -17,12 +17,37 @@ pub(super) fn attach(
     mount_point: &str,
 ) -> io::Result<OwnedFd> {
     let target = resolve(image, call)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, mount_point, flags)?;
-    let by_descriptor =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&tree, "", &target, "", by_descriptor)?;
+    let tree = clone(mount_point)?;
+    move_mount(&tree, "", &target, "", BY_DESCRIPTOR)?;
     Ok(tree)
+}
+
+/// Like [`attach`] with `previous`, a mount whose program is gone, at the target. Where the kernel can put
+/// a mount below another one, nobody sees the directory under both.
+pub(super) fn replace(
+    image: BorrowedFd<'_>,
+    call: &MountCall,
+    mount_point: &str,
+    previous: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let tree = clone(mount_point)?;
+    let beneath = BY_DESCRIPTOR | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    let placed = move_mount(&tree, "", previous, "", beneath);
+    detach(previous)?;
+    match placed {
+        Ok(()) => Ok(tree),
+        // An older kernel, or the old mount is not there any more.
+        Err(_) => attach(image, call, mount_point),
+    }
+}
+
+/// Both ends of a move are given as descriptors.
+const BY_DESCRIPTOR: MoveMountFlags =
+    MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH.union(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH);
+
+fn clone(mount_point: &str) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, mount_point, flags)?)
 }
 
 fn resolve(image: BorrowedFd<'_>, call: &MountCall) -> io::Result<OwnedFd> {

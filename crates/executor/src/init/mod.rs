@@ -19,6 +19,7 @@ mod mounts;
 mod place;
 mod proc_mask;
 mod program;
+mod rest;
 mod seccomp;
 mod spawn;
 mod stop;

@@ -299,11 +299,12 @@ impl<'a> Attempt<'a> {
     fn attach(&mut self, own_root: &OwnRoot, channel: &Channel) -> io::Result<()> {
         self.program.require_loaded(self.plan.preload)?;
         self.program.empty_key()?;
-        if let Some(previous) = self.order.previous {
-            attach::detach(previous)?;
-        }
         let mount_point = self.order.place.mount_point();
-        let tree = attach::attach(own_root.image.as_fd(), self.order.call, &mount_point)?;
+        let (image, call) = (own_root.image.as_fd(), self.order.call);
+        let tree = match self.order.previous {
+            Some(previous) => attach::replace(image, call, &mount_point, previous)?,
+            None => attach::attach(image, call, &mount_point)?,
+        };
         self.micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         channel.send(&Report::Attached(self.order.place.slot), &[tree.as_fd()]);
         self.attached = Some(tree);

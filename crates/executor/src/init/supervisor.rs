@@ -23,7 +23,7 @@ use super::mounts::Mounts;
 use super::stop::Stopping;
 use super::user_side::UserSide;
 use super::worker::{MOST_MOUNTS, Message, Report, Started, Worker};
-use super::{log, spawn};
+use super::{log, rest, spawn};
 
 /// Limit of the barrier where nobody gives one: SIGTERM, and a user's side that ended by itself.
 const DEFAULT_FLUSH_LIMIT: Duration = Duration::from_secs(30);
@@ -146,6 +146,9 @@ impl Supervisor {
             at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
         });
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        if self.jobs.is_empty() && connections.is_empty() {
+            rest::release();
+        }
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),

@@ -11,6 +11,7 @@ mod control_port;
 mod docker;
 mod durability;
 mod fence;
+mod memory;
 mod mounts;
 mod probes;
 mod rpc;

@@ -62,6 +62,47 @@ fn a_dead_program_is_replaced_within_two_seconds() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Since Linux 6.5. With an older kernel there is a moment between the two mounts.
+fn can_mount_beneath() -> anyhow::Result<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("no release: {release}");
+    };
+    Ok((major?, minor?) >= (6, 5))
+}
+
+/// Watches the workspace for two seconds: prints how often it answered and how often it was the image's own
+/// directory.
+const WATCH: &str = r#"
+import os, time
+end, root, answers, bare = time.time() + 2, os.stat("/").st_dev, 0, 0
+while time.time() < end:
+    try: answers, bare = answers + 1, bare + (os.stat("/workspace").st_dev == root)
+    except OSError: pass
+print(answers > 0, bare)
+"#;
+
+#[test]
+#[ignore = "needs docker and minio"]
+fn the_directory_below_is_not_seen_while_a_program_is_replaced() -> anyhow::Result<()> {
+    let sandbox = Sandbox::mounted()?;
+    for restarts in 1..=5 {
+        let watch = format!("python3 - <<'END'{WATCH}END");
+        let watcher = sandbox.start_command(User::User, &watch)?;
+        std::thread::sleep(Duration::from_millis(500));
+        sandbox.container.signal(sandbox.program()?, "KILL")?;
+        let seen = watcher.finish()?.stdout;
+        let expected = if can_mount_beneath()? { "True 0\n" } else { "True " };
+        ensure!(seen.starts_with(expected), "{seen}");
+        let status = sandbox.status()?;
+        ensure!(status[0].restarts == restarts && status[0].running, "{status:?}");
+        let mounts = sandbox.run(User::User, "grep -c ' /workspace ' /proc/mounts")?.stdout;
+        assert_eq!(mounts, "1\n");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_target_behind_a_link_is_refused_and_nothing_is_left() -> anyhow::Result<()> {
