@@ -4,7 +4,7 @@
 //! in place of its content afterwards, in the store too. And a file with written data that is not in the
 //! store yet is not shortened at all: not by path, not by descriptor, not by an open with O_TRUNC. So this
 //! stands between s3fs and libfuse 2: it hands on s3fs's table of operations with a `truncate` and an
-//! `open` that have the file open and flushed while its length changes.
+//! `open` that have the file open and flushed while its length changes, and counts who could have written.
 //!
 //! It is built as a shared library only for that purpose (see scripts/lib/binaries.sh), without the
 //! standard library, and names no library that it needs: whatever C library the bundle has is the one
