@@ -57,32 +57,18 @@ async fn main() -> anyhow::Result<()> {
     };
     let (bucket, prefix): (BucketName, KeyPrefix) = (bucket.parse()?, prefix.parse()?);
     let sandbox = SandboxId::random();
-    let name = KeyName::Sandbox {
-        sandbox: sandbox.clone(),
-        generation: 1,
-    };
+    let name = KeyName::Sandbox { sandbox: sandbox.clone(), generation: 1 };
     let key = GatewayKeys::new(&[7; 32]).key(&name);
-    let scope = Scope {
-        bucket: bucket.clone(),
-        prefix: Some(prefix.clone()),
-        access: Access::ReadWrite,
-    };
+    let scope =
+        Scope { bucket: bucket.clone(), prefix: Some(prefix.clone()), access: Access::ReadWrite };
     let grant = Grant {
         secret: key.secret.clone(),
         owner: GrantOwner::Sandbox(sandbox),
         scopes: vec![scope],
     };
-    let gateway = Gateway::new(
-        backend,
-        Arc::new(OneKey {
-            id: key.id.clone(),
-            grant,
-        }),
-    );
+    let gateway = Gateway::new(backend, Arc::new(OneKey { id: key.id.clone(), grant }));
     gateway.ensure_bucket(&bucket).await?;
-    gateway
-        .ensure_directories(&bucket, &prefix, &["uploads".to_owned()], 0, 0)
-        .await?;
+    gateway.ensure_directories(&bucket, &prefix, &["uploads".to_owned()], 0, 0).await?;
     let listener = TcpListener::bind(address).await?;
     println!("{}:{}", key.id, key.secret.expose());
     gateway.serve(listener, CancellationToken::new()).await?;

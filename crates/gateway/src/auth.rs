@@ -24,10 +24,7 @@ impl S3Auth for GrantAuth {
             None if !self.grants.is_ready() => {
                 Err(s3_error!(ServiceUnavailable, "the server is starting"))
             }
-            None => Err(s3_error!(
-                InvalidAccessKeyId,
-                "the access key is unknown or was revoked"
-            )),
+            None => Err(s3_error!(InvalidAccessKeyId, "the access key is unknown or was revoked")),
         }
     }
 }
@@ -55,10 +52,7 @@ impl S3Access for GrantAccess {
             counters.requests.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(passage) = cx.extensions_mut().get::<Arc<Passage>>() {
-            passage.identify(Caller {
-                owner: grant.owner.clone(),
-                counters,
-            });
+            passage.identify(Caller { owner: grant.owner.clone(), counters });
         }
         cx.extensions_mut().insert(Arc::new(grant));
         Ok(())

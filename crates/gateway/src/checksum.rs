@@ -23,18 +23,14 @@ impl Expected {
     pub(crate) fn of(headers: &HeaderMap, trailers: Option<TrailingHeaders>) -> S3Result<Self> {
         let mut hasher = ChecksumHasher::default();
         let mut declared = Vec::new();
-        let trailer = headers
-            .get(TRAILER)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
+        let trailer =
+            headers.get(TRAILER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         for name in NAMES {
             let value = headers.get(name).and_then(|value| value.to_str().ok());
             if let Some(value) = value {
                 declared.push((name, value.to_owned()));
             }
-            let in_trailer = trailer
-                .split(',')
-                .any(|t| t.trim().eq_ignore_ascii_case(name));
+            let in_trailer = trailer.split(',').any(|t| t.trim().eq_ignore_ascii_case(name));
             if value.is_some() || in_trailer {
                 enable(&mut hasher, name);
             }
@@ -47,12 +43,7 @@ impl Expected {
                 Some(digest.ok_or_else(|| s3_error!(InvalidDigest))?)
             }
         };
-        Ok(Self {
-            declared,
-            trailers,
-            hasher,
-            md5,
-        })
+        Ok(Self { declared, trailers, hasher, md5 })
     }
 
     /// Whether there is a checksum to take; MD5 is not counted.
@@ -74,10 +65,7 @@ impl Expected {
         if let (Some(expected), Some(actual)) = (&self.md5, md5)
             && expected != actual
         {
-            return Err(s3_error!(
-                BadDigest,
-                "the body does not match the Content-MD5 header"
-            ));
+            return Err(s3_error!(BadDigest, "the body does not match the Content-MD5 header"));
         }
         let mut declared = self.declared;
         if let Some(trailers) = self.trailers.as_ref().and_then(TrailingHeaders::take) {

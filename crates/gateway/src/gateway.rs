@@ -45,24 +45,11 @@ impl Gateway {
     pub fn new(backend: Backend, grants: Arc<dyn GrantSource>) -> Self {
         let store = backend.into_store();
         let ledger = Arc::new(Ledger::default());
-        let mut builder = S3ServiceBuilder::new(Guard {
-            store: store.clone(),
-        });
-        builder.set_auth(GrantAuth {
-            grants: grants.clone(),
-        });
-        builder.set_access(GrantAccess {
-            grants,
-            ledger: ledger.clone(),
-        });
-        let service = GatewayService {
-            s3: builder.build(),
-        };
-        Self {
-            service,
-            store,
-            ledger,
-        }
+        let mut builder = S3ServiceBuilder::new(Guard { store: store.clone() });
+        builder.set_auth(GrantAuth { grants: grants.clone() });
+        builder.set_access(GrantAccess { grants, ledger: ledger.clone() });
+        let service = GatewayService { s3: builder.build() };
+        Self { service, store, ledger }
     }
 
     /// The service to put behind a listener of the caller's.
@@ -184,8 +171,7 @@ async fn connection(stream: TcpStream, service: GatewayService, stop: Cancellati
         debug!(%error, "cannot switch off Nagle's algorithm");
     }
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -205,10 +191,8 @@ fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory
-    ) || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 #[cfg(test)]

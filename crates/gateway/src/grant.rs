@@ -82,11 +82,7 @@ pub(crate) enum ListView {
 impl Grant {
     /// Whether this key can see the bucket at all.
     pub(crate) fn check_bucket(&self, bucket: &str) -> Result<(), Refusal> {
-        if self
-            .scopes
-            .iter()
-            .any(|scope| scope.bucket.as_str() == bucket)
-        {
+        if self.scopes.iter().any(|scope| scope.bucket.as_str() == bucket) {
             Ok(())
         } else {
             Err(Refusal::Bucket)
@@ -99,11 +95,7 @@ impl Grant {
         if has_dot_segment(key) {
             return Err(Refusal::DotSegment);
         }
-        let mut covering = self
-            .scopes
-            .iter()
-            .filter(|scope| scope.covers(bucket, key))
-            .peekable();
+        let mut covering = self.scopes.iter().filter(|scope| scope.covers(bucket, key)).peekable();
         if covering.peek().is_none() {
             return Err(Refusal::Outside);
         }
@@ -120,11 +112,7 @@ impl Grant {
         if has_dot_segment(prefix) {
             return Err(Refusal::DotSegment);
         }
-        let in_bucket = || {
-            self.scopes
-                .iter()
-                .filter(|scope| scope.bucket.as_str() == bucket)
-        };
+        let in_bucket = || self.scopes.iter().filter(|scope| scope.bucket.as_str() == bucket);
         if in_bucket().any(|scope| scope.covers(bucket, prefix)) {
             return Ok(ListView::Inside);
         }
@@ -134,11 +122,7 @@ impl Grant {
             .collect();
         below.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         below.dedup_by(|later, kept| kept.covers(later.as_str()));
-        if below.is_empty() {
-            Err(Refusal::Outside)
-        } else {
-            Ok(ListView::Parts(below))
-        }
+        if below.is_empty() { Err(Refusal::Outside) } else { Ok(ListView::Parts(below)) }
     }
 
     /// The buckets this key can see, each once.
@@ -153,8 +137,7 @@ impl Grant {
 /// A key is only a name to S3, but a store or proxy that treats it as a path would climb out of the
 /// prefix with these. A backslash separates segments on some of them.
 fn has_dot_segment(key: &str) -> bool {
-    key.split(['/', '\\'])
-        .any(|segment| matches!(segment, "." | ".."))
+    key.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 #[cfg(test)]
@@ -186,14 +169,8 @@ mod tests {
             ("one", Some("sessions/a/"), Access::ReadWrite),
             ("one", Some("skills/"), Access::ReadOnly),
         ]);
-        assert_eq!(
-            grant.check_key("one", "sessions/a/x", Access::ReadWrite),
-            Ok(())
-        );
-        assert_eq!(
-            grant.check_key("one", "sessions/a/", Access::ReadWrite),
-            Ok(())
-        );
+        assert_eq!(grant.check_key("one", "sessions/a/x", Access::ReadWrite), Ok(()));
+        assert_eq!(grant.check_key("one", "sessions/a/", Access::ReadWrite), Ok(()));
         assert_eq!(grant.check_key("one", "skills/x", Access::ReadOnly), Ok(()));
         let refused = [
             ("one", "skills/x", Access::ReadWrite, Refusal::ReadOnly),
@@ -202,37 +179,13 @@ mod tests {
             ("one", "/sessions/a/x", Access::ReadOnly, Refusal::Outside),
             ("one", "", Access::ReadOnly, Refusal::Outside),
             ("two", "sessions/a/x", Access::ReadOnly, Refusal::Bucket),
-            (
-                "one",
-                "sessions/a/../b/x",
-                Access::ReadOnly,
-                Refusal::DotSegment,
-            ),
-            (
-                "one",
-                "sessions/a/..",
-                Access::ReadOnly,
-                Refusal::DotSegment,
-            ),
-            (
-                "one",
-                "sessions/a/..\\b",
-                Access::ReadOnly,
-                Refusal::DotSegment,
-            ),
-            (
-                "one",
-                "sessions/a/./b",
-                Access::ReadOnly,
-                Refusal::DotSegment,
-            ),
+            ("one", "sessions/a/../b/x", Access::ReadOnly, Refusal::DotSegment),
+            ("one", "sessions/a/..", Access::ReadOnly, Refusal::DotSegment),
+            ("one", "sessions/a/..\\b", Access::ReadOnly, Refusal::DotSegment),
+            ("one", "sessions/a/./b", Access::ReadOnly, Refusal::DotSegment),
         ];
         for (bucket, key, need, why) in refused {
-            assert_eq!(
-                grant.check_key(bucket, key, need),
-                Err(why),
-                "{bucket} {key}"
-            );
+            assert_eq!(grant.check_key(bucket, key, need), Err(why), "{bucket} {key}");
         }
     }
 
@@ -243,26 +196,14 @@ mod tests {
             ("one", Some("skills/u/"), Access::ReadOnly),
             ("one", Some("skills/u/deep/"), Access::ReadOnly),
         ]);
-        assert_eq!(
-            grant.list_view("one", ""),
-            Ok(parts(&["skills/u/", "threads/t/"]))
-        );
-        assert_eq!(
-            grant.list_view("one", "threads"),
-            Ok(parts(&["threads/t/"]))
-        );
-        assert_eq!(
-            grant.list_view("one", "threads/t"),
-            Ok(parts(&["threads/t/"]))
-        );
+        assert_eq!(grant.list_view("one", ""), Ok(parts(&["skills/u/", "threads/t/"])));
+        assert_eq!(grant.list_view("one", "threads"), Ok(parts(&["threads/t/"])));
+        assert_eq!(grant.list_view("one", "threads/t"), Ok(parts(&["threads/t/"])));
         assert_eq!(grant.list_view("one", "threads/t/"), Ok(ListView::Inside));
         assert_eq!(grant.list_view("one", "threads/t/x"), Ok(ListView::Inside));
         assert_eq!(grant.list_view("one", "threads/u"), Err(Refusal::Outside));
         assert_eq!(grant.list_view("two", ""), Err(Refusal::Bucket));
-        assert_eq!(
-            grant.list_view("one", "threads/t/../u"),
-            Err(Refusal::DotSegment)
-        );
+        assert_eq!(grant.list_view("one", "threads/t/../u"), Err(Refusal::DotSegment));
     }
 
     #[test]
@@ -270,10 +211,7 @@ mod tests {
         let grant = grant(&[("one", None, Access::ReadWrite)]);
         assert_eq!(grant.check_key("one", "any", Access::ReadWrite), Ok(()));
         assert_eq!(grant.list_view("one", ""), Ok(ListView::Inside));
-        assert_eq!(
-            grant.check_key("two", "any", Access::ReadOnly),
-            Err(Refusal::Bucket)
-        );
+        assert_eq!(grant.check_key("two", "any", Access::ReadOnly), Err(Refusal::Bucket));
     }
 
     proptest! {

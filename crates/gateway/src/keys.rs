@@ -37,10 +37,7 @@ pub enum KeyName {
 impl fmt::Display for KeyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sandbox {
-                sandbox,
-                generation,
-            } => {
+            Self::Sandbox { sandbox, generation } => {
                 write!(f, "{PREFIX}{sandbox}{GENERATION}{generation}")
             }
             Self::Owner { generation } => write!(f, "{PREFIX}{OWNER}{GENERATION}{generation}"),
@@ -66,18 +63,11 @@ impl FromStr for KeyName {
             OWNER => Self::Owner { generation },
             id => {
                 let sandbox = id.parse().map_err(|_| InvalidAccessKeyId)?;
-                Self::Sandbox {
-                    sandbox,
-                    generation,
-                }
+                Self::Sandbox { sandbox, generation }
             }
         };
         // One key has one id: "G01" and "G+1" are no other ways to write "G1".
-        if name.to_string() == text {
-            Ok(name)
-        } else {
-            Err(InvalidAccessKeyId)
-        }
+        if name.to_string() == text { Ok(name) } else { Err(InvalidAccessKeyId) }
     }
 }
 
@@ -109,9 +99,7 @@ impl GatewayKeys {
         // HMAC pads a short key with zeros to the hash's block size.
         let mut block = [0u8; 64];
         block[..master.len()].copy_from_slice(master);
-        Self {
-            mac: Hmac::new(&block.into()),
-        }
+        Self { mac: Hmac::new(&block.into()) }
     }
 
     /// The access key of this name. The same name gives the same key for the life of the master key.
@@ -139,10 +127,7 @@ mod tests {
     #[test]
     fn a_secret_depends_on_master_holder_and_generation_and_on_nothing_else() {
         let sandbox: SandboxId = "iabc".parse().expect("valid");
-        let name = |generation| KeyName::Sandbox {
-            sandbox: sandbox.clone(),
-            generation,
-        };
+        let name = |generation| KeyName::Sandbox { sandbox: sandbox.clone(), generation };
         let key = keys(1).key(&name(1));
         assert_eq!(key.id, "SYiabcG1");
         assert_eq!(key.secret.expose(), keys(1).key(&name(1)).secret.expose());
@@ -156,16 +141,7 @@ mod tests {
 
     #[test]
     fn ids_that_are_not_ours_are_refused() {
-        for bad in [
-            "",
-            "SY",
-            "SYG1",
-            "SYiabcG",
-            "SYiabcG01",
-            "SYiabcG+1",
-            "iabcG1",
-            "SYABCG1",
-        ] {
+        for bad in ["", "SY", "SYG1", "SYiabcG", "SYiabcG01", "SYiabcG+1", "iabcG1", "SYABCG1"] {
             assert_eq!(bad.parse::<KeyName>(), Err(InvalidAccessKeyId), "{bad}");
         }
     }

@@ -11,12 +11,8 @@ use s3s::{S3Result, s3_error};
 pub(crate) const MAX_KEYS: usize = 1000;
 
 /// What `encoding-type=url` leaves as it is.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'~')
-    .remove(b'/');
+const PLAIN: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 pub(crate) struct PageRequest<'a> {
     pub(crate) bucket: &'a str,
@@ -66,9 +62,7 @@ impl Page {
                     objects.push(*object);
                 }
                 Entry::Prefix(prefix) => {
-                    prefixes.push(CommonPrefix {
-                        prefix: Some(encode(&prefix)),
-                    });
+                    prefixes.push(CommonPrefix { prefix: Some(encode(&prefix)) });
                 }
             }
         }
@@ -95,11 +89,7 @@ impl ListQuery {
     }
 
     pub(crate) fn v2(input: &ListObjectsV2Input) -> S3Result<Self> {
-        let after = match input
-            .continuation_token
-            .as_deref()
-            .filter(|t| !t.is_empty())
-        {
+        let after = match input.continuation_token.as_deref().filter(|t| !t.is_empty()) {
             Some(token) => Some(name_of_token(token)?),
             None => input.start_after.clone().filter(|s| !s.is_empty()),
         };
@@ -144,11 +134,7 @@ fn name_of_token(token: &str) -> S3Result<String> {
 fn encoder(encoding: Option<&EncodingType>) -> impl Fn(&str) -> String + Copy + use<> {
     let url = encoding.is_some_and(|encoding| encoding.as_str() == EncodingType::URL);
     move |text| {
-        if url {
-            utf8_percent_encode(text, PLAIN).to_string()
-        } else {
-            text.to_owned()
-        }
+        if url { utf8_percent_encode(text, PLAIN).to_string() } else { text.to_owned() }
     }
 }
 

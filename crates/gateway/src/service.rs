@@ -53,10 +53,8 @@ where
     let mut response = match check_form(&parts) {
         Ok(()) => {
             parts.extensions.insert(passage.clone());
-            let body = Body::http_body_unsync(CountedRequest {
-                inner: body,
-                passage: passage.clone(),
-            });
+            let body =
+                Body::http_body_unsync(CountedRequest { inner: body, passage: passage.clone() });
             match s3.call(Request::from_parts(parts, body)).await {
                 Ok(response) => response,
                 Err(error) => {
@@ -68,10 +66,7 @@ where
         }
         Err(refused) => error_response(refused),
     };
-    if let Some(raw) = response
-        .extensions_mut()
-        .remove::<RawResponse>()
-        .and_then(|raw| raw.take())
+    if let Some(raw) = response.extensions_mut().remove::<RawResponse>().and_then(|raw| raw.take())
     {
         response = raw;
     }
@@ -79,9 +74,7 @@ where
     let caller = passage.caller();
     let counters = caller.and_then(|caller| caller.counters.clone());
     if let Some(counters) = &counters {
-        counters
-            .bytes_in
-            .fetch_add(passage.received(), Ordering::Relaxed);
+        counters.bytes_in.fetch_add(passage.received(), Ordering::Relaxed);
         if is_fault(status) {
             counters.errors.fetch_add(1, Ordering::Relaxed);
         }
@@ -137,48 +130,29 @@ fn check_form(parts: &Parts) -> Result<(), S3Error> {
         }
         // A second value could be read by the store where the check read the first.
         if names.contains(&name) {
-            return Err(s3_error!(
-                InvalidArgument,
-                "the query names '{name}' more than once"
-            ));
+            return Err(s3_error!(InvalidArgument, "the query names '{name}' more than once"));
         }
         names.push(name);
     }
     if parts.method == Method::POST && is_form(parts) {
-        return Err(s3_error!(
-            MethodNotAllowed,
-            "form uploads are not supported"
-        ));
+        return Err(s3_error!(MethodNotAllowed, "form uploads are not supported"));
     }
     let mut values = parts.headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Err(s3_error!(AccessDenied, "requests must be signed"));
     };
     let authorization = value.to_str().map_err(|_| unsupported())?;
-    let fields = authorization
-        .strip_prefix(ALGORITHM)
-        .ok_or_else(unsupported)?;
+    let fields = authorization.strip_prefix(ALGORITHM).ok_or_else(unsupported)?;
     if values.next().is_some() {
-        return Err(s3_error!(
-            InvalidRequest,
-            "more than one Authorization header"
-        ));
+        return Err(s3_error!(InvalidRequest, "more than one Authorization header"));
     }
     let field = |name: &str| {
-        fields
-            .split(',')
-            .find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('='))
+        fields.split(',').find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('='))
     };
     if !field("Credential").is_some_and(|scope| scope.ends_with("/s3/aws4_request")) {
-        return Err(s3_error!(
-            AccessDenied,
-            "the signature is not for the service 's3'"
-        ));
+        return Err(s3_error!(AccessDenied, "the signature is not for the service 's3'"));
     }
-    let signed: Vec<&str> = field("SignedHeaders")
-        .unwrap_or_default()
-        .split(';')
-        .collect();
+    let signed: Vec<&str> = field("SignedHeaders").unwrap_or_default().split(';').collect();
     let unsigned = |name: &str| !signed.iter().any(|s| s.eq_ignore_ascii_case(name));
     if unsigned("host") {
         return Err(s3_error!(AccessDenied, "the header 'host' is not signed"));
@@ -195,14 +169,9 @@ fn check_form(parts: &Parts) -> Result<(), S3Error> {
 }
 
 fn is_form(parts: &Parts) -> bool {
-    let content_type = parts
-        .headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes());
+    let content_type = parts.headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     content_type.is_some_and(|value| {
-        value
-            .get(..10)
-            .is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
+        value.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
     })
 }
 
@@ -215,9 +184,7 @@ mod tests {
 
     fn code(request: http::request::Builder) -> Option<String> {
         let (parts, ()) = request.body(()).expect("a request").into_parts();
-        check_form(&parts)
-            .err()
-            .map(|error| error.code().as_str().to_owned())
+        check_form(&parts).err().map(|error| error.code().as_str().to_owned())
     }
 
     #[test]
@@ -227,17 +194,9 @@ mod tests {
         assert_eq!(code(Request::get("/b/k")).as_deref(), Some("AccessDenied"));
         let v2 = Request::get("/b/k").header("authorization", "AWS key:sig");
         assert_eq!(code(v2).as_deref(), Some("InvalidRequest"));
-        for query in [
-            "X-Amz-Signature=1",
-            "X%2DAmz-Signature=1",
-            "Signature=x&AWSAccessKeyId=y",
-        ] {
+        for query in ["X-Amz-Signature=1", "X%2DAmz-Signature=1", "Signature=x&AWSAccessKeyId=y"] {
             let presigned = Request::get(format!("/b/k?{query}")).header("authorization", SIGNED);
-            assert_eq!(
-                code(presigned).as_deref(),
-                Some("InvalidRequest"),
-                "{query}"
-            );
+            assert_eq!(code(presigned).as_deref(), Some("InvalidRequest"), "{query}");
         }
         let added = signed().header("x-amz-copy-source", "/b/other");
         assert_eq!(code(added).as_deref(), Some("AccessDenied"));

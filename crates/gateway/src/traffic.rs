@@ -43,10 +43,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn counters(&self, sandbox: &SandboxId) -> Arc<Counters> {
-        let mut all = self
-            .sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(counters) = all.get(sandbox) {
             return counters.clone();
         }
@@ -54,10 +51,7 @@ impl Ledger {
     }
 
     pub(crate) fn snapshot(&self, sandbox: &SandboxId) -> Traffic {
-        let all = self
-            .sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let all = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(counters) = all.get(sandbox) else {
             return Traffic::default();
         };
@@ -70,10 +64,7 @@ impl Ledger {
     }
 
     pub(crate) fn forget(&self, sandbox: &SandboxId) {
-        self.sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(sandbox);
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(sandbox);
     }
 }
 
@@ -121,9 +112,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        self.passage
-            .received
-            .fetch_add(data_length(&polled), Ordering::Relaxed);
+        self.passage.received.fetch_add(data_length(&polled), Ordering::Relaxed);
         polled
     }
 
@@ -153,9 +142,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         if let Some(counters) = &self.counters {
-            counters
-                .bytes_out
-                .fetch_add(data_length(&polled), Ordering::Relaxed);
+            counters.bytes_out.fetch_add(data_length(&polled), Ordering::Relaxed);
         }
         polled
     }

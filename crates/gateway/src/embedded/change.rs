@@ -129,10 +129,7 @@ pub(super) async fn apply_all(
             Err(error) => {
                 tracing::error!(%error, "the index of the object store failed");
                 for reply in replies {
-                    answer(
-                        reply,
-                        Err(s3_error!(InternalError, "the index failed: {error}")),
-                    );
+                    answer(reply, Err(s3_error!(InternalError, "the index failed: {error}")));
                 }
             }
         }
@@ -186,11 +183,7 @@ async fn apply(
                 .map_err(failed)?;
             Ok(Applied::default())
         }
-        Change::Put {
-            target,
-            record,
-            condition,
-        } => {
+        Change::Put { target, record, condition } => {
             need_bucket(db, &target.bucket).await?;
             let before = index::object(db, &target.bucket, &target.key).await?;
             check(&condition, before.as_ref())?;
@@ -199,22 +192,13 @@ async fn apply(
             }
             replace(db, &target, before, record, freed).await
         }
-        Change::Copy {
-            source,
-            target,
-            attributes,
-            source_etag,
-        } => copy(db, source, target, attributes, source_etag, freed).await,
+        Change::Copy { source, target, attributes, source_etag } => {
+            copy(db, source, target, attributes, source_etag, freed).await
+        }
         Change::Delete { target, if_match } => {
             need_bucket(db, &target.bucket).await?;
             let before = index::object(db, &target.bucket, &target.key).await?;
-            check(
-                &Condition {
-                    if_match,
-                    if_none_match: None,
-                },
-                before.as_ref(),
-            )?;
+            check(&Condition { if_match, if_none_match: None }, before.as_ref())?;
             if let Some(before) = before {
                 sqlx::query("DELETE FROM objects WHERE bucket = ? AND key = ?")
                     .bind(target.bucket)
@@ -226,11 +210,7 @@ async fn apply(
             }
             Ok(Applied::default())
         }
-        Change::CreateUpload {
-            id,
-            target,
-            attributes,
-        } => {
+        Change::CreateUpload { id, target, attributes } => {
             need_bucket(db, &target.bucket).await?;
             sqlx::query(
                 "INSERT INTO uploads (id, bucket, key, initiated, attributes) \
@@ -246,15 +226,7 @@ async fn apply(
             .map_err(failed)?;
             Ok(Applied::default())
         }
-        Change::PutPart {
-            upload,
-            target,
-            number,
-            size,
-            etag,
-            segments,
-            shared,
-        } => {
+        Change::PutPart { upload, target, number, size, etag, segments, shared } => {
             need_upload(db, &upload, &target).await?;
             use_files(db, &segments, shared).await?;
             let before = part_segments(db, &upload, number).await?;
@@ -275,12 +247,9 @@ async fn apply(
             .map_err(failed)?;
             Ok(Applied { etag, modified })
         }
-        Change::Complete {
-            upload,
-            target,
-            parts,
-            condition,
-        } => complete(db, upload, target, parts, condition, freed).await,
+        Change::Complete { upload, target, parts, condition } => {
+            complete(db, upload, target, parts, condition, freed).await
+        }
         Change::Abort { upload, target } => {
             need_upload(db, &upload, &target).await?;
             drop_upload(db, &upload, &[], freed).await?;
@@ -335,10 +304,7 @@ async fn replace(
     if let Some(before) = before {
         release_content(db, &before.content, freed).await?;
     }
-    Ok(Applied {
-        etag: record.etag,
-        modified: record.modified,
-    })
+    Ok(Applied { etag: record.etag, modified: record.modified })
 }
 
 async fn copy(
@@ -353,20 +319,14 @@ async fn copy(
     let found = index::object(db, &source.bucket, &source.key).await?;
     let found = found.ok_or_else(|| s3_error!(NoSuchKey, "the copy source does not exist"))?;
     if found.etag != source_etag {
-        return Err(s3_error!(
-            PreconditionFailed,
-            "the copy source changed meanwhile"
-        ));
+        return Err(s3_error!(PreconditionFailed, "the copy source changed meanwhile"));
     }
     let before = index::object(db, &target.bucket, &target.key).await?;
     if let Content::Segments(segments) = &found.content {
         use_files(db, segments, true).await?;
     }
-    let record = Record {
-        attributes: attributes.unwrap_or(found.attributes),
-        modified: now(),
-        ..found
-    };
+    let record =
+        Record { attributes: attributes.unwrap_or(found.attributes), modified: now(), ..found };
     replace(db, &target, before, record, freed).await
 }
 
@@ -387,9 +347,7 @@ async fn complete(
     let (mut segments, mut digests, mut size) = (Vec::new(), Vec::new(), 0);
     let mut numbers = Vec::with_capacity(wanted.len());
     for (place, part) in wanted.iter().enumerate() {
-        let number = part
-            .part_number
-            .ok_or_else(|| s3_error!(MalformedXML, "no part number"))?;
+        let number = part.part_number.ok_or_else(|| s3_error!(MalformedXML, "no part number"))?;
         if numbers.last().is_some_and(|last| *last >= number) {
             return Err(s3_error!(InvalidPartOrder, "the parts are not in order"));
         }
@@ -402,19 +360,12 @@ async fn complete(
                 .map_err(failed)?
                 .ok_or_else(|| s3_error!(InvalidPart, "part {number} was not uploaded"))?;
         let etag: String = row.try_get("etag").map_err(failed)?;
-        if part
-            .e_tag
-            .as_ref()
-            .is_some_and(|wanted| wanted.value() != etag)
-        {
+        if part.e_tag.as_ref().is_some_and(|wanted| wanted.value() != etag) {
             return Err(s3_error!(InvalidPart, "part {number} has another ETag"));
         }
         let length = unsigned(row.try_get("size").map_err(failed)?)?;
         if length < SMALLEST_PART && place + 1 < wanted.len() {
-            return Err(s3_error!(
-                EntityTooSmall,
-                "part {number} is smaller than 5 MiB"
-            ));
+            return Err(s3_error!(EntityTooSmall, "part {number} is smaller than 5 MiB"));
         }
         size += length;
         digests.extend(hex::decode(&etag).map_err(S3Error::internal_error)?);
@@ -425,13 +376,7 @@ async fn complete(
     // The object takes over the uses of its parts; those of unused parts end.
     drop_upload(db, &upload, &numbers, freed).await?;
     let content = Content::Segments(segments);
-    let record = Record {
-        size,
-        etag,
-        modified: now(),
-        attributes,
-        content,
-    };
+    let record = Record { size, etag, modified: now(), attributes, content };
     replace(db, &target, before, record, freed).await
 }
 
@@ -484,15 +429,8 @@ async fn drop_upload(
             release(db, &index::segments(&row)?, freed).await?;
         }
     }
-    for statement in [
-        "DELETE FROM parts WHERE upload = ?",
-        "DELETE FROM uploads WHERE id = ?",
-    ] {
-        sqlx::query(statement)
-            .bind(upload)
-            .execute(&mut *db)
-            .await
-            .map_err(failed)?;
+    for statement in ["DELETE FROM parts WHERE upload = ?", "DELETE FROM uploads WHERE id = ?"] {
+        sqlx::query(statement).bind(upload).execute(&mut *db).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -503,16 +441,8 @@ async fn use_files(db: &mut SqliteConnection, segments: &[Segment], shared: bool
     if shared {
         for segment in segments {
             let row = sqlx::query("SELECT 1 FROM files WHERE id = ?").bind(&segment.file);
-            if row
-                .fetch_optional(&mut *db)
-                .await
-                .map_err(failed)?
-                .is_none()
-            {
-                return Err(s3_error!(
-                    NoSuchKey,
-                    "the copy source was deleted meanwhile"
-                ));
+            if row.fetch_optional(&mut *db).await.map_err(failed)?.is_none() {
+                return Err(s3_error!(NoSuchKey, "the copy source was deleted meanwhile"));
             }
         }
     }
@@ -522,11 +452,7 @@ async fn use_files(db: &mut SqliteConnection, segments: &[Segment], shared: bool
         } else {
             "INSERT INTO files (id, uses) VALUES (?, 1)"
         };
-        sqlx::query(statement)
-            .bind(&segment.file)
-            .execute(&mut *db)
-            .await
-            .map_err(failed)?;
+        sqlx::query(statement).bind(&segment.file).execute(&mut *db).await.map_err(failed)?;
     }
     Ok(())
 }
@@ -554,10 +480,7 @@ async fn release(
             .fetch_optional(&mut *db)
             .await
             .map_err(failed)?;
-        let uses: Option<i64> = left
-            .map(|row| row.try_get("uses"))
-            .transpose()
-            .map_err(failed)?;
+        let uses: Option<i64> = left.map(|row| row.try_get("uses")).transpose().map_err(failed)?;
         if uses.is_some_and(|uses| uses <= 0) {
             sqlx::query("DELETE FROM files WHERE id = ?")
                 .bind(&segment.file)

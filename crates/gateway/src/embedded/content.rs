@@ -52,11 +52,7 @@ pub(super) fn slice(segments: &[Segment], range: &std::ops::Range<u64>) -> Vec<S
         let (from, to) = (range.start.max(start), range.end.min(end));
         if from < to {
             let offset = segment.offset + (from - start);
-            found.push(Segment {
-                file: segment.file.clone(),
-                offset,
-                length: to - from,
-            });
+            found.push(Segment { file: segment.file.clone(), offset, length: to - from });
         }
         start = end;
     }
@@ -88,10 +84,7 @@ impl Files {
             }
         }
         File::open(&root)?.sync_all()?;
-        Ok(Self {
-            root: Arc::new(root),
-            leases: Arc::default(),
-        })
+        Ok(Self { root: Arc::new(root), leases: Arc::default() })
     }
 
     /// Removes files that the index does not name; says how many, and which named ones are missing.
@@ -100,11 +93,7 @@ impl Files {
         for folder in fs::read_dir(&*self.root)? {
             for entry in fs::read_dir(folder?.path())? {
                 let entry = entry?;
-                if !entry
-                    .file_name()
-                    .to_str()
-                    .is_some_and(|name| named.remove(name))
-                {
+                if !entry.file_name().to_str().is_some_and(|name| named.remove(name)) {
                     fs::remove_file(entry.path())?;
                     removed += 1;
                 }
@@ -124,17 +113,11 @@ impl Files {
     /// Keeps the files of `segments` from being removed while the lease lives.
     pub(super) fn lease(&self, segments: &[Segment]) -> Lease {
         let mut leases = self.leases();
-        let names: Vec<String> = segments
-            .iter()
-            .map(|segment| segment.file.clone())
-            .collect();
+        let names: Vec<String> = segments.iter().map(|segment| segment.file.clone()).collect();
         for name in &names {
             *leases.readers.entry(name.clone()).or_default() += 1;
         }
-        Lease {
-            files: self.clone(),
-            names,
-        }
+        Lease { files: self.clone(), names }
     }
 
     /// Removes files that the index no longer names, each when nobody reads it any more.
@@ -161,14 +144,7 @@ impl Files {
         let name = hex::encode(id);
         let path = self.path(&name);
         let file = File::create_new(&path)?;
-        Ok((
-            file,
-            Draft {
-                name,
-                path,
-                kept: false,
-            },
-        ))
+        Ok((file, Draft { name, path, kept: false }))
     }
 
     /// Takes in a body: hashes it, checks it against what was declared, and writes it to a
@@ -180,10 +156,7 @@ impl Files {
         mut expected: Expected,
         inline: bool,
     ) -> S3Result<Received> {
-        let mut sink = Sink {
-            files: self.clone(),
-            state: SinkState::Memory,
-        };
+        let mut sink = Sink { files: self.clone(), state: SinkState::Memory };
         let mut piece = Vec::new();
         let (mut gathered, mut size) = (0, 0u64);
         let mut md5 = Md5::new();
@@ -213,20 +186,11 @@ impl Files {
         } else {
             let md5 = sink.write(piece, md5).await?;
             let (draft, digest) = sink.finish(md5).await?;
-            let segment = Segment {
-                file: draft.name.clone(),
-                offset: 0,
-                length: size,
-            };
+            let segment = Segment { file: draft.name.clone(), offset: 0, length: size };
             (Content::Segments(vec![segment]), Some(draft), digest)
         };
         expected.finish(Some(&digest))?;
-        Ok(Received {
-            content,
-            draft,
-            size,
-            md5: digest,
-        })
+        Ok(Received { content, draft, size, md5: digest })
     }
 
     /// Streams `segments`, which must be leased.
@@ -262,10 +226,7 @@ fn broken_body(error: s3s::StdError) -> S3Error {
 }
 
 pub(super) fn disk(error: io::Error) -> S3Error {
-    if matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    ) {
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         return s3_error!(error, InternalError, "the server's disk is full");
     }
     S3Error::internal_error(error)
@@ -360,12 +321,9 @@ impl Sink {
     async fn settle(&mut self) -> S3Result<Option<(File, Draft)>> {
         match std::mem::replace(&mut self.state, SinkState::Failed) {
             SinkState::Memory => Ok(None),
-            SinkState::Writing(write) => Ok(Some(
-                write
-                    .await
-                    .map_err(S3Error::internal_error)?
-                    .map_err(disk)?,
-            )),
+            SinkState::Writing(write) => {
+                Ok(Some(write.await.map_err(S3Error::internal_error)?.map_err(disk)?))
+            }
             SinkState::Failed => Err(s3_error!(InternalError, "an earlier write failed")),
         }
     }
@@ -380,10 +338,7 @@ impl Sink {
             File::open(folder)?.sync_all()?;
             Ok(draft)
         });
-        let draft = synced
-            .await
-            .map_err(S3Error::internal_error)?
-            .map_err(disk)?;
+        let draft = synced.await.map_err(S3Error::internal_error)?.map_err(disk)?;
         Ok((draft, md5.finalize()))
     }
 }
@@ -459,21 +414,14 @@ mod tests {
     use super::*;
 
     fn segment(file: &str, offset: u64, length: u64) -> Segment {
-        Segment {
-            file: file.to_owned(),
-            offset,
-            length,
-        }
+        Segment { file: file.to_owned(), offset, length }
     }
 
     #[test]
     fn a_range_is_cut_out_of_its_segments() {
         let whole = [segment("a", 0, 10), segment("b", 5, 10)];
         assert_eq!(slice(&whole, &(0..20)), whole);
-        assert_eq!(
-            slice(&whole, &(8..12)),
-            [segment("a", 8, 2), segment("b", 5, 2)]
-        );
+        assert_eq!(slice(&whole, &(8..12)), [segment("a", 8, 2), segment("b", 5, 2)]);
         assert_eq!(slice(&whole, &(10..11)), [segment("b", 5, 1)]);
         assert_eq!(slice(&whole, &(3..3)), []);
     }
@@ -485,10 +433,8 @@ mod tests {
         let (_, draft) = files.create().expect("creates");
         let (name, path) = (draft.name.clone(), draft.path.clone());
         draft.keep();
-        let (first, second) = (
-            files.lease(&[segment(&name, 0, 1)]),
-            files.lease(&[segment(&name, 0, 1)]),
-        );
+        let (first, second) =
+            (files.lease(&[segment(&name, 0, 1)]), files.lease(&[segment(&name, 0, 1)]));
         files.remove(vec![name]);
         drop(first);
         assert!(path.exists());

@@ -144,11 +144,7 @@ pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3
     loop {
         // With a delimiter most rows may fold into a prefix, so read little before jumping.
         let wanted = ask.limit - page.entries.len() + 1;
-        let batch = if ask.delimiter.is_some() {
-            wanted.min(64)
-        } else {
-            wanted
-        };
+        let batch = if ask.delimiter.is_some() { wanted.min(64) } else { wanted };
         let rows = rows(db, ask.bucket, &from, end.as_deref(), batch).await?;
         let full = rows.len() == batch;
         let mut jump = None;
@@ -172,15 +168,11 @@ pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3
                 }
                 None => {
                     jump = None;
-                    page.entries
-                        .push(Entry::Object(Box::new(listed(row, text)?)));
+                    page.entries.push(Entry::Object(Box::new(listed(row, text)?)));
                 }
             }
         }
-        let last = rows
-            .last()
-            .map(|row| row.try_get::<&[u8], _>("key"))
-            .transpose();
+        let last = rows.last().map(|row| row.try_get::<&[u8], _>("key")).transpose();
         let Some(last) = last.map_err(failed)?.filter(|_| full) else {
             return Ok(page);
         };
@@ -269,9 +261,7 @@ fn listed(row: &SqliteRow, key: &str) -> S3Result<Object> {
         size: Some(row.try_get("size").map_err(failed)?),
         e_tag: Some(ETag::Strong(row.try_get("etag").map_err(failed)?)),
         last_modified: Some(timestamp(row.try_get("modified").map_err(failed)?)),
-        storage_class: Some(ObjectStorageClass::from_static(
-            ObjectStorageClass::STANDARD,
-        )),
+        storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
         ..Object::default()
     })
 }
@@ -301,16 +291,10 @@ mod tests {
 
     /// The list as S3 describes it: fold, sort, skip, cut.
     fn plain_page(keys: &[String], ask: &PageRequest<'_>) -> (Vec<String>, bool) {
-        let folded = |key: &String| {
-            common_prefix(key, ask.prefix, ask.delimiter)
-                .unwrap_or(key)
-                .to_owned()
-        };
-        let mut names: Vec<String> = keys
-            .iter()
-            .filter(|key| key.starts_with(ask.prefix))
-            .map(folded)
-            .collect();
+        let folded =
+            |key: &String| common_prefix(key, ask.prefix, ask.delimiter).unwrap_or(key).to_owned();
+        let mut names: Vec<String> =
+            keys.iter().filter(|key| key.starts_with(ask.prefix)).map(folded).collect();
         names.sort();
         names.dedup();
         names.retain(|name| ask.after.is_none_or(|after| name.as_str() > after));
@@ -321,29 +305,15 @@ mod tests {
 
     async fn stored_page(keys: &[String], ask: &PageRequest<'_>) -> (Vec<String>, bool) {
         use sqlx::{Connection, Executor};
-        let mut db = SqliteConnection::connect("sqlite::memory:")
-            .await
-            .expect("opens");
-        db.execute(include_str!("../../migrations/0001_index.sql"))
-            .await
-            .expect("the schema");
+        let mut db = SqliteConnection::connect("sqlite::memory:").await.expect("opens");
+        db.execute(include_str!("../../migrations/0001_index.sql")).await.expect("the schema");
         for key in keys {
             let insert =
                 "INSERT OR IGNORE INTO objects VALUES ('b', ?, 0, 'e', 0, '{}', NULL, X'')";
-            sqlx::query(insert)
-                .bind(key.as_bytes())
-                .execute(&mut db)
-                .await
-                .expect("inserts");
+            sqlx::query(insert).bind(key.as_bytes()).execute(&mut db).await.expect("inserts");
         }
         let page = page(&mut db, ask).await.expect("a page");
-        (
-            page.entries
-                .iter()
-                .map(|entry| entry.name().to_owned())
-                .collect(),
-            page.more,
-        )
+        (page.entries.iter().map(|entry| entry.name().to_owned()).collect(), page.more)
     }
 
     proptest! {

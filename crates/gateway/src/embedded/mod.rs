@@ -126,15 +126,9 @@ impl Embedded {
             move || prepare(folder)
         })
         .await
-        .map_err(|error| EmbeddedError::Change {
-            call: "open",
-            message: error.to_string(),
-        })??;
+        .map_err(|error| EmbeddedError::Change { call: "open", message: error.to_string() })??;
         let path = folder.join("index.sqlite");
-        let index = |source| EmbeddedError::Index {
-            path: path.clone(),
-            source,
-        };
+        let index = |source| EmbeddedError::Index { path: path.clone(), source };
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
@@ -148,21 +142,13 @@ impl Embedded {
         sqlx::migrate!("./migrations")
             .run(&readers)
             .await
-            .map_err(|source| EmbeddedError::Migrate {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| EmbeddedError::Migrate { path: path.clone(), source })?;
         reconcile(&folder, &files, &readers).await?;
 
         let reading = Arc::new(RwLock::new(()));
         let (sender, changes) = mpsc::channel(QUEUE);
         let mut tasks = JoinSet::new();
-        tasks.spawn(change::apply_all(
-            writer,
-            changes,
-            files.clone(),
-            reading.clone(),
-        ));
+        tasks.spawn(change::apply_all(writer, changes, files.clone(), reading.clone()));
         let inner = Inner {
             folder,
             files,
@@ -173,9 +159,7 @@ impl Embedded {
             writer: Mutex::new(tasks),
             _lock: lock,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Finishes the changes under way and closes the index. Later requests fail.
@@ -195,14 +179,7 @@ impl Embedded {
         let closed = || s3_error!(ServiceUnavailable, "the object store is closed");
         let sender = self.inner.sender.upgrade().ok_or_else(closed)?;
         let (reply, answer) = oneshot::channel();
-        sender
-            .send(Message {
-                change,
-                draft,
-                reply,
-            })
-            .await
-            .map_err(|_| closed())?;
+        sender.send(Message { change, draft, reply }).await.map_err(|_| closed())?;
         drop(sender);
         answer.await.map_err(|_| closed())?
     }
@@ -242,14 +219,8 @@ async fn reconcile(
     readers: &SqlitePool,
 ) -> Result<(), EmbeddedError> {
     let path = folder.join("index.sqlite");
-    let index = |source| EmbeddedError::Index {
-        path: path.clone(),
-        source,
-    };
-    let rows = sqlx::query("SELECT id FROM files")
-        .fetch_all(readers)
-        .await
-        .map_err(index)?;
+    let index = |source| EmbeddedError::Index { path: path.clone(), source };
+    let rows = sqlx::query("SELECT id FROM files").fetch_all(readers).await.map_err(index)?;
     let named: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get("id")).collect();
     let named = named.map_err(index)?;
     let files = files.clone();
@@ -257,16 +228,9 @@ async fn reconcile(
     let (removed, missing) = done
         .map_err(io::Error::other)
         .and_then(|result| result)
-        .map_err(|source| EmbeddedError::File {
-            call: "read",
-            path: folder.to_owned(),
-            source,
-        })?;
+        .map_err(|source| EmbeddedError::File { call: "read", path: folder.to_owned(), source })?;
     if removed > 0 {
-        info!(
-            removed,
-            "removed content files that were never acknowledged"
-        );
+        info!(removed, "removed content files that were never acknowledged");
     }
     match missing.first() {
         None => Ok(()),
@@ -301,16 +265,11 @@ impl Store for Embedded {
             return Ok(());
         }
         let endpoint = self.inner.folder.display().to_string();
-        Err(StoreError::NoBucket {
-            endpoint,
-            bucket: bucket.clone(),
-        })
+        Err(StoreError::NoBucket { endpoint, bucket: bucket.clone() })
     }
 
     async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
-        let change = Change::CreateBucket {
-            bucket: bucket.to_string(),
-        };
+        let change = Change::CreateBucket { bucket: bucket.to_string() };
         match self.apply(change, None).await {
             Ok(_) => Ok(()),
             Err(error) => Err(change_error("create the bucket", &error)),
@@ -327,10 +286,7 @@ impl Store for Embedded {
             Ok(()) => Ok(()),
             Err(error) if *error.code() == s3s::S3ErrorCode::NoSuchBucket => {
                 let endpoint = self.inner.folder.display().to_string();
-                Err(StoreError::NoBucket {
-                    endpoint,
-                    bucket: bucket.clone(),
-                })
+                Err(StoreError::NoBucket { endpoint, bucket: bucket.clone() })
             }
             Err(error) => Err(change_error("create a directory", &error)),
         }
@@ -338,9 +294,5 @@ impl Store for Embedded {
 }
 
 fn change_error(call: &'static str, error: &S3Error) -> StoreError {
-    EmbeddedError::Change {
-        call,
-        message: error.to_string(),
-    }
-    .into()
+    EmbeddedError::Change { call, message: error.to_string() }.into()
 }

@@ -33,9 +33,7 @@ impl ReadIf<'_> {
     /// `If-None-Match` and `If-Modified-Since`.
     pub(super) fn check(&self, record: &Record, refused: s3s::S3ErrorCode) -> S3Result<()> {
         let is = |condition: &ETagCondition| {
-            condition
-                .as_etag()
-                .is_none_or(|tag| tag.value() == record.etag)
+            condition.as_etag().is_none_or(|tag| tag.value() == record.etag)
         };
         // Dates in headers have whole seconds.
         let modified = record.modified.div_euclid(1000);
@@ -46,21 +44,14 @@ impl ReadIf<'_> {
             (None, None) => true,
         };
         if !holds {
-            return Err(s3_error!(
-                PreconditionFailed,
-                "a precondition does not hold"
-            ));
+            return Err(s3_error!(PreconditionFailed, "a precondition does not hold"));
         }
         let unchanged = match (self.none_match, self.modified_since) {
             (Some(condition), _) => is(condition),
             (None, Some(date)) => modified <= seconds(date),
             (None, None) => false,
         };
-        if unchanged {
-            Err(refused.into())
-        } else {
-            Ok(())
-        }
+        if unchanged { Err(refused.into()) } else { Ok(()) }
     }
 }
 
@@ -93,11 +84,7 @@ impl Embedded {
             metadata: sorted(input.metadata),
         };
         let length = input.content_length;
-        let received = self
-            .inner
-            .files
-            .receive(input.body, length, expected, true)
-            .await?;
+        let received = self.inner.files.receive(input.body, length, expected, true).await?;
         let record = Record {
             size: received.size,
             etag: hex::encode(received.md5),
@@ -105,19 +92,9 @@ impl Embedded {
             attributes,
             content: received.content,
         };
-        let condition = Condition {
-            if_match: input.if_match,
-            if_none_match: input.if_none_match,
-        };
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
-        let change = Change::Put {
-            target,
-            record,
-            condition,
-        };
+        let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
+        let target = Target { bucket: input.bucket, key: input.key };
+        let change = Change::Put { target, record, condition };
         let applied = self.apply(change, received.draft).await?;
         Ok(PutObjectOutput {
             e_tag: Some(ETag::Strong(applied.etag)),
@@ -143,32 +120,14 @@ impl Embedded {
             modified: now(),
             attributes: Attributes {
                 content_type: Some(DirectoryMarker::CONTENT_TYPE.to_owned()),
-                metadata: metadata
-                    .map(|(k, v)| ((*k).to_owned(), v.clone()))
-                    .collect(),
+                metadata: metadata.map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
                 ..Attributes::default()
             },
             content: Content::Inline(bytes::Bytes::new()),
         };
-        let target = Target {
-            bucket: bucket.to_string(),
-            key: key.to_owned(),
-        };
-        let condition = Condition {
-            if_match: None,
-            if_none_match: Some(ETagCondition::Any),
-        };
-        match self
-            .apply(
-                Change::Put {
-                    target,
-                    record,
-                    condition,
-                },
-                None,
-            )
-            .await
-        {
+        let target = Target { bucket: bucket.to_string(), key: key.to_owned() };
+        let condition = Condition { if_match: None, if_none_match: Some(ETagCondition::Any) };
+        match self.apply(Change::Put { target, record, condition }, None).await {
             Err(error) if *error.code() != s3s::S3ErrorCode::PreconditionFailed => Err(error),
             Ok(change::Applied { .. }) | Err(_) => Ok(()),
         }
@@ -209,9 +168,7 @@ impl Embedded {
             content_disposition: attributes.content_disposition,
             content_encoding: attributes.content_encoding,
             content_language: attributes.content_language,
-            expires: attributes
-                .expires
-                .map(|s| timestamp(s.saturating_mul(1000))),
+            expires: attributes.expires.map(|s| timestamp(s.saturating_mul(1000))),
             metadata: Some(attributes.metadata.into_iter().collect()),
             ..GetObjectOutput::default()
         })
@@ -239,9 +196,7 @@ impl Embedded {
             content_disposition: attributes.content_disposition,
             content_encoding: attributes.content_encoding,
             content_language: attributes.content_language,
-            expires: attributes
-                .expires
-                .map(|s| timestamp(s.saturating_mul(1000))),
+            expires: attributes.expires.map(|s| timestamp(s.saturating_mul(1000))),
             metadata: Some(attributes.metadata.into_iter().collect()),
             ..HeadObjectOutput::default()
         })
@@ -271,10 +226,7 @@ impl Embedded {
             expires: input.expires.map(seconds),
             metadata: sorted(input.metadata),
         });
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
         if attributes.is_none() && target.bucket == source.bucket && target.key == source.key {
             return Err(s3_error!(
                 InvalidRequest,
@@ -282,12 +234,7 @@ impl Embedded {
             ));
         }
         let source_etag = record.etag;
-        let change = Change::Copy {
-            source,
-            target,
-            attributes,
-            source_etag,
-        };
+        let change = Change::Copy { source, target, attributes, source_etag };
         let applied = self.apply(change, None).await?;
         Ok(CopyObjectOutput {
             copy_object_result: Some(CopyObjectResult {
@@ -300,18 +247,8 @@ impl Embedded {
     }
 
     pub(super) async fn delete(&self, input: DeleteObjectInput) -> S3Result<DeleteObjectOutput> {
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
-        self.apply(
-            Change::Delete {
-                target,
-                if_match: input.if_match,
-            },
-            None,
-        )
-        .await?;
+        let target = Target { bucket: input.bucket, key: input.key };
+        self.apply(Change::Delete { target, if_match: input.if_match }, None).await?;
         Ok(DeleteObjectOutput::default())
     }
 
@@ -322,24 +259,13 @@ impl Embedded {
         let quiet = input.delete.quiet.unwrap_or_default();
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         let removals = input.delete.objects.into_iter().map(|object| {
-            let target = Target {
-                bucket: input.bucket.clone(),
-                key: object.key.clone(),
-            };
+            let target = Target { bucket: input.bucket.clone(), key: object.key.clone() };
             let if_match = object.e_tag.map(ETagCondition::ETag);
-            async move {
-                (
-                    object.key,
-                    self.apply(Change::Delete { target, if_match }, None).await,
-                )
-            }
+            async move { (object.key, self.apply(Change::Delete { target, if_match }, None).await) }
         });
         for (key, result) in futures::future::join_all(removals).await {
             match result {
-                Ok(_) => deleted.push(DeletedObject {
-                    key: Some(key),
-                    ..DeletedObject::default()
-                }),
+                Ok(_) => deleted.push(DeletedObject { key: Some(key), ..DeletedObject::default() }),
                 Err(error) => errors.push(s3s::dto::Error {
                     key: Some(key),
                     code: Some(error.code().as_str().to_owned()),
@@ -358,14 +284,12 @@ impl Embedded {
 
 pub(super) fn source_of(source: &CopySource) -> S3Result<Target> {
     match source {
-        CopySource::Bucket { bucket, key, .. } => Ok(Target {
-            bucket: bucket.to_string(),
-            key: key.to_string(),
-        }),
-        CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => Err(s3_error!(
-            NotImplemented,
-            "the copy source must be '<bucket>/<key>'"
-        )),
+        CopySource::Bucket { bucket, key, .. } => {
+            Ok(Target { bucket: bucket.to_string(), key: key.to_string() })
+        }
+        CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => {
+            Err(s3_error!(NotImplemented, "the copy source must be '<bucket>/<key>'"))
+        }
     }
 }
 
@@ -381,14 +305,8 @@ fn requested(
     let Some(range) = range else {
         return Ok((0..size, None));
     };
-    let bytes = range
-        .check(size)
-        .map_err(|error| s3_error!(error, InvalidRange))?;
-    let header = format!(
-        "bytes {}-{}/{size}",
-        bytes.start,
-        bytes.end.saturating_sub(1)
-    );
+    let bytes = range.check(size).map_err(|error| s3_error!(error, InvalidRange))?;
+    let header = format!("bytes {}-{}/{size}", bytes.start, bytes.end.saturating_sub(1));
     Ok((bytes, Some(header)))
 }
 
@@ -402,11 +320,8 @@ pub(super) fn seconds(date: Timestamp) -> i64 {
 
 /// `aws-chunked` describes the transfer; it is no property of the object.
 pub(super) fn without_chunked(encoding: String) -> Option<String> {
-    let kept: Vec<&str> = encoding
-        .split(',')
-        .map(str::trim)
-        .filter(|e| !matches!(*e, "" | "aws-chunked"))
-        .collect();
+    let kept: Vec<&str> =
+        encoding.split(',').map(str::trim).filter(|e| !matches!(*e, "" | "aws-chunked")).collect();
     (!kept.is_empty()).then(|| kept.join(","))
 }
 
@@ -423,10 +338,7 @@ mod tests {
     #[test]
     fn the_transfer_encoding_is_not_kept() {
         assert_eq!(without_chunked("aws-chunked".to_owned()), None);
-        assert_eq!(
-            without_chunked("gzip, aws-chunked".to_owned()).as_deref(),
-            Some("gzip")
-        );
+        assert_eq!(without_chunked("gzip, aws-chunked".to_owned()).as_deref(), Some("gzip"));
     }
 
     #[test]

@@ -40,15 +40,8 @@ impl Embedded {
             expires: input.expires.map(seconds),
             metadata: sorted(input.metadata),
         };
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
-        let change = Change::CreateUpload {
-            id: id.clone(),
-            target: target.clone(),
-            attributes,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
+        let change = Change::CreateUpload { id: id.clone(), target: target.clone(), attributes };
         self.apply(change, None).await?;
         Ok(CreateMultipartUploadOutput {
             bucket: Some(target.bucket),
@@ -65,17 +58,10 @@ impl Embedded {
         let expected = Expected::of(&req.headers, req.trailing_headers)?;
         let input = req.input;
         check_number(input.part_number)?;
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
         self.need_upload(&input.upload_id, &target).await?;
         let length = input.content_length;
-        let received = self
-            .inner
-            .files
-            .receive(input.body, length, expected, false)
-            .await?;
+        let received = self.inner.files.receive(input.body, length, expected, false).await?;
         let Content::Segments(segments) = received.content else {
             return Err(s3_error!(InternalError, "a part was not written to a file"));
         };
@@ -105,10 +91,7 @@ impl Embedded {
         input: UploadPartCopyInput,
     ) -> S3Result<UploadPartCopyOutput> {
         check_number(input.part_number)?;
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
         self.need_upload(&input.upload_id, &target).await?;
         let source = source_of(&input.copy_source)?;
         let (record, lease) = self.find(&source.bucket, &source.key).await?;
@@ -140,11 +123,7 @@ impl Embedded {
                 let bytes = bytes.slice(range.start as usize..range.end as usize);
                 let body = StreamingBlob::from(Body::from(bytes));
                 let expected = Expected::of(&http::HeaderMap::new(), None)?;
-                let received = self
-                    .inner
-                    .files
-                    .receive(Some(body), None, expected, false)
-                    .await?;
+                let received = self.inner.files.receive(Some(body), None, expected, false).await?;
                 let Content::Segments(segments) = received.content else {
                     return Err(s3_error!(InternalError, "a part was not written to a file"));
                 };
@@ -175,21 +154,12 @@ impl Embedded {
         &self,
         input: CompleteMultipartUploadInput,
     ) -> S3Result<CompleteMultipartUploadOutput> {
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
         let change = Change::Complete {
             upload: input.upload_id,
             target: target.clone(),
-            parts: input
-                .multipart_upload
-                .and_then(|upload| upload.parts)
-                .unwrap_or_default(),
-            condition: Condition {
-                if_match: input.if_match,
-                if_none_match: input.if_none_match,
-            },
+            parts: input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default(),
+            condition: Condition { if_match: input.if_match, if_none_match: input.if_none_match },
         };
         let applied = self.apply(change, None).await?;
         Ok(CompleteMultipartUploadOutput {
@@ -205,18 +175,8 @@ impl Embedded {
         &self,
         input: AbortMultipartUploadInput,
     ) -> S3Result<AbortMultipartUploadOutput> {
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
-        self.apply(
-            Change::Abort {
-                upload: input.upload_id,
-                target,
-            },
-            None,
-        )
-        .await?;
+        let target = Target { bucket: input.bucket, key: input.key };
+        self.apply(Change::Abort { upload: input.upload_id, target }, None).await?;
         Ok(AbortMultipartUploadOutput::default())
     }
 
@@ -232,18 +192,12 @@ impl Embedded {
             .map_err(failed)?;
         match row {
             Some(_) => Ok(()),
-            None => Err(s3_error!(
-                NoSuchUpload,
-                "there is no such upload of this key"
-            )),
+            None => Err(s3_error!(NoSuchUpload, "there is no such upload of this key")),
         }
     }
 
     pub(super) async fn parts(&self, input: ListPartsInput) -> S3Result<ListPartsOutput> {
-        let target = Target {
-            bucket: input.bucket,
-            key: input.key,
-        };
+        let target = Target { bucket: input.bucket, key: input.key };
         self.need_upload(&input.upload_id, &target).await?;
         let limit = count(input.max_parts)?;
         let mut db = self.db().await?;
@@ -268,11 +222,7 @@ impl Embedded {
                 ..Part::default()
             })
         };
-        let parts: Vec<Part> = rows
-            .iter()
-            .map(part)
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
+        let parts: Vec<Part> = rows.iter().map(part).collect::<Result<_, _>>().map_err(failed)?;
         Ok(ListPartsOutput {
             bucket: Some(target.bucket),
             key: Some(target.key),
@@ -292,10 +242,7 @@ impl Embedded {
         input: ListMultipartUploadsInput,
     ) -> S3Result<ListMultipartUploadsOutput> {
         if input.delimiter.as_deref().is_some_and(|d| !d.is_empty()) {
-            return Err(s3_error!(
-                NotImplemented,
-                "a list of uploads takes no delimiter"
-            ));
+            return Err(s3_error!(NotImplemented, "a list of uploads takes no delimiter"));
         }
         let prefix = input.prefix.as_deref().unwrap_or_default();
         let key_marker = input.key_marker.as_deref().unwrap_or_default();
@@ -368,13 +315,9 @@ fn source_range(range: Option<&str>, size: u64) -> S3Result<std::ops::Range<u64>
         return Ok(0..size);
     };
     match Range::parse(text) {
-        Ok(Range::Int {
-            first,
-            last: Some(last),
-        }) if first <= last && last < size => Ok(first..last + 1),
-        _ => Err(s3_error!(
-            InvalidRange,
-            "the copy source has no range '{text}'"
-        )),
+        Ok(Range::Int { first, last: Some(last) }) if first <= last && last < size => {
+            Ok(first..last + 1)
+        }
+        _ => Err(s3_error!(InvalidRange, "the copy source has no range '{text}'")),
     }
 }

@@ -49,28 +49,20 @@ fn check<T>(request: &S3Request<T>, bucket: &str, key: &str, need: Access) -> S3
 
 fn check_source(grant: &Grant, source: &CopySource) -> S3Result<()> {
     match source {
-        CopySource::Bucket {
-            bucket,
-            key,
-            version_id,
-        } => {
+        CopySource::Bucket { bucket, key, version_id } => {
             grant.check_key(bucket, key, Access::ReadOnly)?;
             refuse_version(version_id.as_deref())
         }
-        CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => Err(s3_error!(
-            NotImplemented,
-            "the copy source must be '<bucket>/<key>'"
-        )),
+        CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => {
+            Err(s3_error!(NotImplemented, "the copy source must be '<bucket>/<key>'"))
+        }
     }
 }
 
 fn refuse_version(version_id: Option<&str>) -> S3Result<()> {
     match version_id {
         None | Some("null") => Ok(()),
-        Some(_) => Err(s3_error!(
-            NotImplemented,
-            "object versions are not supported"
-        )),
+        Some(_) => Err(s3_error!(NotImplemented, "object versions are not supported")),
     }
 }
 
@@ -90,10 +82,7 @@ fn refuse_extras(headers: &HeaderMap) -> S3Result<()> {
             }
         };
         if refused {
-            return Err(s3_error!(
-                NotImplemented,
-                "the header '{name}' is not supported"
-            ));
+            return Err(s3_error!(NotImplemented, "the header '{name}' is not supported"));
         }
     }
     Ok(())
@@ -112,10 +101,7 @@ impl S3 for Guard {
             ..Bucket::default()
         };
         let buckets = grant.buckets().into_iter().map(bucket).collect();
-        let output = ListBucketsOutput {
-            buckets: Some(buckets),
-            ..ListBucketsOutput::default()
-        };
+        let output = ListBucketsOutput { buckets: Some(buckets), ..ListBucketsOutput::default() };
         Ok(S3Response::new(output))
     }
 
@@ -229,10 +215,7 @@ impl S3 for Guard {
         let grant = grant_of(&req)?;
         let objects = &req.input.delete.objects;
         if objects.is_empty() || objects.len() > 1000 {
-            return Err(s3_error!(
-                MalformedXML,
-                "a multi-delete names 1 to 1000 keys"
-            ));
+            return Err(s3_error!(MalformedXML, "a multi-delete names 1 to 1000 keys"));
         }
         for object in objects {
             grant.check_key(&req.input.bucket, &object.key, Access::ReadWrite)?;
@@ -305,10 +288,7 @@ impl S3 for Guard {
             ListView::Parts(parts) => match parts.as_slice() {
                 [one] => req.input.prefix = Some(one.to_string()),
                 _ => {
-                    return Err(s3_error!(
-                        AccessDenied,
-                        "the list of uploads needs a prefix"
-                    ));
+                    return Err(s3_error!(AccessDenied, "the list of uploads needs a prefix"));
                 }
             },
         }

@@ -59,11 +59,7 @@ fn leading_to(part: &KeyPrefix, query: &ListQuery) -> Option<String> {
     let delimiter = query.delimiter.as_deref()?;
     let below = part.as_str().strip_prefix(&query.prefix)?;
     let at = below.find(delimiter)?;
-    Some(format!(
-        "{}{}",
-        query.prefix,
-        &below[..at + delimiter.len()]
-    ))
+    Some(format!("{}{}", query.prefix, &below[..at + delimiter.len()]))
 }
 
 #[cfg(test)]
@@ -82,14 +78,8 @@ mod tests {
         let leading = |prefix, delimiter| leading_to(&part, &query(prefix, delimiter));
         assert_eq!(leading("", Some("/")).as_deref(), Some("sessions/"));
         assert_eq!(leading("sess", Some("/")).as_deref(), Some("sessions/"));
-        assert_eq!(
-            leading("sessions/", Some("/")).as_deref(),
-            Some("sessions/s1/")
-        );
-        assert_eq!(
-            leading("sessions/s1", Some("/")).as_deref(),
-            Some("sessions/s1/")
-        );
+        assert_eq!(leading("sessions/", Some("/")).as_deref(), Some("sessions/s1/"));
+        assert_eq!(leading("sessions/s1", Some("/")).as_deref(), Some("sessions/s1/"));
         assert_eq!(leading("", Some("|")), None);
         assert_eq!(leading("", None), None);
     }

@@ -17,10 +17,9 @@ const LARGEST: usize = 8 * 1024 * 1024;
 pub(super) async fn collect(body: Body) -> S3Result<Bytes> {
     match Limited::new(body, LARGEST).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) => Err(s3_error!(
-            ServiceUnavailable,
-            "the object store's answer broke off: {error}"
-        )),
+        Err(error) => {
+            Err(s3_error!(ServiceUnavailable, "the object store's answer broke off: {error}"))
+        }
     }
 }
 
@@ -98,26 +97,20 @@ pub(super) fn list_page(body: &[u8]) -> S3Result<Page> {
         })
     });
     read.map_err(|error| {
-        s3_error!(
-            InternalError,
-            "the object store's list is unreadable: {error}"
-        )
+        s3_error!(InternalError, "the object store's list is unreadable: {error}")
     })?;
     let plain = |name: String| if url { decoded(&name) } else { name };
     for mut object in objects {
         object.key = object.key.map(plain);
         page.entries.push(Entry::Object(Box::new(object)));
     }
-    page.entries
-        .extend(prefixes.into_iter().map(plain).map(Entry::Prefix));
+    page.entries.extend(prefixes.into_iter().map(plain).map(Entry::Prefix));
     page.entries.sort_by(|a, b| a.name().cmp(b.name()));
     Ok(page)
 }
 
 fn decoded(name: &str) -> String {
-    percent_decode_str(&name.replace('+', " "))
-        .decode_utf8_lossy()
-        .into_owned()
+    percent_decode_str(&name.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 fn object(d: &mut Deserializer<'_>) -> DeResult<Object> {
@@ -164,10 +157,7 @@ mod tests {
     fn an_error_document_or_any_other_page_says_something() {
         let xml = b"<Error><Code>NoSuchBucket</Code><Message>no</Message><Resource/></Error>";
         let document = ErrorDocument::read(xml);
-        assert_eq!(
-            (document.code.as_str(), document.message.as_str()),
-            ("NoSuchBucket", "no")
-        );
+        assert_eq!((document.code.as_str(), document.message.as_str()), ("NoSuchBucket", "no"));
         let proxy = ErrorDocument::read(b"<html>502 Bad Gateway</html>");
         assert!(proxy.message.contains("502"), "{proxy:?}");
     }

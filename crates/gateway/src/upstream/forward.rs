@@ -26,11 +26,7 @@ use super::{RawResponse, Upstream};
 use crate::checksum::Expected;
 
 /// What S3 leaves unencoded in a signed path or query.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'~');
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const PATH: &AsciiSet = &QUERY.remove(b'/');
 
 /// How long an answer may take, on top of what the body needs at [`SLOWEST`].
@@ -94,11 +90,7 @@ impl<'a> Call<'a> {
     /// A call on an object with the headers of the client's request that may go on.
     pub(super) fn object<T>(req: &S3Request<T>, bucket: &'a str, key: &'a str) -> Self {
         let headers = passed(&req.headers);
-        Self {
-            key: Some(key),
-            headers,
-            ..Self::new(req.method.clone(), bucket)
-        }
+        Self { key: Some(key), headers, ..Self::new(req.method.clone(), bucket) }
     }
 
     /// Sends the client's body along.
@@ -109,9 +101,7 @@ impl<'a> Call<'a> {
         client: &HeaderMap,
         trailers: Option<TrailingHeaders>,
     ) -> S3Result<Self> {
-        let decoded = client
-            .get("x-amz-decoded-content-length")
-            .and_then(|v| v.to_str().ok());
+        let decoded = client.get("x-amz-decoded-content-length").and_then(|v| v.to_str().ok());
         let length = match decoded {
             Some(text) => text.parse().ok(),
             None => match (length, &body) {
@@ -170,9 +160,7 @@ fn verified(body: StreamingBlob, expected: Expected) -> Body {
                         if let Some(expected) = expected.take() {
                             expected.finish(None)?;
                         }
-                        let last = held
-                            .take()
-                            .map(|last| (Frame::data(last), (body, None, None)));
+                        let last = held.take().map(|last| (Frame::data(last), (body, None, None)));
                         return Ok::<_, s3s::StdError>(last);
                     }
                 }
@@ -190,9 +178,7 @@ fn passed(client: &HeaderMap) -> HeaderMap {
             headers.append(name.clone(), value.clone());
         }
     }
-    let encoding = client
-        .get(header::CONTENT_ENCODING)
-        .and_then(|value| value.to_str().ok());
+    let encoding = client.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
     let kept: Vec<&str> = encoding
         .unwrap_or_default()
         .split(',')
@@ -225,10 +211,7 @@ impl Upstream {
         let uploading = Duration::from_secs(call.length.unwrap_or_default() / SLOWEST);
         let head = call.method == Method::HEAD;
         let response = self.send(call, ANSWER_DEADLINE + uploading).await?;
-        if !matches!(
-            response.status(),
-            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED
-        ) {
+        if !matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
             return Ok(response);
         }
         let status = response.status();
@@ -245,10 +228,9 @@ impl Upstream {
             "the object store refuses the server's own access key"
         );
         match document.code.as_str() {
-            "" | "AccessDenied" => Err(s3_error!(
-                AccessDenied,
-                "the object store does not allow this to the server"
-            )),
+            "" | "AccessDenied" => {
+                Err(s3_error!(AccessDenied, "the object store does not allow this to the server"))
+            }
             _ => Err(s3_error!(
                 ServiceUnavailable,
                 "the object store refuses the server's access key"
@@ -289,16 +271,12 @@ impl Upstream {
                 for name in [header::CONNECTION, header::TRANSFER_ENCODING, KEEP_ALIVE] {
                     parts.headers.remove(name);
                 }
-                let body = Patient {
-                    inner: body,
-                    waiting: None,
-                };
+                let body = Patient { inner: body, waiting: None };
                 Ok(Response::from_parts(parts, Body::http_body_unsync(body)))
             }
-            Ok(Err(_)) if broken.load(Ordering::Relaxed) => Err(s3_error!(
-                IncompleteBody,
-                "the body broke off or does not match its checksum"
-            )),
+            Ok(Err(_)) if broken.load(Ordering::Relaxed) => {
+                Err(s3_error!(IncompleteBody, "the body broke off or does not match its checksum"))
+            }
             Ok(Err(error)) => Err(self.unreachable(&chain(&error))),
             Err(_) => Err(self.unreachable(&format!("no answer within {deadline:?}"))),
         }
@@ -307,10 +285,7 @@ impl Upstream {
     fn unreachable(&self, reason: &str) -> S3Error {
         let endpoint = &self.inner.endpoint;
         warn!(endpoint, reason, "the object store cannot be reached");
-        s3_error!(
-            ServiceUnavailable,
-            "object store {endpoint} cannot be reached: {reason}"
-        )
+        s3_error!(ServiceUnavailable, "object store {endpoint} cannot be reached: {reason}")
     }
 
     fn request(&self, call: &Call<'_>, body: Body) -> S3Result<Request<Body>> {
@@ -318,10 +293,7 @@ impl Upstream {
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = self.uri(call)?;
         *request.headers_mut() = call.headers.clone();
-        let host = request
-            .uri()
-            .authority()
-            .map(|authority| authority.as_str().to_owned());
+        let host = request.uri().authority().map(|authority| authority.as_str().to_owned());
         let host =
             HeaderValue::try_from(host.unwrap_or_default()).map_err(S3Error::internal_error)?;
         request.headers_mut().insert(header::HOST, host);
@@ -332,9 +304,7 @@ impl Upstream {
         };
         self.inner.signer.sign(&mut request, payload)?;
         if let Some(length) = call.length {
-            request
-                .headers_mut()
-                .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
         Ok(request)
     }
@@ -399,9 +369,8 @@ impl http_body::Body for Patient {
             self.waiting = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let waiting = self
-            .waiting
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE_DEADLINE)));
+        let waiting =
+            self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE_DEADLINE)));
         match waiting.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => Poll::Ready(Some(Err(Silent.into()))),

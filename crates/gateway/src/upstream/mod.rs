@@ -119,9 +119,7 @@ impl Upstream {
             client,
             endpoint: config.endpoint,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// One request of the server's own, with its whole answer.
@@ -131,17 +129,9 @@ impl Upstream {
             reason,
         };
         let asked = async {
-            let response = self
-                .send(call, OWN_DEADLINE)
-                .await
-                .map_err(|e| e.to_string())?;
+            let response = self.send(call, OWN_DEADLINE).await.map_err(|e| e.to_string())?;
             let status = response.status();
-            Ok((
-                status,
-                collect(response.into_body())
-                    .await
-                    .map_err(|error| error.to_string())?,
-            ))
+            Ok((status, collect(response.into_body()).await.map_err(|error| error.to_string())?))
         };
         match tokio::time::timeout(OWN_DEADLINE, asked).await {
             Ok(answer) => answer.map_err(unreachable),
@@ -163,27 +153,12 @@ impl Upstream {
             (
                 _,
                 "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken",
-            ) => StoreError::WrongKeys {
-                endpoint,
-                code,
-                message,
-            },
-            (_, "NoSuchBucket") => StoreError::NoBucket {
-                endpoint,
-                bucket: bucket.clone(),
-            },
-            (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => StoreError::NotAllowed {
-                endpoint,
-                call,
-                message,
-            },
-            _ => StoreError::Refused {
-                endpoint,
-                call,
-                status: status.as_u16(),
-                code,
-                message,
-            },
+            ) => StoreError::WrongKeys { endpoint, code, message },
+            (_, "NoSuchBucket") => StoreError::NoBucket { endpoint, bucket: bucket.clone() },
+            (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => {
+                StoreError::NotAllowed { endpoint, call, message }
+            }
+            _ => StoreError::Refused { endpoint, call, status: status.as_u16(), code, message },
         }
     }
 }
@@ -239,10 +214,7 @@ impl Store for Upstream {
         if let Some(after) = request.after {
             query.push(("marker", after.to_owned()));
         }
-        let call = Call {
-            query,
-            ..Call::new(Method::GET, request.bucket)
-        };
+        let call = Call { query, ..Call::new(Method::GET, request.bucket) };
         let response = self.forward(call).await?;
         let status = response.status();
         let body = collect(response.into_body()).await?;
@@ -255,10 +227,7 @@ impl Store for Upstream {
     async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
         // A list and not a HEAD: only an answer with a body says what is wrong.
         let query = vec![("max-keys", "1".to_owned())];
-        let call = Call {
-            query,
-            ..Call::new(Method::GET, bucket.as_str())
-        };
+        let call = Call { query, ..Call::new(Method::GET, bucket.as_str()) };
         match self.ask(call).await? {
             (StatusCode::OK, _) => Ok(()),
             (status, body) => Err(self.refused("list the bucket", bucket, status, &body)),
@@ -270,15 +239,11 @@ impl Store for Upstream {
             Err(StoreError::NoBucket { .. }) => {}
             other => return other,
         }
-        let body = self
-            .inner
-            .signer
-            .location()
-            .map_or_else(Bytes::new, |region| {
-                let xml = "<CreateBucketConfiguration><LocationConstraint>";
-                let end = "</LocationConstraint></CreateBucketConfiguration>";
-                Bytes::from(format!("{xml}{region}{end}"))
-            });
+        let body = self.inner.signer.location().map_or_else(Bytes::new, |region| {
+            let xml = "<CreateBucketConfiguration><LocationConstraint>";
+            let end = "</LocationConstraint></CreateBucketConfiguration>";
+            Bytes::from(format!("{xml}{region}{end}"))
+        });
         let call = Call {
             length: Some(body.len() as u64),
             body: Body::from(body),
@@ -299,10 +264,7 @@ impl Store for Upstream {
         key: &str,
         marker: &DirectoryMarker,
     ) -> Result<(), StoreError> {
-        let call = Call {
-            key: Some(key),
-            ..Call::new(Method::HEAD, bucket.as_str())
-        };
+        let call = Call { key: Some(key), ..Call::new(Method::HEAD, bucket.as_str()) };
         // Any other answer will come again, with a body that explains it.
         if self.ask(call).await?.0 == StatusCode::OK {
             return Ok(());
@@ -346,14 +308,7 @@ mod tests {
         };
         assert!(Upstream::new(config("http://127.0.0.1:9000")).is_ok());
         assert!(Upstream::new(config("http://minio:9000/")).is_ok());
-        for bad in [
-            "",
-            "minio:9000",
-            "ftp://x",
-            "http://x/path",
-            "http://u:p@x",
-            "http://x/?q",
-        ] {
+        for bad in ["", "minio:9000", "ftp://x", "http://x/path", "http://u:p@x", "http://x/?q"] {
             assert!(Upstream::new(config(bad)).is_err(), "{bad}");
         }
         assert!(!format!("{:?}", config("http://x")).contains("\"secret\""));

@@ -33,22 +33,11 @@ const READ: [&str; 7] = [
     "response-expires",
 ];
 const LIST_V1: [&str; 4] = ["delimiter", "encoding-type", "marker", "max-keys"];
-const LIST_V2: [&str; 6] = [
-    "continuation-token",
-    "delimiter",
-    "encoding-type",
-    "fetch-owner",
-    "max-keys",
-    "start-after",
-];
+const LIST_V2: [&str; 6] =
+    ["continuation-token", "delimiter", "encoding-type", "fetch-owner", "max-keys", "start-after"];
 const LIST_PARTS: [&str; 3] = ["encoding-type", "max-parts", "part-number-marker"];
-const LIST_UPLOADS: [&str; 5] = [
-    "delimiter",
-    "encoding-type",
-    "key-marker",
-    "max-uploads",
-    "upload-id-marker",
-];
+const LIST_UPLOADS: [&str; 5] =
+    ["delimiter", "encoding-type", "key-marker", "max-uploads", "upload-id-marker"];
 
 #[async_trait]
 impl S3 for Upstream {
@@ -65,11 +54,7 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<ListObjectsOutput>> {
         let mut query = parameters(&req.uri, &LIST_V1);
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call {
-            query,
-            ..Call::new(req.method, &req.input.bucket)
-        })
-        .await
+        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
     }
 
     async fn list_objects_v2(
@@ -79,11 +64,7 @@ impl S3 for Upstream {
         let mut query = parameters(&req.uri, &LIST_V2);
         query.push(("list-type", "2".to_owned()));
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call {
-            query,
-            ..Call::new(req.method, &req.input.bucket)
-        })
-        .await
+        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
     }
 
     async fn get_object(
@@ -111,8 +92,7 @@ impl S3 for Upstream {
         let (body, trailers) = (req.input.body.take(), req.trailing_headers.take());
         let call = Call::object(&req, &req.input.bucket, &req.input.key);
         let length = req.input.content_length;
-        self.relay(call.with_upload(body, length, &req.headers, trailers)?)
-            .await
+        self.relay(call.with_upload(body, length, &req.headers, trailers)?).await
     }
 
     async fn copy_object(
@@ -121,19 +101,14 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<CopyObjectOutput>> {
         let mut call = Call::object(&req, &req.input.bucket, &req.input.key);
         add_source(&mut call.headers, &req.input.copy_source)?;
-        self.relay(Call {
-            length: Some(0),
-            ..call
-        })
-        .await
+        self.relay(Call { length: Some(0), ..call }).await
     }
 
     async fn delete_object(
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.relay(Call::object(&req, &req.input.bucket, &req.input.key))
-            .await
+        self.relay(Call::object(&req, &req.input.bucket, &req.input.key)).await
     }
 
     async fn delete_objects(
@@ -141,10 +116,7 @@ impl S3 for Upstream {
         req: S3Request<DeleteObjectsInput>,
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let query = vec![("delete", String::new())];
-        let call = Call {
-            query,
-            ..Call::new(req.method, &req.input.bucket)
-        };
+        let call = Call { query, ..Call::new(req.method, &req.input.bucket) };
         self.relay(with_document(call, &req.input.delete)?).await
     }
 
@@ -154,12 +126,7 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let query = vec![("uploads", String::new())];
         let call = Call::object(&req, &req.input.bucket, &req.input.key).part_of_upload();
-        self.relay(Call {
-            query,
-            length: Some(0),
-            ..call
-        })
-        .await
+        self.relay(Call { query, length: Some(0), ..call }).await
     }
 
     async fn upload_part(
@@ -168,10 +135,7 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let (body, trailers) = (req.input.body.take(), req.trailing_headers.take());
         let query = part(req.input.part_number, &req.input.upload_id);
-        let call = Call {
-            query,
-            ..Call::object(&req, &req.input.bucket, &req.input.key)
-        };
+        let call = Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) };
         let length = req.input.content_length;
         let call = call.with_upload(body, length, &req.headers, trailers)?;
         self.relay(call.part_of_upload()).await
@@ -184,12 +148,7 @@ impl S3 for Upstream {
         let query = part(req.input.part_number, &req.input.upload_id);
         let mut call = Call::object(&req, &req.input.bucket, &req.input.key);
         add_source(&mut call.headers, &req.input.copy_source)?;
-        self.relay(Call {
-            query,
-            length: Some(0),
-            ..call
-        })
-        .await
+        self.relay(Call { query, length: Some(0), ..call }).await
     }
 
     async fn complete_multipart_upload(
@@ -208,11 +167,7 @@ impl S3 for Upstream {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let query = vec![("uploadId", req.input.upload_id.clone())];
-        self.relay(Call {
-            query,
-            ..Call::object(&req, &req.input.bucket, &req.input.key)
-        })
-        .await
+        self.relay(Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) }).await
     }
 
     async fn list_parts(
@@ -221,11 +176,7 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<ListPartsOutput>> {
         let mut query = parameters(&req.uri, &LIST_PARTS);
         query.push(("uploadId", req.input.upload_id.clone()));
-        self.relay(Call {
-            query,
-            ..Call::object(&req, &req.input.bucket, &req.input.key)
-        })
-        .await
+        self.relay(Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) }).await
     }
 
     async fn list_multipart_uploads(
@@ -235,19 +186,12 @@ impl S3 for Upstream {
         let mut query = parameters(&req.uri, &LIST_UPLOADS);
         query.push(("uploads", String::new()));
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call {
-            query,
-            ..Call::new(req.method, &req.input.bucket)
-        })
-        .await
+        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
     }
 }
 
 fn part(number: i32, upload: &str) -> Vec<(&'static str, String)> {
-    vec![
-        ("partNumber", number.to_string()),
-        ("uploadId", upload.to_owned()),
-    ]
+    vec![("partNumber", number.to_string()), ("uploadId", upload.to_owned())]
 }
 
 /// Writes the copy source from what was parsed, so that the upstream can read nothing else in it.
@@ -263,14 +207,11 @@ fn with_document<'a, T: Serialize>(mut call: Call<'a>, document: &T) -> S3Result
     let mut text = Vec::new();
     let mut xml = Serializer::new(&mut text);
     xml.decl().map_err(S3Error::internal_error)?;
-    document
-        .serialize(&mut xml)
-        .map_err(S3Error::internal_error)?;
+    document.serialize(&mut xml).map_err(S3Error::internal_error)?;
     let mut md5 = Md5::new();
     md5.update(&text);
     let digest = HeaderValue::try_from(BASE64.encode(md5.finalize()));
-    call.headers
-        .insert("content-md5", digest.map_err(S3Error::internal_error)?);
+    call.headers.insert("content-md5", digest.map_err(S3Error::internal_error)?);
     call.length = Some(text.len() as u64);
     call.body = Body::from(Bytes::from(text));
     Ok(call)
@@ -284,8 +225,6 @@ fn without_checksums(parts: CompletedMultipartUpload) -> CompletedMultipartUploa
         part_number: part.part_number,
         ..CompletedPart::default()
     };
-    let parts = parts
-        .parts
-        .map(|parts| parts.into_iter().map(plain).collect());
+    let parts = parts.parts.map(|parts| parts.into_iter().map(plain).collect());
     CompletedMultipartUpload { parts }
 }

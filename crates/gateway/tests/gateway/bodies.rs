@@ -36,9 +36,7 @@ async fn chunked(
         ("x-amz-sdk-checksum-algorithm", "CRC32"),
     ];
     let payload = Some("STREAMING-UNSIGNED-PAYLOAD-TRAILER");
-    client
-        .raw(client.signed("PUT", target, &headers, &framed, payload)?)
-        .await
+    client.raw(client.signed("PUT", target, &headers, &framed, payload)?).await
 }
 
 on_both_stores!(chunked_bodies_are_stored_without_their_frame);
@@ -47,19 +45,14 @@ async fn chunked_bodies_are_stored_without_their_frame(host: Host) -> anyhow::Re
     let target = format!("/{BUCKET}/sessions/a/chunked");
     for size in [1, 100, 200_000] {
         let body = noise(size, 4);
-        chunked(&client, &target, &body, &crc32(&body))
-            .await?
-            .expect(200);
+        chunked(&client, &target, &body, &crc32(&body)).await?.expect(200);
         let stored = client.get(&target).await?.expect(200);
         assert!(stored.body == body);
         assert_eq!(stored.header("content-encoding"), "");
         let before = stored.body;
         let wrong = chunked(&client, &target, &noise(size, 5), &crc32(b"other")).await?;
         assert_eq!(wrong.status, 400, "{}", wrong.text());
-        assert!(
-            client.get(&target).await?.body == before,
-            "a body with a wrong sum was stored"
-        );
+        assert!(client.get(&target).await?.body == before, "a body with a wrong sum was stored");
     }
     Ok(())
 }
@@ -73,27 +66,15 @@ async fn a_body_that_is_not_what_was_signed_is_not_stored(host: Host) -> anyhow:
         let mut request = client.signed("PUT", &target, &[], &good, None)?;
         *request.body_mut() = http_body_util::Full::new(bad.clone().into());
         let refused = client.raw(request).await?;
-        assert!(
-            refused.status.is_client_error(),
-            "{} {}",
-            refused.status,
-            refused.text()
-        );
+        assert!(refused.status.is_client_error(), "{} {}", refused.status, refused.text());
         let digest = md5_base64(&good);
-        let refused = client
-            .send("PUT", &target, &[("content-md5", &digest)], &bad)
-            .await?;
+        let refused = client.send("PUT", &target, &[("content-md5", &digest)], &bad).await?;
         refused.expect_error(400, "BadDigest");
         let sum = crc32(&good);
-        let refused = client
-            .send("PUT", &target, &[("x-amz-checksum-crc32", &sum)], &bad)
-            .await?;
+        let refused = client.send("PUT", &target, &[("x-amz-checksum-crc32", &sum)], &bad).await?;
         assert_eq!(refused.status, 400, "{}", refused.text());
         client.head(&target).await?.expect(404);
-        client
-            .send("PUT", &target, &[("x-amz-checksum-crc32", &sum)], &good)
-            .await?
-            .expect(200);
+        client.send("PUT", &target, &[("x-amz-checksum-crc32", &sum)], &good).await?.expect(200);
         client.delete(&target).await?.expect(204);
     }
     Ok(())

@@ -39,10 +39,7 @@ impl Reply {
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// The texts of all elements of this name.
@@ -50,9 +47,7 @@ impl Reply {
         let (open, close) = (format!("<{name}>"), format!("</{name}>"));
         let text = self.text();
         let parts = text.split(&open).skip(1);
-        parts
-            .filter_map(|part| Some(part.split_once(&close)?.0.to_owned()))
-            .collect()
+        parts.filter_map(|part| Some(part.split_once(&close)?.0.to_owned())).collect()
     }
 
     pub(crate) fn code(&self) -> String {
@@ -122,9 +117,7 @@ impl Client {
             .iter()
             .map(|(name, value)| Ok((name.to_string(), value.to_str()?.to_owned())))
             .collect::<Result<_, http::header::ToStrError>>()?;
-        let pairs = signed_headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let pairs = signed_headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let hash = match payload {
             Some(text) => SignableBody::Precomputed(text.to_owned()),
             None => SignableBody::Bytes(body),
@@ -140,20 +133,10 @@ impl Client {
         let answer = async {
             let response = self.http.request(request).await.context("no answer")?;
             let (parts, body) = response.into_parts();
-            let body = body
-                .collect()
-                .await
-                .context("the answer broke off")?
-                .to_bytes();
-            Ok(Reply {
-                status: parts.status,
-                headers: parts.headers,
-                body,
-            })
+            let body = body.collect().await.context("the answer broke off")?.to_bytes();
+            Ok(Reply { status: parts.status, headers: parts.headers, body })
         };
-        tokio::time::timeout(limit, answer)
-            .await
-            .context("no answer within a minute")?
+        tokio::time::timeout(limit, answer).await.context("no answer within a minute")?
     }
 
     pub(crate) async fn send(
@@ -163,8 +146,7 @@ impl Client {
         headers: Headers<'_>,
         body: &[u8],
     ) -> anyhow::Result<Reply> {
-        self.raw(self.signed(method, target, headers, body, None)?)
-            .await
+        self.raw(self.signed(method, target, headers, body, None)?).await
     }
 
     pub(crate) async fn get(&self, target: &str) -> anyhow::Result<Reply> {
@@ -186,13 +168,7 @@ impl Client {
     pub(crate) async fn delete_many(&self, bucket: &str, xml: &str) -> anyhow::Result<Reply> {
         let digest = md5_base64(xml.as_bytes());
         let headers = [("content-md5", digest.as_str())];
-        self.send(
-            "POST",
-            &format!("/{bucket}?delete="),
-            &headers,
-            xml.as_bytes(),
-        )
-        .await
+        self.send("POST", &format!("/{bucket}?delete="), &headers, xml.as_bytes()).await
     }
 }
 

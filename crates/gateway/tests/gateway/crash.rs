@@ -24,17 +24,9 @@ struct Anyone;
 
 impl GrantSource for Anyone {
     fn grant(&self, _: &str) -> Option<Grant> {
-        let scope = Scope {
-            bucket: bucket(),
-            prefix: None,
-            access: Access::ReadWrite,
-        };
+        let scope = Scope { bucket: bucket(), prefix: None, access: Access::ReadWrite };
         let owner = GrantOwner::Installation;
-        Some(Grant {
-            secret: "secret".into(),
-            owner,
-            scopes: vec![scope],
-        })
+        Some(Grant { secret: "secret".into(), owner, scopes: vec![scope] })
     }
 }
 
@@ -52,10 +44,7 @@ async fn child() -> anyhow::Result<()> {
 }
 
 async fn open(folder: &Path) -> anyhow::Result<(Gateway, TcpListener)> {
-    let gateway = Gateway::new(
-        Backend::Embedded(Embedded::open(folder).await?),
-        Arc::new(Anyone),
-    );
+    let gateway = Gateway::new(Backend::Embedded(Embedded::open(folder).await?), Arc::new(Anyone));
     gateway.ensure_bucket(&bucket()).await?;
     Ok((gateway, TcpListener::bind("127.0.0.1:0").await?))
 }
@@ -90,12 +79,7 @@ async fn write(client: Client, writer: u64, known: Known) {
         let seed = writer * 1_000_000 + step;
         let next = (step % 5 != 4).then_some(seed);
         // Until it is acknowledged, both the old and the new content are right.
-        known
-            .lock()
-            .expect("lock")
-            .entry(key.clone())
-            .or_insert_with(|| vec![None])
-            .push(next);
+        known.lock().expect("lock").entry(key.clone()).or_insert_with(|| vec![None]).push(next);
         let done = match next {
             Some(seed) => client.put(&target, &content(seed)).await,
             None => client.delete(&target).await,
@@ -119,11 +103,7 @@ async fn check(client: &Client, known: &Known) -> anyhow::Result<()> {
             Some(seed) => reply.status == 200 && reply.body == content(*seed),
         });
         let size = reply.body.len();
-        assert!(
-            right,
-            "{key} is {} with {size} bytes, not one of {possible:?}",
-            reply.status
-        );
+        assert!(right, "{key} is {} with {size} bytes, not one of {possible:?}", reply.status);
     }
     Ok(())
 }
@@ -156,10 +136,7 @@ async fn acknowledged_objects_survive_a_kill() -> anyhow::Result<()> {
         .keys()
         .map(|key| format!("<Object><Key>{key}</Key></Object>"))
         .collect();
-    client
-        .delete_many(BUCKET, &format!("<Delete>{xml}</Delete>"))
-        .await?
-        .expect(200);
+    client.delete_many(BUCKET, &format!("<Delete>{xml}</Delete>")).await?.expect(200);
     child.kill()?;
     child.wait()?;
     // With all objects gone, opening leaves no content file behind.

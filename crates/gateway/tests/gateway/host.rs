@@ -82,28 +82,14 @@ impl Host {
             ended.expect("the gateway serves");
         });
         let keys = GatewayKeys::new(&[3; 32]);
-        Ok(Self {
-            gateway,
-            grants,
-            endpoint,
-            minio,
-            keys,
-            _serving: serving,
-            _folder: folder,
-        })
+        Ok(Self { gateway, grants, endpoint, minio, keys, _serving: serving, _folder: folder })
     }
 
     /// A key for a new sandbox with these scopes.
     pub(crate) fn sandbox(&self, scopes: &[(&str, Access)]) -> (SandboxId, Client) {
         let sandbox = SandboxId::random();
-        let name = KeyName::Sandbox {
-            sandbox: sandbox.clone(),
-            generation: 1,
-        };
-        let scopes = scopes
-            .iter()
-            .map(|(prefix, access)| scope(Some(prefix), *access))
-            .collect();
+        let name = KeyName::Sandbox { sandbox: sandbox.clone(), generation: 1 };
+        let scopes = scopes.iter().map(|(prefix, access)| scope(Some(prefix), *access)).collect();
         let client = self.hand_out(&name, GrantOwner::Sandbox(sandbox.clone()), scopes);
         (sandbox, client)
     }
@@ -123,11 +109,7 @@ impl Host {
     fn hand_out(&self, name: &KeyName, owner: GrantOwner, scopes: Vec<Scope>) -> Client {
         let key = self.keys.key(name);
         let client = Client::new(&self.endpoint, &key.id, key.secret.expose());
-        let grant = Grant {
-            secret: key.secret,
-            owner,
-            scopes,
-        };
+        let grant = Grant { secret: key.secret, owner, scopes };
         self.grants.all.lock().expect("lock").insert(key.id, grant);
         client
     }
@@ -143,11 +125,7 @@ pub(crate) fn bucket() -> BucketName {
 
 fn scope(prefix: Option<&str>, access: Access) -> Scope {
     let prefix = prefix.map(|prefix| prefix.parse().expect("a prefix"));
-    Scope {
-        bucket: bucket(),
-        prefix,
-        access,
-    }
+    Scope { bucket: bucket(), prefix, access }
 }
 
 /// A MinIO of this test alone; killed on drop.
@@ -160,16 +138,9 @@ pub(crate) struct Minio {
 impl Minio {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let process = Command::new(program()?)
-            .args([
-                "server",
-                "--quiet",
-                "--address",
-                &format!("127.0.0.1:{port}"),
-            ])
+            .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
             .arg(folder.path())
             .env("MINIO_ROOT_USER", ROOT_KEY)
             .env("MINIO_ROOT_PASSWORD", ROOT_SECRET)
@@ -180,11 +151,7 @@ impl Minio {
             .spawn()
             .context("cannot start minio")?;
         let endpoint = format!("http://127.0.0.1:{port}");
-        let minio = Self {
-            endpoint,
-            _process: process,
-            _folder: folder,
-        };
+        let minio = Self { endpoint, _process: process, _folder: folder };
         minio.ready().await?;
         Ok(minio)
     }

@@ -22,11 +22,8 @@ impl Mount {
         let folder = tempfile::tempdir()?;
         let (target, keys) = (folder.path().join("mnt"), folder.path().join("keys"));
         fs::create_dir(&target)?;
-        let mut file = fs::OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&keys)?;
+        let mut file =
+            fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&keys)?;
         writeln!(file, "{}:{}", client.id, client.secret)?;
         let options = format!(
             "url={},use_path_request_style,passwd_file={},use_cache={},ensure_diskfree=20,\
@@ -37,15 +34,8 @@ impl Mount {
             folder.path().join("cache").display(),
         );
         let source = format!("{BUCKET}:/{}", prefix.trim_end_matches('/'));
-        let status = Command::new("s3fs")
-            .arg(source)
-            .arg(&target)
-            .args(["-o", &options])
-            .status();
-        ensure!(
-            status.context("cannot start s3fs")?.success(),
-            "s3fs failed"
-        );
+        let status = Command::new("s3fs").arg(source).arg(&target).args(["-o", &options]).status();
+        ensure!(status.context("cannot start s3fs")?.success(), "s3fs failed");
         let mount = Self { folder };
         let limit = Instant::now() + Duration::from_secs(10);
         while !is_mounted(&target)? {
@@ -71,10 +61,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let target = self.path("");
         if is_mounted(&target).unwrap_or(false) {
-            let unmounted = Command::new("fusermount")
-                .args(["-u", "-z"])
-                .arg(&target)
-                .status();
+            let unmounted = Command::new("fusermount").args(["-u", "-z"]).arg(&target).status();
             if let Err(error) = unmounted {
                 eprintln!("cannot unmount {}: {error}", target.display());
             }
@@ -86,16 +73,11 @@ fn is_mounted(target: &Path) -> anyhow::Result<bool> {
     let target = target.to_string_lossy();
     let target = target.trim_end_matches('/');
     let mounts = fs::read_to_string("/proc/mounts")?;
-    Ok(mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == Some(target)))
+    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(target)))
 }
 
 fn work(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
-    ensure!(
-        mount.path("uploads").is_dir(),
-        "the prepared directory is not there"
-    );
+    ensure!(mount.path("uploads").is_dir(), "the prepared directory is not there");
     fs::create_dir(mount.path("dir"))?;
     fs::write(mount.path("dir/a.txt"), "one\n")?;
     fs::rename(mount.path("dir/a.txt"), mount.path("dir/b ü%.txt"))?;
@@ -134,21 +116,12 @@ fn work(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
 
 fn look_again(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
     ensure!(fs::read(mount.path("moved/b ü%.txt"))? == b"one");
-    ensure!(
-        fs::metadata(mount.path("moved/b ü%.txt"))?
-            .permissions()
-            .mode()
-            & 0o777
-            == 0o640
-    );
+    ensure!(fs::metadata(mount.path("moved/b ü%.txt"))?.permissions().mode() & 0o777 == 0o640);
     ensure!(fs::read(mount.path("moved/29"))? == b"29");
     ensure!(fs::read_link(mount.path("link"))? == Path::new("moved/b ü%.txt"));
     let mut expected = big.to_vec();
     expected[100_000_000..100_000_021].copy_from_slice(b"changed in the middle");
-    ensure!(
-        fs::read(mount.path("big2"))? == expected,
-        "200 MB came back changed"
-    );
+    ensure!(fs::read(mount.path("big2"))? == expected, "200 MB came back changed");
     fs::remove_file(mount.path("big2"))?;
     fs::remove_dir_all(mount.path("moved"))?;
     ensure!(!mount.path("moved").exists());
@@ -159,15 +132,10 @@ async fn a_mount_behaves_like_a_directory(host: Host) -> anyhow::Result<()> {
     let prefix = "sessions/s1/";
     let directories = ["uploads".to_owned(), "artifacts".to_owned()];
     let at = prefix.parse()?;
-    host.gateway
-        .ensure_directories(&bucket(), &at, &directories, 0, 0)
-        .await?;
+    host.gateway.ensure_directories(&bucket(), &at, &directories, 0, 0).await?;
     // A neighbour that the mount must neither show nor touch.
     let owner = host.owner();
-    owner
-        .put(&format!("/{BUCKET}/sessions/s10/x"), b"neighbour")
-        .await?
-        .expect(200);
+    owner.put(&format!("/{BUCKET}/sessions/s10/x"), b"neighbour").await?.expect(200);
     let client = host.session(prefix);
     // File calls on the mount block until this very process has answered: never on its own threads.
     tokio::task::spawn_blocking(move || {
@@ -180,10 +148,7 @@ async fn a_mount_behaves_like_a_directory(host: Host) -> anyhow::Result<()> {
         mount.unmount()
     })
     .await??;
-    let left = owner
-        .get(&format!("/{BUCKET}?prefix=sessions/"))
-        .await?
-        .expect(200);
+    let left = owner.get(&format!("/{BUCKET}?prefix=sessions/")).await?.expect(200);
     let expected = [
         "sessions/s1/",
         "sessions/s1/artifacts/",
