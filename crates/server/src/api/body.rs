@@ -43,6 +43,12 @@ impl JsonBody {
                 "validation error: the request has no body, but needs a JSON object",
             ));
         }
+        // A derived reader takes a list for an object with its members in order.
+        if self.0.trim_ascii_start().first() == Some(&b'[') {
+            return Err(ApiError::bad_request(
+                "validation error: the request body is a JSON array, but must be an object",
+            ));
+        }
         let mut deserializer = serde_json::Deserializer::from_slice(&self.0);
         let value =
             serde_path_to_error::deserialize(&mut deserializer).map_err(|error| refusal(&error))?;
@@ -161,6 +167,13 @@ mod tests {
             assert!(refused::<TimeoutBody>(body).contains("not well-formed JSON"), "{body}");
         }
         assert!(refused::<TimeoutBody>("").contains("no body"));
+    }
+
+    #[test]
+    fn a_list_is_no_object_even_if_its_members_would_fit() {
+        for body in ["[]", "[5]", " [30]"] {
+            assert!(refused::<TimeoutBody>(body).contains("must be an object"), "{body}");
+        }
     }
 
     #[tokio::test]
