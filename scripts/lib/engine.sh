@@ -31,24 +31,20 @@ ensure_engine() {
 }
 
 start_engine_directly() {
-    local log=$STATE/log/dockerd.log start=$SECONDS
+    local log=$STATE/log/dockerd.log start=$SECONDS launched=''
     is_root || die "no Docker Engine answers, and without systemd only root can start one: run this as root"
     if engine_is_starting; then
-        say "[set-up] a Docker Engine is starting already; waiting for it"
-    else
-        say "[set-up] starting the Docker Engine directly (no systemd here); its log: $log"
-        # Its own session, and none of our descriptors: it stays when this script ends, and holds
-        # neither our lock nor the pipe somebody reads our output from.
-        (
-            trap - EXIT
-            unlock_setup
-            exec setsid dockerd >>"$log" 2>&1 </dev/null
-        ) &
+        say "[set-up] a Docker Engine is starting already, or ending; waiting for it"
     fi
     while ! engine_answers; do
-        if ! engine_is_starting && [ $((SECONDS - start)) -ge 3 ]; then
-            tail -n 20 "$log" >&2 || true
-            die "dockerd ended; its log is $log"
+        if ! engine_is_starting; then
+            if [ -z "$launched" ]; then
+                launch_engine "$log"
+                launched=$SECONDS
+            elif [ $((SECONDS - launched)) -ge 3 ]; then
+                tail -n 20 "$log" >&2 || true
+                die "dockerd ended; its log is $log"
+            fi
         fi
         if [ $((SECONDS - start)) -ge "$ENGINE_START_LIMIT" ]; then
             tail -n 20 "$log" >&2 || true
@@ -57,6 +53,17 @@ start_engine_directly() {
         sleep 0.3
     done
     say "[set-up] the Docker Engine answers, $((SECONDS - start)) s"
+}
+
+# Its own session, and none of our descriptors: it stays when this script ends, and holds neither our
+# lock nor the pipe somebody reads our output from.
+launch_engine() { # LOG
+    say "[set-up] starting the Docker Engine directly (no systemd here); its log: $1"
+    (
+        trap - EXIT
+        unlock_setup
+        exec setsid dockerd >>"$1" 2>&1 </dev/null
+    ) &
 }
 
 # Whether a dockerd process lives. Removes pid files of processes that are gone, or whose number now
