@@ -36,6 +36,8 @@ use process::ProcessTable;
 use settings::Settings;
 use tasks::Tasks;
 
+pub(crate) use signals::GRACE;
+
 /// Writes one line about something that went on to the container's log.
 macro_rules! log {
     ($($part:tt)*) => { eprintln!("sandyard-daemon: {}", format_args!($($part)*)) };
@@ -48,6 +50,9 @@ struct Daemon {
     settings: Mutex<Settings>,
     processes: ProcessTable,
     cpu: Mutex<CpuMeter>,
+    /// Connections and tunnels.
+    connections: Tasks,
+    /// What follows processes, whoever listens to them.
     tasks: Tasks,
 }
 
@@ -84,13 +89,23 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         settings: Mutex::default(),
         processes: ProcessTable::default(),
         cpu: Mutex::new(CpuMeter::start()),
+        connections: Tasks::default(),
         tasks: Tasks::default(),
     });
     log!("listening on {}", listener.local_addr().context("failed to read the own address")?);
+    let reaper = daemon.processes.reaper();
     tokio::select! {
-        ended = server::accept(listener, &daemon) => ended,
-        ended = signals.handle(daemon.processes.reaper()) => ended,
+        ended = server::accept(&listener, &daemon) => return ended,
+        told = signals.until_told_to_end(reaper) => told?,
     }
+    log!("told to end; processes have {GRACE:?}");
+    // Clients first: how a process ends from here on is the sandbox's end and no result of it, so that
+    // no client may hear of it (executor 10). The listener itself stays, with its port.
+    if let Err(error) = server::refuse(&listener) {
+        log!("failed to close the port: {error}");
+    }
+    daemon.connections.cut_off().await;
+    signals.end_processes(reaper).await
 }
 
 /// The C library keeps one arena a thread and frees of any size by default; a daemon that idles in

@@ -1,6 +1,7 @@
 //! The listener and its connections (executor 2.1).
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use anyhow::Context as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::{Shutdown, shutdown};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{Daemon, log, router};
@@ -36,14 +39,22 @@ pub(super) fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     bind().with_context(|| format!("failed to listen on {address}"))
 }
 
+/// Takes no connection any more, and resets those that wait to be taken. The port stays taken until the
+/// listener is dropped: nobody else in the sandbox answers in the daemon's place meanwhile.
+pub(super) fn refuse(listener: &TcpListener) -> io::Result<()> {
+    // With it, others may share the port of a socket that no longer listens.
+    set_socket_reuseaddr(listener, false)?;
+    Ok(shutdown(listener, Shutdown::Read)?)
+}
+
 /// Serves connections; returns only if the listener is broken.
-pub(super) async fn accept(listener: TcpListener, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+pub(super) async fn accept(listener: &TcpListener, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let daemon = Arc::clone(daemon);
-                let tasks = Arc::clone(&daemon);
-                tasks.tasks.spawn(connection(stream, daemon));
+                let owner = Arc::clone(&daemon);
+                owner.connections.spawn(connection(stream, daemon));
             }
             Err(error) => match error.raw_os_error() {
                 // The client left before we came to it.

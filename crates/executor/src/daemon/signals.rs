@@ -15,7 +15,7 @@ use super::log;
 use super::process::{Left, Reaper};
 
 /// How long processes have between TERM and the end of the daemon.
-const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn handled() -> SigSet {
     let mut set = SigSet::empty();
@@ -50,18 +50,21 @@ impl Signals {
         Ok(Self(fd))
     }
 
-    /// Reaps until TERM comes; then passes it on, waits for the processes and returns.
-    pub(super) async fn handle(&mut self, reaper: &Reaper) -> anyhow::Result<()> {
+    /// Reaps until TERM comes.
+    pub(super) async fn until_told_to_end(&mut self, reaper: &Reaper) -> anyhow::Result<()> {
         // Children that were here before this role began.
         reaper.reap();
         loop {
             let signal = self.next().await.context("failed to read signals")?;
             reaper.reap();
             if signal.ssi_signo == Signal::SIGTERM as u32 && means_us(&signal) {
-                break;
+                return Ok(());
             }
         }
-        log!("told to end; processes have {GRACE:?}");
+    }
+
+    /// Passes TERM on and waits for the processes to end.
+    pub(super) async fn end_processes(&mut self, reaper: &Reaper) -> anyhow::Result<()> {
         reaper.terminate_all();
         let deadline = Instant::now() + GRACE;
         while reaper.reap() == Left::Some {
@@ -88,7 +91,9 @@ impl Signals {
 }
 
 /// As the first process of a PID namespace only what comes from outside it counts, as the kernel does
-/// for signals without a handler: user code that is root must not end the sandbox by a stray kill.
+/// for signals without a handler: user code that is root must not end the sandbox by a stray kill. Nor
+/// by a forged one: a queued signal's sender writes the process id itself, but cannot call it a kill.
 fn means_us(signal: &siginfo) -> bool {
-    signal.ssi_pid == 0 || std::process::id() != 1
+    let from_outside = signal.ssi_pid == 0 && signal.ssi_code == libc::SI_USER;
+    from_outside || std::process::id() != 1
 }

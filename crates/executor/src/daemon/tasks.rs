@@ -1,25 +1,47 @@
-//! The owner of everything that runs beside the accept loop: connections and processes.
+//! The owners of everything that runs beside the accept loop: connections and processes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::log;
 
-/// Tasks that end when the daemon does.
-#[derive(Default)]
-pub(super) struct Tasks(Mutex<JoinSet<()>>);
+/// Tasks that end when the daemon does, or all together before it.
+pub(super) struct Tasks(Mutex<Option<JoinSet<()>>>);
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self(Mutex::new(Some(JoinSet::new())))
+    }
+}
 
 impl Tasks {
-    /// Runs a task until it ends by itself or the daemon does.
+    /// Runs a task until it ends by itself or all are cut off; after that it is dropped at once.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut set = lock(&self.0);
+        let mut tasks = lock(&self.0);
+        let Some(set) = tasks.as_mut() else { return };
         while let Some(ended) = set.try_join_next() {
-            if let Err(error) = ended {
-                log!("a task failed: {error}");
-            }
+            log_fault(ended);
         }
         set.spawn(task);
+    }
+
+    /// Cuts all tasks off where they are, for good. Everything they held is dropped when this returns.
+    pub(super) async fn cut_off(&self) {
+        let set = lock(&self.0).take();
+        let Some(mut set) = set else { return };
+        set.abort_all();
+        while let Some(ended) = set.join_next().await {
+            log_fault(ended);
+        }
+    }
+}
+
+fn log_fault(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && !error.is_cancelled()
+    {
+        log!("a task failed: {error}");
     }
 }
 

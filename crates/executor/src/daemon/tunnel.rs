@@ -56,7 +56,7 @@ pub(super) async fn answer(
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    daemon.tasks.spawn(async move {
+    daemon.connections.spawn(async move {
         // Either side may break off at any moment; that ends both, and there is nobody to tell.
         if let Ok(outer) = upgrade.await {
             let mut outer = TokioIo::new(outer);

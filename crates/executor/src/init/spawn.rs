@@ -46,7 +46,7 @@ fn pid(raw: i32) -> io::Result<Pid> {
 }
 
 /// Blocks the signals that `init` takes from its [`signal_queue`]. Workers and the user's side
-/// inherit the mask; [`exec`] clears it.
+/// inherit the mask; [`exec`] clears it, [`exec_daemon`] all but TERM.
 pub(super) fn take_signals() -> nix::Result<()> {
     signals().thread_block()
 }
@@ -100,19 +100,27 @@ pub(super) fn place_at(fd: impl AsFd, at: RawFd) -> io::Result<()> {
 
 /// Replaces this process, with the signal state that a program expects. Returns only an error.
 pub(super) fn exec(command: &[String], environment: &[(&str, &str)]) -> io::Error {
-    match try_exec(command, environment) {
+    exec_blocking(&SigSet::empty(), command, environment)
+}
+
+fn exec_blocking(blocked: &SigSet, command: &[String], environment: &[(&str, &str)]) -> io::Error {
+    match try_exec(blocked, command, environment) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn try_exec(command: &[String], environment: &[(&str, &str)]) -> io::Result<Infallible> {
+fn try_exec(
+    blocked: &SigSet,
+    command: &[String],
+    environment: &[(&str, &str)],
+) -> io::Result<Infallible> {
     let text = |text: String| CString::new(text).map_err(io::Error::other);
     let arguments = command.iter().cloned().map(text).collect::<io::Result<Vec<_>>>()?;
     let variables = environment.iter().map(|(name, value)| text(format!("{name}={value}")));
     let variables = variables.collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or_else(|| io::Error::other("an empty command"))?;
-    SigSet::empty().thread_set_mask()?;
+    blocked.thread_set_mask()?;
     // SAFETY: the default action replaces no handler that anything here relies on. The standard
     // library ignores SIGPIPE, and that would survive the exec.
     #[allow(unsafe_code)]
@@ -122,5 +130,9 @@ fn try_exec(command: &[String], environment: &[(&str, &str)]) -> io::Result<Infa
 
 /// Replaces this process by the daemon. Returns only an error.
 pub(super) fn exec_daemon(args: &Args) -> io::Error {
-    exec(&args.daemon_command(), &DAEMON_ENVIRONMENT)
+    // The first process of a namespace never sees a TERM that comes before it listens for it, unless the
+    // signal is blocked: then it waits.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGTERM);
+    exec_blocking(&blocked, &args.daemon_command(), &DAEMON_ENVIRONMENT)
 }

@@ -1,5 +1,8 @@
 //! Section 4: processes.
 
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -273,18 +276,50 @@ fn keepalives_fill_the_silence() {
 }
 
 #[test]
-fn term_ends_the_daemon_and_what_it_started() {
-    let daemon = Daemon::start();
-    let mut stream =
-        daemon.start_command("trap 'echo bye; exit 4' TERM; echo begun; sleep 30 & wait");
-    let pid = stream.pid();
-    stream.until("begun");
-    let mut socket = daemon.connect();
-    // Our own shell, so that the daemon is told by somebody who is not its child.
-    let told = std::process::Command::new("kill").arg(daemon.pid().to_string()).status().unwrap();
-    assert!(told.success());
-    // The daemon closes its connections when it ends, after the process did.
+fn no_client_hears_how_a_process_ends_by_the_daemons_end() {
+    let mut daemon = Daemon::start();
+    let (asked, go) = (daemon.path("asked"), daemon.path("go"));
+    let script = format!(
+        "trap 'touch {asked}; until [ -e {go} ]; do sleep 0.02; done; exit 0' TERM; \
+         echo begun; while :; do sleep 0.02; done"
+    );
+    let mut first = daemon.start_command(&script);
+    let pid = first.pid();
+    first.until("begun");
+    let mut second = daemon.stream(CONNECT, &json!({"process": {"pid": pid}}), &[]);
+    assert_eq!(second.pid(), pid);
+    let idle = daemon.connect();
+    daemon.terminate();
+    until_exists(&asked);
+    // Everything was over for clients before the process was asked to end, and stays so.
+    first.until_cut();
+    second.until_cut();
     let mut nothing = [0; 1];
-    assert_eq!(std::io::Read::read(&mut socket, &mut nothing).unwrap_or(0), 0);
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!((&idle).read(&mut nothing).unwrap_or(0), 0);
+    let refused = TcpStream::connect(daemon.address).map_err(|error| error.kind());
+    assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
+    std::fs::write(&go, "").unwrap();
+    assert!(daemon.wait().success());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn what_the_daemon_starts_can_be_looked_at_by_its_user() {
+    let daemon = Daemon::start();
+    // It keeps tracers away from itself, and its children begin as copies of it.
+    let nobody = basic("nobody");
+    let script = "stat -c %U /proc/self/environ && ls -l /proc/self/fd >/dev/null && echo seen";
+    let mut request = shell(script);
+    request["process"]["cwd"] = json!("/");
+    let stream = daemon.stream(START, &request, &[("Authorization", nobody.as_str())]);
+    let (stdout, stderr, end) = stream.finish();
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("nobody\nseen\n", ""), "{end}");
+}
+
+fn until_exists(path: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !Path::new(path).exists() {
+        assert!(Instant::now() < end, "{path} did not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

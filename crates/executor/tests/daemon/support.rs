@@ -1,8 +1,8 @@
 //! A daemon for one test, and a client that hides nothing of HTTP.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -66,6 +66,17 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Tells it to end, by somebody who is not its child.
+    pub(crate) fn terminate(&self) {
+        let told = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
+        assert!(told.success());
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("it is ours")
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
@@ -273,6 +284,19 @@ impl Stream {
             assert!(data.is_object(), "{text:?} did not come: {message}");
             seen.push_str(&output(data, "stdout"));
         }
+    }
+
+    /// Waits until the connection is cut off, without another byte: no event, no end of the stream, and
+    /// no last chunk, which would be an end in HTTP's eyes.
+    pub(crate) fn until_cut(mut self) {
+        assert_eq!(header(&self.head, "transfer-encoding").as_deref(), Some("chunked"));
+        let mut rest = std::mem::take(&mut self.buffered);
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("it is not cut off in time: {error}"),
+        }
+        assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 
     /// Reads start and everything after it.

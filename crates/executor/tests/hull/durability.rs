@@ -150,15 +150,7 @@ fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
 fn the_container_ends_with_the_users_side() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
     sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
-    let children = format!("/proc/{0}/task/{0}/children", sandbox.container.init);
-    let nested = |id: &&str| {
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        ids.is_some_and(|ids| ids.split_whitespace().count() == 3)
-    };
-    let listed = std::fs::read_to_string(children)?;
-    let daemon = listed.split_whitespace().find(nested).expect("the daemon runs").parse()?;
-    sandbox.container.signal(daemon, "KILL")?;
+    sandbox.container.signal(sandbox.daemon()?, "KILL")?;
     wait_for("the end", Duration::from_secs(5), || Ok(!sandbox.container.running()?))?;
     assert_eq!(sandbox.container.exit_code()?, 1);
     Ok(())

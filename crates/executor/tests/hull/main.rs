@@ -17,4 +17,5 @@ mod probes;
 mod rpc;
 mod s3;
 mod sandbox;
+mod stop;
 mod truncate;

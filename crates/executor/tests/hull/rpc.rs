@@ -1,10 +1,10 @@
 //! Commands inside a sandbox, through the daemon.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sandyard_contract::daemon::DAEMON_PORT;
@@ -117,6 +117,27 @@ impl Running {
         Ok(None)
     }
 
+    /// Reads standard output until it holds a text.
+    pub(super) fn until(&mut self, text: &str) -> anyhow::Result<()> {
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            let event = self.next()?.with_context(|| format!("it ended without '{text}'"))?;
+            if let Some(data) = event["data"]["stdout"].as_str() {
+                seen.extend(STANDARD.decode(data)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection is cut off. Fails if anything comes before that: an event, the end of
+    /// the stream, or the body's last chunk, which would be an end in HTTP's eyes.
+    pub(super) fn until_cut(mut self) -> anyhow::Result<()> {
+        let Err(error) = self.next() else { bail!("it is not cut off") };
+        let kind = error.root_cause().downcast_ref().map(std::io::Error::kind);
+        ensure!(kind == Some(ErrorKind::ConnectionReset), "{error:#}");
+        Ok(())
+    }
+
     /// Takes all output until the end.
     pub(super) fn finish(mut self) -> anyhow::Result<Finished> {
         let (mut stdout, mut stderr, mut exit_code) = (Vec::new(), Vec::new(), None);
@@ -150,10 +171,13 @@ impl std::io::Read for Chunked {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while self.left == 0 {
             let mut line = String::new();
-            self.inner.read_line(&mut line)?;
+            if self.inner.read_line(&mut line)? == 0 {
+                // Closed where a chunk has to come: not the end of the body, whatever its reader thinks.
+                return Err(ErrorKind::ConnectionReset.into());
+            }
             match line.trim() {
                 // The line end of the chunk before.
-                "" if !line.is_empty() => {}
+                "" => {}
                 size => {
                     let size = usize::from_str_radix(size, 16).map_err(std::io::Error::other)?;
                     if size == 0 {

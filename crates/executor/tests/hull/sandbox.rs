@@ -120,6 +120,18 @@ impl Sandbox {
         }
     }
 
+    /// The host's process id of its daemon, the first process of the nested namespace.
+    pub(super) fn daemon(&self) -> anyhow::Result<i32> {
+        let children = format!("/proc/{0}/task/{0}/children", self.container.init);
+        let nested = |id: &&str| {
+            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            ids.is_some_and(|ids| ids.split_whitespace().count() == 3)
+        };
+        let listed = std::fs::read_to_string(children)?;
+        Ok(listed.split_whitespace().find(nested).context("the daemon runs")?.parse()?)
+    }
+
     /// The host's process id of its only FUSE program.
     pub(super) fn program(&self) -> anyhow::Result<i32> {
         self.container.processes("s3fs")?.first().copied().context("s3fs runs")

@@ -20,10 +20,18 @@ pub(in super::super) enum Left {
     None,
 }
 
-/// Children that were forked here and not reaped yet, and who wants to know how they end.
+/// Children that were forked here and not reaped yet.
 #[derive(Default)]
 pub(in super::super) struct Reaper {
-    children: Mutex<HashMap<u32, oneshot::Sender<ExitStatus>>>,
+    children: Mutex<Children>,
+}
+
+#[derive(Default)]
+struct Children {
+    /// Who wants to know how each ends.
+    waiting: HashMap<u32, oneshot::Sender<ExitStatus>>,
+    /// Whether all were told to end; another one would not hear of it.
+    ending: bool,
 }
 
 impl Reaper {
@@ -33,16 +41,19 @@ impl Reaper {
         fork: impl FnOnce() -> io::Result<u32>,
     ) -> io::Result<(u32, oneshot::Receiver<ExitStatus>)> {
         let mut children = lock(&self.children);
+        if children.ending {
+            return Err(io::Error::other("the sandbox is being stopped"));
+        }
         let pid = fork()?;
         let (sender, receiver) = oneshot::channel();
-        children.insert(pid, sender);
+        children.waiting.insert(pid, sender);
         Ok((pid, receiver))
     }
 
     /// Sends a signal to a child that is not reaped; `false` if it was.
     pub(super) fn signal(&self, pid: u32, signal: i32) -> io::Result<bool> {
         let children = lock(&self.children);
-        if !children.contains_key(&pid) {
+        if !children.waiting.contains_key(&pid) {
             return Ok(false);
         }
         send(pid.cast_signed(), signal).map(|()| true)
@@ -69,7 +80,7 @@ impl Reaper {
                 },
                 pid => {
                     // An orphan has no entry. Whoever started a child may have lost interest.
-                    if let Some(waiting) = children.remove(&pid.cast_unsigned()) {
+                    if let Some(waiting) = children.waiting.remove(&pid.cast_unsigned()) {
                         let _ = waiting.send(ExitStatus::from_raw(status));
                     }
                 }
@@ -77,12 +88,14 @@ impl Reaper {
         }
     }
 
-    /// Sends TERM to everybody in the namespace if it is ours, else to our own children.
+    /// Sends TERM to everybody in the namespace if it is ours, else to our own children. Nothing is
+    /// forked after it.
     pub(in super::super) fn terminate_all(&self) {
-        let children = lock(&self.children);
+        let mut children = lock(&self.children);
+        children.ending = true;
         let targets: Vec<i32> = match std::process::id() {
             1 => vec![-1],
-            _ => children.keys().map(|pid| pid.cast_signed()).collect(),
+            _ => children.waiting.keys().map(|pid| pid.cast_signed()).collect(),
         };
         for target in targets {
             match send(target, libc::SIGTERM) {
