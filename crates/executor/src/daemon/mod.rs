@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
+use rustix::process::DumpableBehavior;
 
 use args::{Args, Identity};
 use metrics::CpuMeter;
@@ -68,6 +69,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
+    keep_tracers_away()?;
     keep_memory_small();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before there are threads: they inherit the mask.
@@ -106,6 +108,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     }
     daemon.connections.cut_off().await;
     signals.end_processes(reaper).await
+}
+
+/// Makes root inside a stranger to this process, which is root too: without SYS_PTRACE, which user code
+/// does not have, nobody traces it, reads its memory or takes its descriptors. What it executes can be
+/// traced again by its own user.
+fn keep_tracers_away() -> anyhow::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("failed to keep tracers away")
 }
 
 /// The C library keeps one arena a thread and frees of any size by default; a daemon that idles in

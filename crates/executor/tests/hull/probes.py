@@ -138,8 +138,47 @@ syscall("acct", 163, 0)
 
 # the daemon, first process here
 probe("pid1-root", lambda: "ok" if "run" in os.listdir("/proc/1/root/.sandyard") else "absent")
+PTRACE_SEIZE, PTRACE_ATTACH = 0x4206, 16
+if os.getpid() != 1:  # in the control this is the first process itself, which would be stopped
+    in_child("pid1-seize", lambda: call(101, PTRACE_SEIZE, 1, 0, 0))
+    in_child("pid1-attach", lambda: call(101, PTRACE_ATTACH, 1, 0, 0))
+probe("pid1-mem", lambda: open("/proc/1/mem", "rb").close())
+probe("pid1-environ", lambda: open("/proc/1/environ", "rb").close())
+probe("pid1-fd", lambda: os.readlink("/proc/1/fd/0") and None)
+probe("pid1-pidfd_getfd", lambda: os.close(call(438, os.pidfd_open(1), 0, 0)))
+
+
+def vm_write():
+    """Nothing is mapped at 8; who may write at all gets EFAULT."""
+    piece = (ctypes.c_ulong * 2)(8, 1)
+    call(311, 1, piece, 1, piece, 1, 0)
+
+
+probe("pid1-vm-write", vm_write)
+
+
+def seize_child():
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        call(101, PTRACE_SEIZE, child, 0, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+in_child("own-child-seize", seize_child)
 command("kill-KILL-1", "kill", "-KILL", "1")
 command("kill-TERM-1", "kill", "-TERM", "1")
+
+
+def forge():
+    """A siginfo with si_code SI_QUEUE and the sender 0, as a sender outside the namespace looks."""
+    call(129, 1, signal.SIGTERM, struct.pack("<iiiiII", signal.SIGTERM, 0, -1, 0, 0, 0).ljust(128, b"\0"))
+
+
+probe("forge-TERM-1", forge)
 time.sleep(0.2)
 report("pid1-lives", "ok" if os.path.exists("/proc/1/status") else "dead")
 

@@ -110,6 +110,18 @@ fn a_kill_without_a_workspace_cuts_clients_off() -> anyhow::Result<()> {
 }
 
 #[test]
+#[ignore = "needs docker"]
+fn without_a_workspace_root_cannot_trace_the_daemon_either() -> anyhow::Result<()> {
+    let (_bundle, container) = without_workspace()?;
+    for attempt in ["cat /proc/1/environ", "head -c 1 /proc/1/mem", "cat /proc/1/fd/0"] {
+        let finished = command_in(&container, "root:", attempt)?.finish()?;
+        ensure!(finished.exit_code != 0, "{attempt}: {finished:?}");
+        ensure!(finished.stderr.contains("Permission denied"), "{attempt}: {finished:?}");
+    }
+    Ok(())
+}
+
+#[test]
 #[ignore = "needs docker and minio"]
 fn a_daemon_that_hangs_delays_a_stop_by_the_grace_and_no_longer() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
