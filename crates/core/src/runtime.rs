@@ -126,12 +126,6 @@ pub trait Runtime: Send + Sync + 'static {
     /// [`Runtime::delete`].
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError>;
 
-    /// The container of a sandbox, `None` if there is none.
-    ///
-    /// # Errors
-    /// The engine's failure to answer.
-    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError>;
-
     /// All containers of this installation, running or not.
     ///
     /// # Errors

@@ -276,10 +276,6 @@ impl Runtime for DockerRuntime {
         })
     }
 
-    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
-        Ok(self.list().await?.into_iter().find(|instance| instance.id == *id))
-    }
-
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
         let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
         let role = format!("{LABEL_ROLE}=sandbox");

@@ -24,8 +24,6 @@ pub enum Call {
     EnsureImage,
     /// [`Runtime::create`].
     Create,
-    /// [`Runtime::get`].
-    Get,
     /// [`Runtime::list`].
     List,
     /// [`Runtime::stop`].
@@ -51,7 +49,7 @@ pub enum Behaviour {
     Fail,
     /// Does its work, and fails then.
     FailAfter,
-    /// Never returns, and does nothing.
+    /// Does nothing until [`FakeEngine::heal`], and then its work.
     Hang,
 }
 
@@ -67,6 +65,8 @@ struct Inner {
     events: broadcast::Sender<RuntimeEvent>,
     /// Sends the number of calls made so far.
     made: watch::Sender<usize>,
+    /// Told at every [`FakeEngine::heal`].
+    healed: watch::Sender<()>,
     /// Whether every container has a [`FakeDaemon`].
     daemons: bool,
 }
@@ -108,6 +108,7 @@ impl FakeEngine {
             state: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             made: watch::Sender::new(0),
+            healed: watch::Sender::default(),
             daemons,
         };
         Self { inner: Arc::new(inner) }
@@ -122,9 +123,10 @@ impl FakeEngine {
         self.state().behaviours.insert(call, behaviour);
     }
 
-    /// Makes every such call work again; one that hangs goes on hanging.
+    /// Makes every such call work again, those that hang too.
     pub fn heal(&self, call: Call) {
         self.state().behaviours.remove(&call);
+        self.inner.healed.send_replace(());
     }
 
     /// All calls so far, in order.
@@ -210,7 +212,13 @@ impl FakeEngine {
         };
         self.inner.made.send_replace(made);
         match behaviour {
-            Some(Behaviour::Hang) => std::future::pending().await,
+            Some(Behaviour::Hang) => {
+                let hangs = || self.state().behaviours.get(&call) == Some(&Behaviour::Hang);
+                let mut healed = self.inner.healed.subscribe();
+                // The sender lives as long as the engine.
+                let _ = healed.wait_for(|()| !hangs()).await;
+                Ok(())
+            }
             Some(Behaviour::Fail) => Err(()),
             Some(Behaviour::FailAfter) | None => Ok(()),
         }
@@ -278,14 +286,6 @@ impl Runtime for FakeEngine {
         }
         self.end(Call::Create).await.map_err(refused(WHAT))?;
         Ok(instance)
-    }
-
-    async fn get(&self, id: &SandboxId) -> Result<Option<Instance>, RuntimeError> {
-        const WHAT: &str = "inspect the container";
-        self.begin(Call::Get, Some(id)).await.map_err(refused(WHAT))?;
-        let found = self.state().instances.get(id).cloned();
-        self.end(Call::Get).await.map_err(refused(WHAT))?;
-        Ok(found)
     }
 
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
