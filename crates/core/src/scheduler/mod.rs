@@ -14,7 +14,7 @@ use sandyard_types::{
     BucketName, Cache, InstanceId, SandboxId, SessionId, TeamId, Template, WorkspaceSpec,
 };
 use time::OffsetDateTime;
-use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
@@ -155,8 +155,9 @@ impl Shared {
 #[derive(Clone)]
 pub struct Scheduler {
     shared: Arc<Shared>,
-    /// Owner of every sandbox's task and of every create that is under way.
-    tasks: Arc<AsyncMutex<JoinSet<()>>>,
+    /// Owner of every sandbox's task and of every create that is under way. Not an asynchronous lock: a
+    /// create that is given up must not be able to stop between its reservation and its task.
+    tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Scheduler {
@@ -262,7 +263,7 @@ impl Scheduler {
                 }
             }
         };
-        self.spawn(task.instrument(span)).await;
+        self.spawn(task.instrument(span));
         created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
     }
 
@@ -305,8 +306,12 @@ impl Scheduler {
         })
     }
 
-    async fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().await;
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks();
         // What has ended is collected here, so that the set does not grow with every sandbox.
         while let Some(ended) = tasks.try_join_next() {
             if let Err(error) = ended
@@ -454,7 +459,8 @@ impl Scheduler {
                 report.unsynced.push(id);
             }
         }
-        self.tasks.lock().await.shutdown().await;
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        tasks.shutdown().await;
         report
     }
 

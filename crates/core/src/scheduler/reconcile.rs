@@ -40,7 +40,7 @@ impl Scheduler {
         match (record.stage, lives) {
             (Stage::Running | Stage::Killing, Some(instance)) => {
                 info!("adopted");
-                self.adopt(record, instance).await;
+                self.adopt(record, instance);
                 Ok(())
             }
             (Stage::Creating, _) => {
@@ -54,7 +54,7 @@ impl Scheduler {
         }
     }
 
-    async fn adopt(&self, record: Record, instance: Instance) {
+    fn adopt(&self, record: Record, instance: Instance) {
         let span = info_span!("sandbox", sandbox.id = %record.id);
         let entry = Entry {
             team: record.team,
@@ -72,7 +72,7 @@ impl Scheduler {
                 task.run().await;
             }
         };
-        self.spawn(run.instrument(span)).await;
+        self.spawn(run.instrument(span));
     }
 
     async fn delete(&self, id: &SandboxId) -> Result<(), SandboxError> {
