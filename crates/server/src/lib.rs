@@ -7,6 +7,7 @@ pub mod config;
 pub mod data_dir;
 pub mod executor_client;
 pub mod grants;
+mod http_server;
 pub mod installation;
 pub mod proxy;
 pub mod secrets;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use http::{HeaderMap, StatusCode};
 use sandyard_contract::control::Secret;
 use sandyard_contract::rest::{CreateBody, SandboxBody};
@@ -20,6 +20,7 @@ use super::convert::sandbox_body;
 use super::error::ApiError;
 use super::idempotency::{self, Key};
 use super::refusals::refuse_what_is_not_built;
+use crate::http_server::Client;
 
 /// Which of the two paths was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,24 +45,44 @@ const WORKSPACE: &str = "workspace";
 pub(super) async fn v1(
     caller: Caller,
     State(api): State<Shared>,
+    Extension(client): Extension<Client>,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
-    create(caller, &api, Version::V1, &headers, &body).await
+    create(caller, &api, &client, Version::V1, &headers, &body).await
 }
 
 pub(super) async fn v2(
     caller: Caller,
     State(api): State<Shared>,
+    Extension(client): Extension<Client>,
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
-    create(caller, &api, Version::V2, &headers, &body).await
+    create(caller, &api, &client, Version::V2, &headers, &body).await
+}
+
+/// The result of a create, given up as soon as its client closes its side of the connection. From here that
+/// looks the same whether the client still listens or has gone, which most that close have; and a sandbox
+/// whose id nobody learns would run for its whole time. Whoever does listen is told.
+async fn while_waited_for<T>(
+    client: &Client,
+    create: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        biased;
+        () = client.closed_its_side() => Err(ApiError::bad_request(
+            "the client closed its side of the connection before the sandbox was ready, which counts as \
+             leaving: keep it open until the answer",
+        )),
+        created = create => created,
+    }
 }
 
 async fn create(
     caller: Caller,
     api: &Shared,
+    client: &Client,
     version: Version,
     headers: &HeaderMap,
     body: &JsonBody,
@@ -72,13 +93,16 @@ async fn create(
         let (scheduler, team) = (api.app.scheduler.clone(), caller.team);
         async move { Ok(scheduler.create(team, request).await?) }
     };
-    let sandbox = match key {
-        Some(name) => {
-            let key = Key::new(name, version, &body.0);
-            api.idempotency.once(key, create).await?
+    let sandbox = while_waited_for(client, async {
+        match key {
+            Some(name) => {
+                let key = Key::new(name, version, &body.0);
+                api.idempotency.once(key, create).await
+            }
+            None => create.await,
         }
-        None => create.await?,
-    };
+    })
+    .await?;
     Span::current().record("sandbox.id", sandbox.id.as_str());
     let body = sandbox_body(&api.app, &sandbox);
     Ok((StatusCode::CREATED, Json(body)))

@@ -6,6 +6,7 @@ mod convert;
 mod cors;
 mod create;
 mod error;
+mod host;
 mod idempotency;
 mod list;
 mod metadata_filter;
@@ -19,15 +20,24 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use sandyard_contract::control::Secret;
 use sandyard_core::Scheduler;
 use sandyard_types::SandboxId;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 
 pub use auth::hash_api_key;
 
 use idempotency::Idempotency;
+
+use crate::http_server::{self, Client};
 
 /// Makes the tokens of sandboxes. The same sandbox has the same tokens for its whole life, over restarts
 /// of the server (control-plane 4.1).
@@ -59,8 +69,24 @@ struct Api {
 /// State of the router.
 type Shared = Arc<Api>;
 
-/// The whole API, ready to be served.
-pub fn router(app: App) -> Router {
+/// Serves the API until `stop` is cancelled, then waits for what is under way.
+pub async fn serve(listener: TcpListener, app: App, stop: CancellationToken) {
+    let router = router(app);
+    let serve = |client| serve_client(client, router.clone(), stop.clone());
+    http_server::accept(listener, stop.clone(), serve).await;
+}
+
+async fn serve_client(client: Client, router: Router, stop: CancellationToken) {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        // For those who must know whether anybody still waits for the answer.
+        request.extensions_mut().insert(client.clone());
+        router.clone().call(request.map(Body::new))
+    });
+    http_server::serve(&client, service, stop).await;
+}
+
+/// The whole API.
+fn router(app: App) -> Router {
     let api: Shared = Arc::new(Api { app, idempotency: Arc::default() });
     let built = Router::new()
         .route("/health", get(health))
@@ -76,6 +102,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(not_built::unknown)
         .layer(from_fn(trace::trace))
         .layer(from_fn(cors::cors))
+        .layer(from_fn(host::check))
         .with_state(api)
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,15 +73,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
     let app =
         api::App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: domain.clone() };
-    // Answers are small and waited for.
-    let api_listener = api_listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
+    let serve_api = api::serve(api_listener, app, stop.clone());
+    serving.spawn(async move {
+        serve_api.await;
+        Ok(())
     });
-    let serve_api = axum::serve(api_listener, api::router(app))
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    serving.spawn(async move { serve_api.await.context("the REST API broke") });
     let routes = Arc::new(proxy::SchedulerRoutes::new(scheduler, tokens));
     let serve_proxy = proxy::serve(proxy_listener, routes, stop.clone());
     serving.spawn(async move {

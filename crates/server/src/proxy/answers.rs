@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::target::{Target, Unaddressed};
 use super::unframed::Unframed;
+use crate::http_server::BadHost;
 
 /// A body from a sandbox, or one of our own.
 pub(super) type ProxyBody = Either<Either<Incoming, Unframed>, Full<Bytes>>;
@@ -23,6 +24,8 @@ const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "
 /// Why a request was not forwarded, or got no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
+    /// It names no host, or more than one.
+    Host(BadHost),
     /// Nobody knows for which sandbox it is.
     Unaddressed(Unaddressed),
     /// `CONNECT`, which is for proxies to anywhere.
@@ -44,7 +47,7 @@ pub(super) enum Refusal {
 impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Unaddressed(_) | Self::Method => StatusCode::BAD_REQUEST,
+            Self::Host(_) | Self::Unaddressed(_) | Self::Method => StatusCode::BAD_REQUEST,
             Self::Signature => StatusCode::UNAUTHORIZED,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
             Self::NotFound(_) | Self::PortClosed(_) | Self::NoAnswer(_) => StatusCode::BAD_GATEWAY,
@@ -56,6 +59,9 @@ impl Refusal {
     fn json(&self) -> Value {
         let code = self.status().as_u16();
         match self {
+            Self::Host(reason) => {
+                json!({"code": code, "message": format!("Invalid host: {reason}")})
+            }
             Self::Unaddressed(reason) => json!({"code": code, "message": reason.to_string()}),
             Self::Method => json!({"code": code, "message": "CONNECT is not served here"}),
             Self::Signature => json!({"code": code, "message": "invalid signature"}),
@@ -111,7 +117,8 @@ impl Refusal {
                      without an answer."
                 ),
             ),
-            Self::Unaddressed(_)
+            Self::Host(_)
+            | Self::Unaddressed(_)
             | Self::Method
             | Self::Signature
             | Self::Reserved { .. }

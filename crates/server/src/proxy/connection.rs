@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use tokio::net::TcpStream;
+use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::forward::Proxy;
+use crate::http_server::{self, Client};
 
 /// Both ends of a connection that leaves HTTP.
 pub(super) struct Upgraded {
@@ -26,37 +25,20 @@ pub(super) struct Upgraded {
 const UPGRADES: usize = 1;
 
 /// Serves one connection until it ends, with all that it was upgraded to.
-pub(super) async fn serve(stream: TcpStream, proxy: Arc<Proxy>, stop: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "a connection was gone before it began");
-        return;
-    }
+pub(super) async fn serve(client: Client, proxy: Arc<Proxy>, stop: CancellationToken) {
     let (sender, mut upgrades) = mpsc::channel(UPGRADES);
     let service = service_fn(move |request| {
         let (proxy, sender) = (proxy.clone(), sender.clone());
         async move { Ok::<_, Infallible>(proxy.answer(request, sender).await) }
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
     let mut tunnels = JoinSet::new();
     {
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        let mut stopping = false;
+        let mut http = pin!(http_server::serve(&client, service, stop));
         loop {
             tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        // A client that leaves and a sandbox that dies look like this.
-                        debug!(%error, "a connection broke");
-                    }
-                    break;
-                }
+                () = http.as_mut() => break,
                 Some(upgraded) = upgrades.recv() => {
                     tunnels.spawn(upgraded.run());
-                }
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
                 }
             }
         }
@@ -64,7 +46,11 @@ pub(super) async fn serve(stream: TcpStream, proxy: Arc<Proxy>, stop: Cancellati
     while let Some(upgraded) = upgrades.recv().await {
         tunnels.spawn(upgraded.run());
     }
-    tunnels.join_all().await;
+    tokio::select! {
+        _ = tunnels.join_all() => {}
+        // One whose own half has ended is only written to, and that perhaps never.
+        () = client.gone() => debug!("the client of an upgraded connection has gone"),
+    }
 }
 
 impl Upgraded {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HOST;
+use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Either;
 use hyper::body::Incoming;
@@ -25,6 +26,7 @@ use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
+use crate::http_server::requested_host;
 
 /// The daemon never closes an idle connection by itself.
 const DAEMON_IDLE: Duration = Duration::from_secs(90);
@@ -92,7 +94,8 @@ impl Proxy {
         if *request.method() == Method::CONNECT {
             return Err(Refusal::Method);
         }
-        let target = self.target(&request).await?;
+        let host = requested_host(&request).map_err(Refusal::Host)?;
+        let target = self.target(&request, host.as_ref()).await?;
         Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
             && let Some(path) = reserved(request.uri().path())
@@ -121,8 +124,12 @@ impl Proxy {
         }
     }
 
-    async fn target(&self, request: &Request<Incoming>) -> Result<Target, Refusal> {
-        let refused = match target_of(host_of(request).as_deref(), request.headers()) {
+    async fn target(
+        &self,
+        request: &Request<Incoming>,
+        host: Option<&Authority>,
+    ) -> Result<Target, Refusal> {
+        let refused = match target_of(host.map(Authority::as_str), request.headers()) {
             Ok(target) => return Ok(target),
             Err(refused) => refused,
         };
@@ -193,15 +200,6 @@ impl Proxy {
             Refusal::NotFound(target.id)
         }
     }
-}
-
-/// The host that the client asked for: the URI's where it has one (HTTP/2, absolute form), else the header's.
-fn host_of<B>(request: &Request<B>) -> Option<String> {
-    let authority = request.uri().authority().map(ToString::to_string);
-    authority.or_else(|| {
-        let header = request.headers().get(HOST)?;
-        header.to_str().ok().map(str::to_owned)
-    })
 }
 
 /// Points the request at the target; its `Host` stays what the client asked for.

@@ -12,13 +12,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use sandyard::api::{App, Tokens, hash_api_key, router};
+use sandyard::api::{App, Tokens, hash_api_key};
 use sandyard::proxy::{SchedulerRoutes, serve};
 use sandyard_contract::control::Secret;
 use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
 use sandyard_testkit::{FakeDaemon, FakeEngine};
 use sandyard_types::{Cache, SandboxId, TeamId, Template, TemplateKind};
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -115,9 +116,7 @@ impl Harness {
         let mut tasks = JoinSet::new();
         let app =
             App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: DOMAIN.to_owned() };
-        tasks.spawn(async move {
-            axum::serve(api_listener, router(app)).await.expect("serves for ever");
-        });
+        tasks.spawn(sandyard::api::serve(api_listener, app, stop.clone()));
         let routes = Arc::new(SchedulerRoutes::new(scheduler, tokens));
         tasks.spawn(serve(proxy_listener, routes, stop.clone()));
         Ok(Self {
@@ -231,9 +230,9 @@ impl Harness {
     /// Waits until proxy and API have ended.
     pub(crate) async fn stopped(mut self) {
         self.stop.cancel();
-        // The proxy; the API has no end of its own.
-        let ended = self.tasks.join_next().await;
-        assert!(matches!(ended, Some(Ok(()))), "{ended:?}");
+        while let Some(ended) = self.tasks.join_next().await {
+            assert!(ended.is_ok(), "{ended:?}");
+        }
     }
 }
 
@@ -275,4 +274,11 @@ pub(crate) async fn read_rest(stream: &mut TcpStream) -> String {
     // A reset is an end too; what came before it stays.
     let _ = stream.read_to_end(&mut all).await;
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Ends a connection so that the other side knows: as the system does for a client that is killed with an
+/// answer unread.
+pub(crate) fn reset(stream: TcpStream) -> anyhow::Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(())
 }

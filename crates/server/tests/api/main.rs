@@ -1,5 +1,6 @@
 //! The real router and proxy over TCP, on an engine in memory.
 
+mod connections;
 mod harness;
 mod proxy;
 mod proxy_streams;

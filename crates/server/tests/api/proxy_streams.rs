@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::harness::{Harness, read_rest, read_until};
+use crate::harness::{Harness, read_rest, read_until, reset};
 
 const PORT: u16 = 8000;
 
@@ -129,12 +129,14 @@ async fn a_client_that_leaves_is_noticed_inside() -> anyhow::Result<()> {
         // While the answer streams, and before there is one.
         let mut stream = server.raw(&head("GET", "/endless", &host, "")).await?;
         read_until(&mut stream, "tick").await?;
-        drop(stream);
+        reset(stream)?;
         upstream.abandoned(1).await;
 
-        let stream = server.raw(&head("GET", "/silent", &host, "")).await?;
+        // One that has closed its own side, and may still be listening, until it is not.
+        let mut stream = server.raw(&head("GET", "/silent", &host, "")).await?;
         upstream.saw("/silent").await;
-        drop(stream);
+        stream.shutdown().await?;
+        reset(stream)?;
         upstream.abandoned(2).await;
     }
     Ok(())

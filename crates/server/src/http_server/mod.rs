@@ -1,0 +1,102 @@
+//! What the two HTTP ports share: taking connections, clients that leave, and whom a request is for.
+
+mod client;
+mod host;
+
+use std::error::Error;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+pub(crate) use client::Client;
+pub(crate) use host::{BadHost, requested_host};
+
+/// How long to wait before the next `accept` when the system is out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections until `stop` is cancelled, then waits for what is under way. A stream may never end
+/// by itself: the caller limits that wait by dropping the future, which closes every connection.
+pub(crate) async fn accept<F>(
+    listener: TcpListener,
+    stop: CancellationToken,
+    serve: impl Fn(Client) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = connections.join_next() => log_panic(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => match Client::new(stream) {
+                    Ok(client) => {
+                        connections.spawn(serve(client));
+                    }
+                    Err(error) => debug!(%error, "a connection was gone before it began"),
+                },
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
+    }
+}
+
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(%error, "a connection panicked");
+    }
+}
+
+/// Serves HTTP/1.1, upgrades and cleartext HTTP/2 on one connection until it ends or its client has gone:
+/// what its requests wait for is then dropped.
+pub(crate) async fn serve<S, B>(client: &Client, service: S, stop: CancellationToken)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Future: Send + 'static>,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Who has closed only its own side still gets its answer. The price: the library does not look at the
+    // connection any more while a request is under way, so we do.
+    builder.http1().half_close(true);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(client.stream()), service);
+    let mut connection = pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    // A client that leaves and a sandbox that dies look like this.
+                    debug!(%error, "a connection broke");
+                }
+                return;
+            }
+            () = client.gone() => {
+                debug!("the client has gone");
+                return;
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
