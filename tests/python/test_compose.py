@@ -134,6 +134,27 @@ def test_a_session_goes_through_to_minio(project: Project, sandbox: Sandbox) -> 
     assert body.strip() == b"cba"
 
 
+def test_env_prints_what_works_on_the_host(project: Project, sandbox: Sandbox) -> None:
+    lines = project.server("sandyard", "env").splitlines()
+    variables = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    assert variables["E2B_API_URL"] == project.url("SANDYARD_API_PORT")
+    listed = Sandbox.list(api_key=variables["E2B_API_KEY"], api_url=variables["E2B_API_URL"]).next_items()
+    assert sandbox.sandbox_id in {item.sandbox_id for item in listed}
+    again = Sandbox.connect(
+        sandbox.sandbox_id, api_key=variables["E2B_API_KEY"], api_url=variables["E2B_API_URL"],
+        sandbox_url=variables["E2B_SANDBOX_URL"])
+    again.files.write("/workspace/uploads/env", "1")
+    again.commands.run("sync /workspace/uploads/env")
+    store: Any = boto3.client(
+        "s3", endpoint_url=variables["SANDYARD_S3_ENDPOINT"], region_name="us-east-1",
+        aws_access_key_id=variables["SANDYARD_S3_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["SANDYARD_S3_SECRET_ACCESS_KEY"])
+    body = store.get_object(Bucket=variables["SANDYARD_S3_BUCKET"], Key="sessions/compose/uploads/env")["Body"]
+    assert body.read() == b"1"
+    # The commands beside the server do not go the clients' way: it does not lead into its own container.
+    assert sandbox.sandbox_id in project.server("sandyard", "ls")
+
+
 def test_only_the_server_has_the_docker_socket(project: Project, sandbox: Sandbox) -> None:
     containers = {name: project.container(name) for name in ("server", "minio")} | {"sandbox": sandbox.sandbox_id}
     mounts = {name: docker("inspect", "--format", "{{json .Mounts}}", id) for name, id in containers.items()}

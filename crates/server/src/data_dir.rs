@@ -34,16 +34,26 @@ pub struct DataDir {
 pub struct Running {
     /// The server's process.
     pub pid: u32,
-    /// Base URL of the REST API.
+    /// Base URL of the REST API beside the server, for the other commands.
     pub api_url: String,
-    /// Base URL of the sandbox proxy.
-    pub sandbox_url: String,
-    /// Base URL of the S3 gateway for the owner.
-    pub s3_url: String,
+    /// Where clients reach it: what `env` prints.
+    pub public: PublicUrls,
     /// The bucket of the workspaces.
     pub bucket: String,
     /// The domain that running sandboxes report.
     pub domain: String,
+}
+
+/// Base URLs as clients use them, which may differ from the listeners' addresses: ports of a container
+/// are published under others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicUrls {
+    /// The REST API.
+    pub api: String,
+    /// The sandbox proxy.
+    pub sandbox: String,
+    /// The S3 gateway, for the owner.
+    pub s3: String,
 }
 
 impl DataDir {
@@ -291,8 +301,7 @@ mod tests {
         let running = Running {
             pid: 1,
             api_url: url.clone(),
-            sandbox_url: url.clone(),
-            s3_url: url.clone(),
+            public: PublicUrls { api: url.clone(), sandbox: url.clone(), s3: url.clone() },
             bucket: "sandyard".to_owned(),
             domain: "d".to_owned(),
         };

@@ -24,9 +24,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let owner = data.secrets()?.owner_key();
     let variables = [
         ("E2B_API_KEY", key.as_str()),
-        ("E2B_API_URL", &running.api_url),
-        ("E2B_SANDBOX_URL", &running.sandbox_url),
-        ("SANDYARD_S3_ENDPOINT", &running.s3_url),
+        ("E2B_API_URL", &running.public.api),
+        ("E2B_SANDBOX_URL", &running.public.sandbox),
+        ("SANDYARD_S3_ENDPOINT", &running.public.s3),
         ("SANDYARD_S3_BUCKET", &running.bucket),
         ("SANDYARD_S3_ACCESS_KEY_ID", &owner.id),
         ("SANDYARD_S3_SECRET_ACCESS_KEY", owner.secret.expose()),

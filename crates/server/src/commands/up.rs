@@ -1,6 +1,7 @@
 //! `sandyard up`: serve until told to stop.
 
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::api;
 use crate::config::Config;
-use crate::data_dir::{DataDir, Running};
+use crate::data_dir::{DataDir, PublicUrls, Running};
 use crate::installation::{Installation, bind};
 use crate::proxy;
 
@@ -87,9 +88,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     data.write_running(&Running {
         pid: std::process::id(),
-        api_url: format!("http://{api_address}"),
-        sandbox_url: format!("http://{proxy_address}"),
-        s3_url: format!("http://{}", installation.gateway_address),
+        api_url: own_url(api_address),
+        public: PublicUrls {
+            api: public_url(&config.api_public_url, api_address),
+            sandbox: public_url(&config.proxy_public_url, proxy_address),
+            s3: public_url(&config.gateway_public_url, installation.gateway_address),
+        },
         bucket: config.bucket.to_string(),
         domain,
     })?;
@@ -138,6 +142,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     data.remove_running()?;
     drop(lock);
     ended
+}
+
+/// The configured base URL, or else the listener's own.
+fn public_url(configured: &Option<String>, listener: SocketAddr) -> String {
+    configured.clone().unwrap_or_else(|| own_url(listener))
+}
+
+/// The base URL of a listener for this machine's own programs. One that listens on all addresses listens
+/// on the loopback address too, and no client should be told to connect to "all".
+fn own_url(listener: SocketAddr) -> String {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, listener.port()))
 }
 
 fn fault(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Error {
@@ -191,5 +211,20 @@ async fn listen_for_down(
             }
             other => debug!(?other, "a connection to the control socket that asked for nothing"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_what_they_can_connect_to() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("address");
+        assert_eq!(public_url(&None, at("172.20.0.3:3000")), "http://172.20.0.3:3000");
+        assert_eq!(public_url(&None, at("0.0.0.0:3003")), "http://127.0.0.1:3003");
+        assert_eq!(public_url(&None, at("[::]:3003")), "http://[::1]:3003");
+        let configured = Some("https://api.example".to_owned());
+        assert_eq!(public_url(&configured, at("0.0.0.0:3000")), "https://api.example");
     }
 }

@@ -54,15 +54,21 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Listener of the REST API.
     pub api_listen: SocketAddr,
+    /// Base URL of the REST API as clients reach it, if not at the listener's own address.
+    pub api_public_url: Option<String>,
     /// An API key to accept from the first start on, in the place of a random one.
     pub api_key: Option<Secret>,
     /// Listener of the sandbox proxy.
     pub proxy_listen: SocketAddr,
+    /// Base URL of the sandbox proxy as clients reach it, if not at the listener's own address.
+    pub proxy_public_url: Option<String>,
     /// The domain that running sandboxes report; absent: `sbx.localhost` and the proxy's port.
     pub proxy_domain: Option<String>,
     /// Listener of the S3 gateway for the owner. Sandboxes reach it at the same port on the engine
     /// network's own address.
     pub gateway_listen: SocketAddr,
+    /// Base URL of the S3 gateway as the owner reaches it, if not at the listener's own address.
+    pub gateway_public_url: Option<String>,
     /// The gateway's base URL as sandboxes reach it, for a server in a container.
     pub gateway_endpoint: Option<String>,
     /// The container engine.
@@ -135,10 +141,13 @@ impl Config {
             );
         }
         let api_listen = r.value("api.listen", loopback(3000), reader::parsed);
+        let api_public_url = r.optional("api.public_url", base_url);
         let api_key = r.secret("api.key", api_key);
         let proxy_listen = r.value("proxy.listen", loopback(3002), reader::parsed);
+        let proxy_public_url = r.optional("proxy.public_url", base_url);
         let proxy_domain = r.optional("proxy.domain", domain);
         let gateway_listen = r.value("gateway.listen", loopback(3003), reader::parsed);
+        let gateway_public_url = r.optional("gateway.public_url", base_url);
         let gateway_endpoint = r.optional("gateway.endpoint", base_url);
         let docker_host = r.value("docker.host", default_docker_host(), docker_host);
         let docker_network = r.optional("docker.network", text);
@@ -166,10 +175,13 @@ impl Config {
         Some(Self {
             data_dir: data_dir?,
             api_listen: api_listen?,
+            api_public_url,
             api_key,
             proxy_listen: proxy_listen?,
+            proxy_public_url,
             proxy_domain,
             gateway_listen: gateway_listen?,
+            gateway_public_url,
             gateway_endpoint,
             docker_host: docker_host?,
             docker_network,
@@ -394,6 +406,20 @@ mod tests {
         };
         assert_eq!(endpoint, "http://127.0.0.1:9000");
         assert_eq!(secret_access_key.reveal(), "minio-secret");
+    }
+
+    #[test]
+    fn public_urls_are_base_urls() {
+        let environment = [
+            ("SANDYARD_API__PUBLIC_URL", "http://127.0.0.1:13000/"),
+            ("SANDYARD_PROXY__PUBLIC_URL", "https://sandboxes.example"),
+        ];
+        let config = load("", &environment, &[]).expect("valid");
+        assert_eq!(config.api_public_url.as_deref(), Some("http://127.0.0.1:13000"));
+        assert_eq!(config.proxy_public_url.as_deref(), Some("https://sandboxes.example"));
+        assert_eq!(config.gateway_public_url, None);
+        let report = load("", &[("SANDYARD_GATEWAY__PUBLIC_URL", "localhost:3003")], &[]);
+        assert!(report.expect_err("no scheme").contains("gateway.public_url"));
     }
 
     #[test]
