@@ -328,6 +328,31 @@ async fn a_kill_flushes_first_and_others_join_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_starts_while_the_engine_says_what_runs_is_not_taken_for_dead()
+-> anyhow::Result<()> {
+    let host = Host::start().await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let watching = host.scheduler.clone();
+    tasks.spawn(async move { watching.watch().await });
+    let dead = host.create(request()).await?;
+    host.engine.die_unseen(&dead.id);
+    // The answer is made before the other sandbox exists, and comes after.
+    host.engine.script(Call::List, Behaviour::HangAfter);
+    host.engine.announce(sandyard_core::RuntimeEvent::Resync);
+    let lists = host.engine.calls().iter().filter(|(call, _)| *call == Call::List).count();
+    timeout(LIMIT, host.engine.called(Call::List, lists + 1)).await?;
+    let new = host.create(request()).await?;
+    host.engine.heal(Call::List);
+    // When the next comparison begins, all that the first one found is reported.
+    host.engine.announce(sandyard_core::RuntimeEvent::Resync);
+    timeout(LIMIT, host.engine.called(Call::List, lists + 2)).await?;
+    timeout(LIMIT, host.engine.called(Call::Delete, 1)).await?;
+    assert!(host.scheduler.get(host.team, &dead.id).is_err());
+    assert!(host.scheduler.get(host.team, &new.id).is_ok());
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_sandbox_being_killed_is_not_there_and_its_key_still_is() -> anyhow::Result<()> {
     let host = Host::start().await?;
     let sandbox = host.create(request()).await?;

@@ -51,6 +51,8 @@ pub enum Behaviour {
     FailAfter,
     /// Does nothing until [`FakeEngine::heal`], and then its work.
     Hang,
+    /// Does its work, and returns only after [`FakeEngine::heal`].
+    HangAfter,
 }
 
 /// A container engine, an object store and the executors of all containers. Cheap to clone: all clones
@@ -213,22 +215,31 @@ impl FakeEngine {
         self.inner.made.send_replace(made);
         match behaviour {
             Some(Behaviour::Hang) => {
-                let hangs = || self.state().behaviours.get(&call) == Some(&Behaviour::Hang);
-                let mut healed = self.inner.healed.subscribe();
-                // The sender lives as long as the engine.
-                let _ = healed.wait_for(|()| !hangs()).await;
+                self.healed(call).await;
                 Ok(())
             }
             Some(Behaviour::Fail) => Err(()),
-            Some(Behaviour::FailAfter) | None => Ok(()),
+            Some(Behaviour::FailAfter | Behaviour::HangAfter) | None => Ok(()),
         }
+    }
+
+    /// Waits until a call is no longer told to behave in any way.
+    async fn healed(&self, call: Call) {
+        let mut healed = self.inner.healed.subscribe();
+        // The sender lives as long as the engine.
+        let _ = healed.wait_for(|()| !self.state().behaviours.contains_key(&call)).await;
     }
 
     /// Ends a call that has done its work.
     async fn end(&self, call: Call) -> Result<(), ()> {
         tokio::task::yield_now().await;
-        match self.state().behaviours.get(&call) {
+        let behaviour = self.state().behaviours.get(&call).copied();
+        match behaviour {
             Some(Behaviour::FailAfter) => Err(()),
+            Some(Behaviour::HangAfter) => {
+                self.healed(call).await;
+                Ok(())
+            }
             Some(Behaviour::Fail | Behaviour::Hang) | None => Ok(()),
         }
     }

@@ -179,10 +179,15 @@ impl Scheduler {
         while let Some(event) = events.next().await {
             match event {
                 RuntimeEvent::Died(id) => self.report_death(&id).await,
-                RuntimeEvent::Resync => match self.shared.parts.runtime.list().await {
-                    Ok(instances) => self.report_missing(&instances).await,
-                    Err(error) => warn!(%error, "cannot compare sandboxes with the engine"),
-                },
+                RuntimeEvent::Resync => {
+                    // Who runs is asked before the engine is: a sandbox that becomes ready while the engine
+                    // answers would be missing in the answer.
+                    let known = self.running();
+                    match self.shared.parts.runtime.list().await {
+                        Ok(instances) => self.report_missing(known, &instances).await,
+                        Err(error) => warn!(%error, "cannot compare sandboxes with the engine"),
+                    }
+                }
             }
         }
     }
@@ -194,18 +199,18 @@ impl Scheduler {
         }
     }
 
-    /// Ends every sandbox that the engine no longer runs.
-    async fn report_missing(&self, instances: &[Instance]) {
+    /// All sandboxes that have a task.
+    fn running(&self) -> Vec<SandboxId> {
+        let entries = self.shared.entries();
+        let live = entries.iter().filter(|(_, entry)| entry.live.is_some());
+        live.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Ends those that the engine no longer runs.
+    async fn report_missing(&self, known: Vec<SandboxId>, instances: &[Instance]) {
         let running = |id: &SandboxId| instances.iter().any(|i| i.id == *id && i.address.is_some());
-        let missing: Vec<SandboxId> = self
-            .shared
-            .entries()
-            .iter()
-            .filter(|(id, entry)| entry.live.is_some() && !running(id))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in missing {
-            self.report_death(&id).await;
+        for id in known.iter().filter(|id| !running(id)) {
+            self.report_death(id).await;
         }
     }
 
