@@ -86,6 +86,10 @@ async fn the_target_of_a_request_counts_before_its_host() -> anyhow::Result<()> 
     // A target without a sandbox is not helped by the header.
     let request = format!("GET http://localhost/seen HTTP/1.1\r\nHost: {named}\r\n\r\n");
     assert!(half_closed(server.proxy, &request).await?.starts_with("HTTP/1.1 400"));
+    // A target that is no path goes on as it is.
+    let request = format!("OPTIONS * HTTP/1.1\r\nHost: {named}\r\n\r\n");
+    half_closed(server.proxy, &request).await?;
+    assert_eq!(service.seen().last().map(|seen| seen.uri.as_str()), Some("*"));
     // The API does not mind for which host it is.
     let request = "GET http://api.example/health HTTP/1.1\r\nHost: localhost\r\n\r\n";
     assert!(half_closed(server.api, request).await?.starts_with("HTTP/1.1 200"));
