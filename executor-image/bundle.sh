@@ -11,7 +11,7 @@ tree=$out.tree
 rm -rf "$tree"
 mkdir -p "$tree/fuse" "$tree/run" "$tree/cache"
 tar -C "$tree/fuse" -xf "$fuse"
-install -m 0644 "$preload" "$tree/fuse/lib/sandyard-s3fs-truncate.so"
+install -m 0644 "$preload" "$tree/fuse/lib/sandyard-s3fs-guard.so"
 install -m 0755 "$executor" "$tree/executor"
 find "$tree" -type d -exec chmod 0755 {} +
 tar -C "$tree" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$out.new" .

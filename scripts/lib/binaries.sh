@@ -3,7 +3,7 @@
 # executor and the FUSE programs into sandboxes.
 set -euo pipefail
 
-readonly PRELOAD=libsandyard_s3fs_truncate.so
+readonly PRELOAD=libsandyard_s3fs_guard.so
 
 ensure_cargo() {
     if ! have cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
@@ -64,7 +64,7 @@ build_executor() (
 build_preload() (
     cd "$ROOT"
     retry 3 cargo fetch --locked
-    cargo rustc --profile executor --locked -p sandyard-s3fs-truncate --crate-type cdylib
+    cargo rustc --profile executor --locked -p sandyard-s3fs-guard --crate-type cdylib
     put_program "$(target_directory)/executor/$PRELOAD" "$PRELOAD"
 )
 

@@ -3,16 +3,16 @@
 //! It reads nothing but its key file, mounts by itself (it runs as root), and exits when the mount is
 //! gone. `sync` has nothing to do for closed files: each close waits for the upload.
 //!
-//! Left alone it would damage files that are truncated, whatever the options; [`PRELOAD`] mends that. With
-//! a `umask` every file shows the same mode, whatever chmod says.
+//! Left alone it would lose what is written, whatever the options; [`PRELOAD`] mends that. With a `umask`
+//! every file shows the same mode, whatever chmod says.
 
 use sandyard_contract::control::{MountCall, Secret};
 use sandyard_types::{Access, Cache};
 
 use crate::plan::{KeyFile, Places, Plan};
 
-/// Where the bundle has the library of the crate `sandyard-s3fs-truncate`.
-const PRELOAD: &str = "/lib/sandyard-s3fs-truncate.so";
+/// Where the bundle has the library of the crate `sandyard-s3fs-guard`.
+const PRELOAD: &str = "/lib/sandyard-s3fs-guard.so";
 
 /// First descriptor after the standard ones.
 const KEY_DESCRIPTOR: i32 = 3;

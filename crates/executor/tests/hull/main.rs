@@ -17,5 +17,6 @@ mod probes;
 mod rpc;
 mod s3;
 mod sandbox;
+mod sharing;
 mod stop;
 mod truncate;

@@ -72,6 +72,11 @@ impl Minio {
         Ok(server)
     }
 
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Its URL for sandboxes.
     pub(super) fn endpoint(&self) -> String {
         format!("http://{}", self.address)

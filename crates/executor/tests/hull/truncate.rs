@@ -159,7 +159,7 @@ fn a_read_only_mount_takes_no_truncation() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn no_mount_without_the_library() -> anyhow::Result<()> {
-    let library = "fuse/lib/sandyard-s3fs-truncate.so";
+    let library = "fuse/lib/sandyard-s3fs-guard.so";
     for (change, why) in [
         (format!("rm {library}"), "bundle lacks"),
         (format!("echo no library > {library}"), "did not load"),
