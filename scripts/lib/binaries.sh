@@ -64,7 +64,7 @@ build_executor() (
 build_preload() (
     cd "$ROOT"
     retry 3 cargo fetch --locked
-    cargo rustc --profile executor --locked -p sandyard-s3fs-guard --crate-type cdylib
+    cargo rustc --profile executor --locked -p sandyard-s3fs-guard --features preload --crate-type cdylib
     put_program "$(target_directory)/executor/$PRELOAD" "$PRELOAD"
 )
 

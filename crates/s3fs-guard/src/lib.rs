@@ -16,11 +16,11 @@
 //! So this stands between s3fs and libfuse 2. It hands on s3fs's table of operations with some of them
 //! corrected: each brings what is written to the store before s3fs relies on the store ([`guard`]).
 //!
-//! It is built as a shared library only for that purpose (see scripts/lib/binaries.sh), without the
-//! standard library, and takes only functions from the C library that it has had forever: whatever C
-//! library the bundle has is the one it finds loaded.
+//! It is built as a shared library only for that purpose (see scripts/lib/binaries.sh), with the feature
+//! `preload`: without the standard library. It takes only functions from the C library that it has had
+//! forever: whatever C library the bundle has is the one it finds loaded.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(feature = "preload", no_std)]
 
 extern crate alloc;
 
@@ -43,7 +43,7 @@ type Main = extern "C" fn(c_int, *mut *mut c_char, *const Operations, usize, *mu
 unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
     fn write(fd: c_int, bytes: *const c_void, count: usize) -> isize;
-    #[cfg(not(test))]
+    #[cfg(feature = "preload")]
     safe fn abort() -> !;
 }
 
@@ -87,7 +87,7 @@ fn refuse(why: &CStr) -> c_int {
 }
 
 /// What the standard library would bring along.
-#[cfg(not(test))]
+#[cfg(feature = "preload")]
 mod runtime {
     use core::alloc::{GlobalAlloc, Layout};
     use core::ffi::c_void;
