@@ -16,69 +16,18 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from bench_sandbox import (EXECUTOR_PORT, READY, Sides, measure_commands, measure_files,
+                           measure_floors, milliseconds)
+from bench_table import Table
+from bench_wire import Peer
 from e2b import Sandbox
 
 MIB = 1 << 20
-
-
-@dataclass
-class Row:
-    what: str
-    ours: str
-    theirs: str
-    ratio: str
-    target: str
-    met: bool
-
-
-class Table:
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def ratio(self, what: str, unit: str, ours: float, theirs: float, limit: float | None) -> None:
-        """A row whose measure is ours divided by theirs."""
-        ratio = ours / theirs
-        target = f"≤ {limit:g} ×" if limit else "–"
-        self.add(what, f"{ours:.1f} {unit}", f"{theirs:.1f} {unit}", f"{ratio:.2f} ×", target,
-                 limit is None or ratio <= limit)
-
-    def pairs(self, what: str, unit: str, ours: list[float], theirs: list[float],
-              limit: float) -> None:
-        """A row whose measure is the median of the rounds' own ratios: what slows the machine down for
-        one round slows both sides of it."""
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-        self.add(what, f"{statistics.median(ours):.1f} {unit}",
-                 f"{statistics.median(theirs):.1f} {unit}", f"{ratio:.2f} ×", f"≤ {limit:g} ×",
-                 ratio <= limit)
-
-    def bound(self, what: str, unit: str, ours: float, limit: float) -> None:
-        """A row with a fixed bound."""
-        self.add(what, f"{ours:.1f} {unit}", "–", "–", f"≤ {limit:g} {unit}", ours <= limit)
-
-    def add(self, what: str, ours: str, theirs: str, ratio: str, target: str, met: bool) -> None:
-        self.rows.append(Row(what, ours, theirs, ratio, target, met))
-        say(f"{what}: {ours} | {theirs} | {ratio} | {'met' if met else 'missed'}")
-
-    def print(self) -> None:
-        print("| measure | sandyard | the other side | ratio | target | |")
-        print("|---|---|---|---|---|---|")
-        for r in self.rows:
-            verdict = "met" if r.met else "missed"
-            print(f"| {r.what} | {r.ours} | {r.theirs} | {r.ratio} | {r.target} | {verdict} |")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return (time.perf_counter() - begun) * 1000
+GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -161,40 +110,46 @@ def measure_creates(table: Table, engine: Engine, rounds: int) -> None:
     table.bound("workspace adds to a create", "ms", median["mounted"] - median["plain"], 60)
 
 
-def measure_commands(table: Table, sandbox: Sandbox, rounds: int) -> None:
-    ours, exec_times = [], []
-    sandbox.commands.run("true")
+def measure_ready(table: Table, engine: Engine, rounds: int) -> None:
+    """How long the executor takes from its execution to its first answer, in containers as sandboxes are."""
+    sandbox = Sandbox.create("base")
+    try:
+        request = engine.like(sandbox.sandbox_id)
+    finally:
+        sandbox.kill()
+    program = [*(request["Entrypoint"] or []), *(request["Cmd"] or [])]
+    measuring = request | {"Entrypoint": ["python3", "-c", READY, str(rounds)], "Cmd": program}
+    container = engine.create_and_start(measuring)
+    try:
+        code = engine.call("POST", f"/containers/{container}/wait")["StatusCode"]
+        output = subprocess.run(["docker", "logs", container], check=True, capture_output=True,
+                                text=True)
+        if code != 0:
+            raise RuntimeError(f"measuring ended with {code}: {output.stderr}")
+    finally:
+        engine.remove(container)
+    times = [float(line) for line in output.stdout.split()]
+    table.bound("executor ready after its execution in the container", "ms",
+                statistics.median(times), 15)
+
+    seen: list[float] = []
     for _ in range(rounds):
-        ours.append(milliseconds(lambda: sandbox.commands.run("true")))
-        exec_times.append(milliseconds(lambda: subprocess.run(
-            ["docker", "exec", sandbox.sandbox_id, "true"], check=True)))
-    table.ratio("commands.run(\"true\") / docker exec true", "ms",
-                statistics.median(ours), statistics.median(exec_times), 0.25)
-
-
-def measure_files(table: Table, sandbox: Sandbox, folder: pathlib.Path, rounds: int) -> None:
-    for label, size, count in (("1 KB", 1024, rounds), ("64 MB", 64 * MIB, max(3, rounds // 5))):
-        content = os.urandom(size)
-        local = folder / "content"
-        local.write_bytes(content)
-        target = f"{sandbox.sandbox_id}:/home/user/copied"
-        times: dict[str, list[float]] = {k: [] for k in ("write", "cp in", "read", "cp out")}
-        for _ in range(count):
-            times["write"].append(milliseconds(
-                lambda: sandbox.files.write("/home/user/content", content)))
-            times["cp in"].append(milliseconds(lambda: subprocess.run(
-                ["docker", "cp", "-q", str(local), target], check=True, capture_output=True)))
-            read: list[bytearray] = []
-            times["read"].append(milliseconds(
-                lambda: read.append(sandbox.files.read("/home/user/content", format="bytes"))))
-            if bytes(read[0]) != content:
-                raise RuntimeError(f"{label} came back different")
-            times["cp out"].append(milliseconds(lambda: subprocess.run(
-                ["docker", "cp", "-q", target, str(folder / "back")], check=True,
-                capture_output=True)))
-        median = {kind: statistics.median(values) for kind, values in times.items()}
-        table.ratio(f"files.write {label} / docker cp", "ms", median["write"], median["cp in"], None)
-        table.ratio(f"files.read {label} / docker cp", "ms", median["read"], median["cp out"], None)
+        container = engine.create_and_start(request)
+        begun = time.perf_counter()
+        try:
+            networks = engine.call("GET", f"/containers/{container}/json")["NetworkSettings"]["Networks"]
+            address = next(network["IPAddress"] for network in networks.values())
+            health = None
+            while health is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    health = Peer((address, EXECUTOR_PORT), {})
+            with health:
+                health.request("GET", "/health")
+            seen.append((time.perf_counter() - begun) * 1000)
+        finally:
+            engine.remove(container)
+    table.bound("executor answers after the engine's start call returned", "ms",
+                statistics.median(seen), 15)
 
 
 @contextlib.contextmanager
@@ -209,7 +164,9 @@ def s3fs_mount(folder: pathlib.Path, name: str, bucket: str, endpoint: str, key:
     options = (f"passwd_file={passwd},url={endpoint},use_path_request_style,use_cache={cache},"
                "ensure_diskfree=20,multireq_max=32,parallel_count=8,multipart_size=16,"
                "stat_cache_expire=5,max_stat_cache_size=100000,retries=5,connect_timeout=5")
-    program = subprocess.Popen(["s3fs", f"{bucket}:/bench", str(point), "-f", "-o", options])
+    # Its log is no part of the table on standard output.
+    program = subprocess.Popen(["s3fs", f"{bucket}:/bench", str(point), "-f", "-o", options],
+                               stdout=sys.stderr)
     try:
         until = time.monotonic() + 20
         while not os.path.ismount(point):
@@ -289,6 +246,31 @@ def executor_pids(container: str) -> list[int]:
     return [int(pid) for pid, command in rows if command.startswith("/.sandyard/executor")]
 
 
+def streaming_mib(sandbox: Sandbox, pids: list[int]) -> float:
+    """The most that the executor holds while 50 clients read what 50 commands write."""
+    streams = [sandbox.commands.run("while echo x; do sleep 0.05; done", background=True, timeout=0)
+               for _ in range(50)]
+    counts = [0] * len(streams)
+
+    def read(index: int) -> None:
+        for _ in streams[index]:
+            counts[index] += 1
+            if counts[index] == 40:
+                break
+        streams[index].disconnect()
+
+    readers = [threading.Thread(target=read, args=(index,)) for index in range(len(streams))]
+    for reader in readers:
+        reader.start()
+    most = 0.0
+    while any(reader.is_alive() for reader in readers):
+        most = max(most, resident_mib(pids))
+        readers[-1].join(0.05)
+    if counts != [40] * len(streams):
+        raise RuntimeError(f"not every stream was read: {counts}")
+    return most
+
+
 def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float) -> None:
     size = pathlib.Path(arguments.executor).stat().st_size
     table.bound("executor binary", "MiB", size / MIB, 10)
@@ -299,12 +281,8 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
         if not pids:
             raise RuntimeError("no executor process found")
         table.bound(f"executor resident, idle, {label}", "MiB", resident_mib(pids), 5)
-        running = [sandbox.commands.run("while echo x; do sleep 0.1; done", background=True,
-                                        timeout=0) for _ in range(50)]
-        table.add(f"executor resident, 50 running commands, {label}",
-                  f"{resident_mib(pids):.1f} MiB", "–", "–", "–", True)
-        for handle in running:
-            handle.disconnect()
+        table.bound(f"executor resident, 50 streaming commands, {label}", "MiB",
+                    streaming_mib(sandbox, pids), 9)
         sandbox.kill()
     server = arguments.server_pid
     table.bound("server resident, 0 sandboxes", "MiB", idle_mib, 60)
@@ -314,25 +292,45 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
         sandbox.kill()
 
 
+def groups(text: str) -> list[str]:
+    chosen = text.split(",")
+    for name in chosen:
+        if name not in GROUPS:
+            raise argparse.ArgumentTypeError(f"unknown group '{name}': {', '.join(GROUPS)}")
+    return chosen
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("executor", "minio-endpoint", "minio-user", "minio-password"):
-        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--executor", required=True)
+    for name in ("minio-endpoint", "minio-user", "minio-password"):
+        parser.add_argument(f"--{name}", help="needed for the group gateway")
     parser.add_argument("--folder", required=True, type=pathlib.Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", type=groups, default=list(GROUPS))
     arguments = parser.parse_args()
     rounds = 5 if arguments.quick else 20
     # Where a running server says what it is.
     arguments.server_pid = json.loads((arguments.folder / "server.json").read_text())["pid"]
     idle_mib = resident_mib([arguments.server_pid])
     table, engine = Table(), Engine()
-    measure_creates(table, engine, rounds)
-    sandbox = Sandbox.create("base", timeout=600)
-    measure_commands(table, sandbox, rounds * 5)
-    measure_files(table, sandbox, arguments.folder, rounds)
-    sandbox.kill()
-    measure_memory(table, arguments, idle_mib)
-    measure_gateway(table, arguments.folder, arguments, 2 if arguments.quick else 7)
+    if "creates" in arguments.only:
+        measure_creates(table, engine, rounds)
+    if "ready" in arguments.only:
+        measure_ready(table, engine, rounds)
+    if "commands" in arguments.only or "files" in arguments.only:
+        sandbox = Sandbox.create("base", timeout=1200)
+        sides = Sides(sandbox)
+        measure_floors(table, sides, rounds)
+        if "commands" in arguments.only:
+            measure_commands(table, sides, rounds)
+        if "files" in arguments.only:
+            measure_files(table, sides, arguments.folder, rounds)
+        sandbox.kill()
+    if "memory" in arguments.only:
+        measure_memory(table, arguments, idle_mib)
+    if "gateway" in arguments.only:
+        measure_gateway(table, arguments.folder, arguments, 2 if arguments.quick else 7)
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()} "
           f"{platform.release()}, {platform.machine()}\n")
     table.print()
