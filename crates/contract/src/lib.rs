@@ -3,6 +3,7 @@
 //! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
 //! - [`rest`] is the REST API's bodies.
+//! - [`sandbox_host`] is the form of names under which ports of sandboxes are reached.
 //! - `rpc` and `connect` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
@@ -13,6 +14,7 @@ pub mod daemon;
 pub mod rest;
 #[cfg(feature = "rpc")]
 pub mod rpc;
+pub mod sandbox_host;
 
 /// The executor version reported everywhere (control-plane 4.5): the behaviour we implement.
 pub const ENVD_VERSION: &str = "0.6.13";

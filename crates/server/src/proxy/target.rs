@@ -1,19 +1,14 @@
 //! Which port of which sandbox a request is for (control-plane 5.5 (1), (2)).
 
-use std::net::IpAddr;
-
 use http::HeaderMap;
+pub(super) use sandyard_contract::sandbox_host::Target;
+use sandyard_contract::sandbox_host::{
+    InvalidHost, names_no_sandbox, port_of, target_of_host, without_port,
+};
 use sandyard_types::SandboxId;
 
 const ID_HEADER: &str = "e2b-sandbox-id";
 const PORT_HEADER: &str = "e2b-sandbox-port";
-
-/// A port of a sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Target {
-    pub(super) id: SandboxId,
-    pub(super) port: u16,
-}
 
 /// Why a request is for no sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +26,16 @@ pub(super) enum Unaddressed {
     Host,
 }
 
+impl From<InvalidHost> for Unaddressed {
+    fn from(invalid: InvalidHost) -> Self {
+        match invalid {
+            InvalidHost::Form => Self::Host,
+            InvalidHost::Port => Self::Port,
+            InvalidHost::Id => Self::Id,
+        }
+    }
+}
+
 /// Reads host and headers. On `localhost`, addresses and hosts that begin with `sandbox.` the headers
 /// decide; on others the host does if it names a sandbox, else the headers again (names in a local network).
 pub(super) fn target_of(host: Option<&str>, headers: &HeaderMap) -> Result<Target, Unaddressed> {
@@ -41,30 +46,11 @@ pub(super) fn target_of(host: Option<&str>, headers: &HeaderMap) -> Result<Targe
     {
         return target;
     }
-    match (from_host(host), by_headers) {
+    match (target_of_host(host), by_headers) {
         (Ok(target), _) => Ok(target),
         (Err(_), Some(target)) => target,
-        (Err(refused), None) => Err(refused),
+        (Err(invalid), None) => Err(invalid.into()),
     }
-}
-
-/// The host of an authority, without its port and an address's brackets.
-fn without_port(authority: &str) -> &str {
-    if let Some(rest) = authority.strip_prefix('[') {
-        return rest.split(']').next().unwrap_or(rest);
-    }
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => authority,
-    }
-}
-
-/// Whether the host is one of those that never name a sandbox.
-fn names_no_sandbox(host: &str) -> bool {
-    let starts = |prefix: &str| {
-        host.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok() || starts("sandbox.")
 }
 
 /// What the headers say; `None` if there are none.
@@ -76,33 +62,12 @@ fn from_headers(headers: &HeaderMap) -> Option<Result<Target, Unaddressed>> {
         (Some(id), Some(port)) => (id.to_str(), port.to_str()),
     };
     let target = || {
-        let port = port_from(port.map_err(|_| Unaddressed::Port)?)?;
+        let port = port.ok().and_then(port_of).ok_or(Unaddressed::Port)?;
         let id = id.map_err(|_| Unaddressed::Id)?;
         let id = SandboxId::from_path(id.trim()).map_err(|_| Unaddressed::Id)?;
         Ok(Target { id, port })
     };
     Some(target())
-}
-
-/// `<port>-<sandboxID>[-<anything>].<rest>`.
-fn from_host(host: &str) -> Result<Target, Unaddressed> {
-    let (label, _) = host.split_once('.').ok_or(Unaddressed::Host)?;
-    let mut parts = label.splitn(3, '-');
-    let (Some(port), Some(id)) = (parts.next(), parts.next()) else {
-        return Err(Unaddressed::Host);
-    };
-    let port = port_from(port)?;
-    let id = id.parse().map_err(|_| Unaddressed::Id)?;
-    Ok(Target { id, port })
-}
-
-/// A port as a number, before anything is decided by it.
-fn port_from(text: &str) -> Result<u16, Unaddressed> {
-    let text = text.trim();
-    // `parse` alone would take a sign.
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let port = text.parse().ok().filter(|port| digits && *port != 0);
-    port.ok_or(Unaddressed::Port)
 }
 
 #[cfg(test)]
