@@ -4,13 +4,15 @@
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
 //! - [`rest`] is the REST API's bodies.
 //! - [`sandbox_host`] is the form of names under which ports of sandboxes are reached.
-//! - `rpc` and `connect` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
+//! - `rpc`, `connect` and `envelope` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
 #[cfg(feature = "rpc")]
 pub mod connect;
 pub mod control;
 pub mod daemon;
+#[cfg(feature = "rpc")]
+pub mod envelope;
 pub mod rest;
 #[cfg(feature = "rpc")]
 pub mod rpc;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-};
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, EndStream, FLAG_END_STREAM, Form};
+use sandyard_contract::rpc::process::process_event::data_event::Output;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -23,8 +22,9 @@ use super::body::{Body, Chunks};
 use super::tasks::lock;
 use super::{Daemon, filesystem, process};
 
+pub(super) use wire::Messages;
+
 const TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
-const STREAM_ENCODING: HeaderName = HeaderName::from_static("connect-content-encoding");
 const STREAM_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("connect-accept-encoding");
 const KEEPALIVE: HeaderName = HeaderName::from_static("keepalive-ping-interval");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
@@ -137,11 +137,17 @@ impl Sink {
         &self,
         message: &M,
     ) -> Result<(), ConnectError> {
-        let envelope = wire::message_envelope(self.codec, message)?;
-        self.chunks
-            .send(envelope)
-            .await
-            .map_err(|_| ConnectError::new(Code::Canceled, "the client closed the stream"))
+        self.send_envelope(wire::message_envelope(self.codec, message)?).await
+    }
+
+    /// Sends one `data` event of a process.
+    pub(super) async fn send_output(&self, output: Output) -> Result<(), ConnectError> {
+        self.send_envelope(wire::output_envelope(self.codec, output)?).await
+    }
+
+    async fn send_envelope(&self, envelope: Bytes) -> Result<(), ConnectError> {
+        let sent = self.chunks.send(envelope).await;
+        sent.map_err(|_| ConnectError::new(Code::Canceled, "the client closed the stream"))
     }
 }
 
@@ -192,37 +198,38 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ConnectError> {
     use Procedure::*;
-    let message = match procedure {
-        // Its request lasts as long as the client likes, and the answer is known.
-        ProcessStreamInput => Bytes::new(),
-        _ => read_message(procedure.form(), request).await?,
-    };
     match procedure {
-        ProcessList => unary(codec, call, &message, process::list).await,
-        ProcessSendInput => unary(codec, call, &message, process::send_input).await,
-        ProcessSendSignal => unary(codec, call, &message, process::send_signal).await,
-        ProcessCloseStdin => unary(codec, call, &message, process::close_stdin).await,
+        ProcessList => unary(codec, call, request, process::list).await,
+        ProcessUpdate => unary(codec, call, request, process::update).await,
+        ProcessSendInput => unary(codec, call, request, process::send_input).await,
+        ProcessSendSignal => unary(codec, call, request, process::send_signal).await,
+        ProcessCloseStdin => unary(codec, call, request, process::close_stdin).await,
+        ProcessStreamInput => {
+            let answer = process::stream_input(call, Messages::read(codec, request)?).await?;
+            let message = wire::message_envelope(codec, &answer)?;
+            let end = end_envelope(None).map_err(unwritable)?;
+            Ok(respond(Form::Stream, codec, Body::full([message, end].concat())))
+        }
         ProcessStart => {
-            let events = process::start(&call, wire::decode(codec, &message)?).await?;
+            let events =
+                process::start(&call, Messages::read(codec, request)?.only().await?).await?;
             Ok(stream(codec, &call, |sink| events.send(sink)))
         }
         ProcessConnect => {
-            let events = process::connect(&call, wire::decode(codec, &message)?).await?;
+            let events = process::connect(&call, Messages::read(codec, request)?.only().await?)?;
             Ok(stream(codec, &call, |sink| events.send(sink)))
         }
-        FilesystemStat => unary(codec, call, &message, filesystem::stat).await,
-        FilesystemMakeDir => unary(codec, call, &message, filesystem::make_dir).await,
-        FilesystemMove => unary(codec, call, &message, filesystem::rename).await,
-        FilesystemListDir => unary(codec, call, &message, filesystem::list_dir).await,
-        FilesystemRemove => unary(codec, call, &message, filesystem::remove).await,
-        ProcessUpdate
-        | ProcessStreamInput
-        | FilesystemWatchDir
+        FilesystemStat => unary(codec, call, request, filesystem::stat).await,
+        FilesystemMakeDir => unary(codec, call, request, filesystem::make_dir).await,
+        FilesystemMove => unary(codec, call, request, filesystem::rename).await,
+        FilesystemListDir => unary(codec, call, request, filesystem::list_dir).await,
+        FilesystemRemove => unary(codec, call, request, filesystem::remove).await,
+        FilesystemWatchDir
         | FilesystemCreateWatcher
         | FilesystemGetWatcherEvents
         | FilesystemRemoveWatcher => Err(ConnectError::new(
             Code::Unimplemented,
-            "terminals, streamed input and watching are not supported yet: use SendInput and ListDir",
+            "watching is not supported yet: use ListDir",
         )),
     }
 }
@@ -230,7 +237,7 @@ async fn serve(
 async fn unary<Req, Res, F>(
     codec: Codec,
     call: Call,
-    message: &Bytes,
+    request: Request<Incoming>,
     method: impl FnOnce(Call, Req) -> F,
 ) -> Result<Response<Body>, ConnectError>
 where
@@ -238,7 +245,8 @@ where
     Res: Message + Serialize,
     F: Future<Output = Result<Res, ConnectError>>,
 {
-    let answer = method(call, wire::decode(codec, message)?).await?;
+    let message = wire::unary_message(request).await?;
+    let answer = method(call, wire::decode(codec, &message)?).await?;
     Ok(respond(Form::Unary, codec, Body::full(wire::encode(codec, &answer)?)))
 }
 
@@ -265,6 +273,10 @@ fn end_envelope(error: Option<ConnectError>) -> io::Result<Bytes> {
     Ok(wire::envelope(FLAG_END_STREAM, &payload))
 }
 
+fn unwritable(error: io::Error) -> ConnectError {
+    ConnectError::new(Code::Internal, format!("failed to write the answer: {error}"))
+}
+
 fn respond(form: Form, codec: Codec, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -283,7 +295,7 @@ fn refuse(form: Form, codec: Codec, error: ConnectError) -> Response<Body> {
         Form::Unary => refuse_unary(&error),
         Form::Stream => match end_envelope(Some(error)) {
             Ok(envelope) => respond(form, codec, Body::full(envelope)),
-            Err(error) => refuse_unary(&ConnectError::new(Code::Internal, error.to_string())),
+            Err(error) => refuse_unary(&unwritable(error)),
         },
     }
 }
@@ -303,19 +315,6 @@ pub(super) fn refuse_by_content_type(headers: &HeaderMap, error: ConnectError) -
     match content_type.and_then(Codec::from_content_type) {
         Some((Form::Stream, codec)) => refuse(Form::Stream, codec, error),
         _ => refuse_unary(&error),
-    }
-}
-
-async fn read_message(form: Form, request: Request<Incoming>) -> Result<Bytes, ConnectError> {
-    let header = match form {
-        Form::Unary => CONTENT_ENCODING,
-        Form::Stream => STREAM_ENCODING,
-    };
-    let compression = wire::Compression::read(request.headers().get(header))?;
-    let body = wire::collect(request.into_body()).await?;
-    match form {
-        Form::Unary => compression.decode(body),
-        Form::Stream => compression.decode_envelope(wire::single_envelope(body)?),
     }
 }
 

@@ -2,14 +2,18 @@
 
 use std::io::Read as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use flate2::read::MultiGzDecoder;
 use http_body_util::BodyExt as _;
+use hyper::Request;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::HeaderValue;
+use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use prost::Message;
-use sandyard_contract::connect::{
-    Code, Codec, ConnectError, ENVELOPE_HEAD, FLAG_COMPRESSED, FLAG_END_STREAM,
-};
+use sandyard_contract::connect::{Code, Codec, ConnectError, ENVELOPE_HEAD};
+use sandyard_contract::envelope::{Envelope, EnvelopeError, Envelopes};
+use sandyard_contract::rpc::process::process_event::data_event::Output;
+use sandyard_contract::rpc::process::{ProcessEvent, StartResponse, process_event};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,22 +21,17 @@ use serde::de::DeserializeOwned;
 /// have a route that streams them.
 const MESSAGE_LIMIT: usize = 64 << 20;
 
-/// One envelope of a request.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Envelope {
-    compressed: bool,
-    payload: Bytes,
-}
+const STREAM_ENCODING: HeaderName = HeaderName::from_static("connect-content-encoding");
 
 /// How a request's messages are compressed, if they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compression {
+enum Compression {
     Identity,
     Gzip,
 }
 
 impl Compression {
-    pub(super) fn read(header: Option<&HeaderValue>) -> Result<Self, ConnectError> {
+    fn read(header: Option<&HeaderValue>) -> Result<Self, ConnectError> {
         match header.map(HeaderValue::as_bytes) {
             None | Some(b"" | b"identity") => Ok(Self::Identity),
             Some(b"gzip") => Ok(Self::Gzip),
@@ -44,7 +43,7 @@ impl Compression {
         }
     }
 
-    pub(super) fn decode(self, bytes: Bytes) -> Result<Bytes, ConnectError> {
+    fn decode(self, bytes: Bytes) -> Result<Bytes, ConnectError> {
         // Nothing compressed is nothing; a client need not wrap an empty message.
         if self == Self::Identity || bytes.is_empty() {
             return Ok(bytes);
@@ -58,8 +57,8 @@ impl Compression {
         }
     }
 
-    pub(super) fn decode_envelope(self, envelope: Envelope) -> Result<Bytes, ConnectError> {
-        match (envelope.compressed, self) {
+    fn decode_envelope(self, envelope: Envelope) -> Result<Bytes, ConnectError> {
+        match (envelope.is_compressed(), self) {
             (false, _) => Ok(envelope.payload),
             (true, Self::Gzip) => self.decode(envelope.payload),
             (true, Self::Identity) => {
@@ -78,14 +77,30 @@ fn too_long() -> ConnectError {
     ConnectError::new(Code::ResourceExhausted, message)
 }
 
+fn unreadable(error: hyper::Error) -> ConnectError {
+    invalid(format!("failed to read the request: {error}"))
+}
+
+fn refused(error: EnvelopeError) -> ConnectError {
+    match error {
+        EnvelopeError::TooLong(_) => too_long(),
+        EnvelopeError::Incomplete => invalid(error.to_string()),
+    }
+}
+
+/// Reads the message of a unary request.
+pub(super) async fn unary_message(request: Request<Incoming>) -> Result<Bytes, ConnectError> {
+    let compression = Compression::read(request.headers().get(CONTENT_ENCODING))?;
+    compression.decode(collect(request.into_body()).await?)
+}
+
 /// Reads a request's body to its end.
-pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
+async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
     // Nearly every request is one frame, which needs no copy.
     let mut whole = Bytes::new();
     let mut joined = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| invalid(format!("failed to read the request: {error}")))?;
+        let frame = frame.map_err(unreadable)?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -102,27 +117,60 @@ pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
     Ok(if joined.is_empty() { whole } else { joined.into() })
 }
 
-/// The one envelope of a call whose request is not a stream.
-pub(super) fn single_envelope(mut body: Bytes) -> Result<Envelope, ConnectError> {
-    if body.is_empty() {
-        return Err(ConnectError::new(Code::Unimplemented, "the request has no message"));
+/// The messages of a streaming request, each as soon as it is there.
+pub(in super::super) struct Messages {
+    codec: Codec,
+    compression: Compression,
+    body: Incoming,
+    envelopes: Envelopes,
+    over: bool,
+}
+
+impl Messages {
+    pub(super) fn read(codec: Codec, request: Request<Incoming>) -> Result<Self, ConnectError> {
+        let compression = Compression::read(request.headers().get(STREAM_ENCODING))?;
+        let envelopes = Envelopes::new(MESSAGE_LIMIT);
+        Ok(Self { codec, compression, body: request.into_body(), envelopes, over: false })
     }
-    let incomplete = || invalid("protocol error: incomplete envelope");
-    if body.len() < ENVELOPE_HEAD {
-        return Err(incomplete());
+
+    /// The next message; `None` after the last.
+    pub(in super::super) async fn next<M>(&mut self) -> Result<Option<M>, ConnectError>
+    where
+        M: Message + Default + DeserializeOwned,
+    {
+        while !self.over {
+            if let Some(envelope) = self.envelopes.take().map_err(refused)? {
+                // A client may close its side of the stream with an envelope that says so.
+                if !envelope.ends_stream() {
+                    let payload = self.compression.decode_envelope(envelope)?;
+                    return decode(self.codec, &payload).map(Some);
+                }
+                self.over = true;
+            } else if let Some(frame) = self.body.frame().await {
+                if let Ok(data) = frame.map_err(unreadable)?.into_data() {
+                    self.envelopes.push(&data);
+                }
+            } else {
+                self.envelopes.finish().map_err(refused)?;
+                self.over = true;
+            }
+        }
+        Ok(None)
     }
-    let head = body.split_to(ENVELOPE_HEAD);
-    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-    let length = usize::try_from(length).map_err(|_| too_long())?;
-    if body.len() < length {
-        return Err(incomplete());
+
+    /// The one message of a call whose request is not a stream.
+    pub(super) async fn only<M>(mut self) -> Result<M, ConnectError>
+    where
+        M: Message + Default + DeserializeOwned,
+    {
+        let unimplemented = |text| ConnectError::new(Code::Unimplemented, text);
+        let only = self.next().await?;
+        let only = only.ok_or_else(|| unimplemented("the request has no message"))?;
+        match self.next::<M>().await? {
+            None => Ok(only),
+            Some(_) => Err(unimplemented("the request has several messages")),
+        }
     }
-    let payload = body.split_to(length);
-    // A client may close its side of the stream with an envelope that says so.
-    if !body.is_empty() && body[0] & FLAG_END_STREAM == 0 {
-        return Err(ConnectError::new(Code::Unimplemented, "the request has several messages"));
-    }
-    Ok(Envelope { compressed: head[0] & FLAG_COMPRESSED != 0, payload })
 }
 
 pub(super) fn decode<M>(codec: Codec, bytes: &Bytes) -> Result<M, ConnectError>
@@ -161,6 +209,36 @@ where
     Ok(bytes.into())
 }
 
+/// The envelope of a `data` event. Long output is most of what a daemon ever encodes: in JSON it is
+/// written once, straight into the envelope, where the general way makes a text of it first and looks
+/// that through for characters to escape.
+pub(super) fn output_envelope(codec: Codec, output: Output) -> Result<Bytes, ConnectError> {
+    let (name, data) = match &output {
+        Output::Stdout(data) => ("stdout", data),
+        Output::Stderr(data) => ("stderr", data),
+        Output::Pty(data) => ("pty", data),
+    };
+    if codec == Codec::Proto {
+        let data = process_event::DataEvent { output: Some(output) };
+        let event = ProcessEvent { event: Some(process_event::Event::Data(data)) };
+        return message_envelope(codec, &StartResponse { event: Some(event) });
+    }
+    let (before, after) = (format!("{{\"event\":{{\"data\":{{\"{name}\":\""), "\"}}}");
+    let text = data.len().div_ceil(3) * 4;
+    let length = before.len() + text + after.len();
+    let mut bytes = Vec::with_capacity(ENVELOPE_HEAD + length);
+    bytes.push(0);
+    bytes.extend_from_slice(&length_field(length));
+    bytes.extend_from_slice(before.as_bytes());
+    let begin = bytes.len();
+    bytes.resize(begin + text, 0);
+    STANDARD
+        .encode_slice(data, &mut bytes[begin..])
+        .map_err(|error| ConnectError::new(Code::Internal, error.to_string()))?;
+    bytes.extend_from_slice(after.as_bytes());
+    Ok(bytes.into())
+}
+
 fn write<M>(codec: Codec, message: &M, into: &mut Vec<u8>) -> Result<(), ConnectError>
 where
     M: Message + Serialize,
@@ -193,25 +271,10 @@ mod tests {
     use std::io::Write as _;
 
     use proptest::prelude::*;
-    use sandyard_contract::rpc::process::{SendInputRequest, StartResponse};
+    use sandyard_contract::connect::FLAG_COMPRESSED;
+    use sandyard_contract::rpc::process::SendInputRequest;
 
     use super::*;
-
-    fn code(result: Result<Envelope, ConnectError>) -> Code {
-        result.unwrap_err().code
-    }
-
-    #[test]
-    fn broken_envelopes_are_refused() {
-        let read = |bytes: &'static [u8]| single_envelope(Bytes::from_static(bytes));
-        assert_eq!(code(read(b"")), Code::Unimplemented);
-        assert_eq!(code(read(b"\0\0\0")), Code::InvalidArgument);
-        assert_eq!(code(read(b"\0\0\0\0\x03{}")), Code::InvalidArgument);
-        assert_eq!(code(read(b"\0\xff\xff\xff\xff{}")), Code::InvalidArgument);
-        assert_eq!(code(read(b"\0\0\0\0\x02{}\0\0\0\0\0")), Code::Unimplemented);
-        let ended = read(b"\0\0\0\0\x02{}\x02\0\0\0\x02{}").unwrap();
-        assert_eq!(&ended.payload[..], b"{}");
-    }
 
     #[test]
     fn gzip_is_read_where_it_is_announced() {
@@ -219,7 +282,7 @@ mod tests {
         encoder.write_all(b"{}").unwrap();
         let packed = Bytes::from(encoder.finish().unwrap());
         assert_eq!(&Compression::Gzip.decode(packed.clone()).unwrap()[..], b"{}");
-        let compressed = || Envelope { compressed: true, payload: packed.clone() };
+        let compressed = || Envelope { flags: FLAG_COMPRESSED, payload: packed.clone() };
         assert_eq!(&Compression::Gzip.decode_envelope(compressed()).unwrap()[..], b"{}");
         let error = Compression::Identity.decode_envelope(compressed()).unwrap_err();
         assert_eq!(error.code, Code::InvalidArgument);
@@ -238,17 +301,65 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_an_envelope_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let length = bytes.len();
-            if let Ok(envelope) = single_envelope(bytes.into()) {
-                prop_assert!(envelope.payload.len() + ENVELOPE_HEAD <= length);
+        fn any_bytes_in_any_pieces_are_envelopes_or_an_error(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..12), 0..12),
+        ) {
+            let mut envelopes = Envelopes::new(16);
+            let (mut pushed, mut taken) = (0, 0);
+            for piece in &pieces {
+                envelopes.push(piece);
+                pushed += piece.len();
+                loop {
+                    match envelopes.take() {
+                        Ok(Some(envelope)) => {
+                            taken += ENVELOPE_HEAD + envelope.payload.len();
+                            prop_assert!(envelope.payload.len() <= 16 && taken <= pushed);
+                        }
+                        Ok(None) => break,
+                        Err(error) => {
+                            prop_assert_eq!(error, EnvelopeError::TooLong(16));
+                            return Ok(());
+                        }
+                    }
+                }
             }
+            prop_assert_eq!(envelopes.finish().is_ok(), taken == pushed);
         }
 
         #[test]
-        fn an_envelope_is_read_as_it_was_written(payload in prop::collection::vec(any::<u8>(), 0..64)) {
-            let read = single_envelope(envelope(0, &payload)).unwrap();
-            prop_assert_eq!(read, Envelope { compressed: false, payload: payload.into() });
+        fn envelopes_are_read_as_they_were_written_wherever_they_are_cut(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..6),
+            cut in 1..40usize,
+        ) {
+            let written: Vec<u8> = payloads.iter().flat_map(|p| envelope(0, p)).collect();
+            let mut envelopes = Envelopes::new(64);
+            let mut read = Vec::new();
+            for piece in written.chunks(cut) {
+                envelopes.push(piece);
+                while let Some(envelope) = envelopes.take().unwrap() {
+                    read.push(envelope.payload.to_vec());
+                }
+            }
+            prop_assert_eq!(envelopes.finish(), Ok(()));
+            prop_assert_eq!(read, payloads);
+        }
+    }
+
+    #[test]
+    fn output_is_written_as_any_other_message() {
+        for codec in [Codec::Json, Codec::Proto] {
+            for data in [&b""[..], b"a", b"ab", b"abc", b"\xff\xfe\xfd\xfc"] {
+                let data = Bytes::from_static(data);
+                for output in
+                    [Output::Stdout(data.clone()), Output::Stderr(data.clone()), Output::Pty(data)]
+                {
+                    let event = process_event::DataEvent { output: Some(output.clone()) };
+                    let event = Some(process_event::Event::Data(event));
+                    let message = StartResponse { event: Some(ProcessEvent { event }) };
+                    let expected = message_envelope(codec, &message).unwrap();
+                    assert_eq!(output_envelope(codec, output).unwrap(), expected);
+                }
+            }
         }
     }
 

@@ -1,16 +1,29 @@
-//! A process's standard input (executor 4.8).
+//! What is written to a process: its standard input, or the keyboard of its terminal (executor 4.8).
 
 use std::io;
+use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::unix::pipe;
-use tokio::sync::{Mutex, watch};
+use sandyard_contract::rpc::process::Pty;
+use sandyard_contract::rpc::process::process_input::Input as Data;
+use tokio::sync::watch;
+
+use super::super::tasks::lock;
+use super::descriptor::Descriptor;
+use super::terminal;
 
 /// Writes to one process, in the order they were asked for.
 pub(super) struct Input {
-    /// `None` if it was never a pipe, or is closed.
-    pipe: Mutex<Option<pipe::Sender>>,
+    target: Mutex<Target>,
+    turn: tokio::sync::Mutex<()>,
     closed: watch::Sender<bool>,
+}
+
+/// Where input goes.
+pub(super) enum Target {
+    /// It was never there, or is closed.
+    Nowhere,
+    Pipe(Arc<Descriptor>),
+    Terminal(Arc<Descriptor>),
 }
 
 /// Why nothing was written.
@@ -18,30 +31,68 @@ pub(super) struct Input {
 pub(super) enum InputError {
     #[error("stdin is not open: the process was started without it, or it was closed")]
     NotOpen,
-    #[error("failed to write to stdin: {0}")]
-    Write(#[from] io::Error),
+    #[error("the process has a terminal: send 'pty' instead of 'stdin'")]
+    IsTerminal,
+    #[error("the process has no terminal")]
+    NoTerminal,
+    #[error("failed to write to the process: {0}")]
+    Write(#[source] io::Error),
+    #[error("failed to resize the terminal: {0}")]
+    Resize(#[source] io::Error),
 }
 
 impl Input {
-    pub(super) fn new(pipe: Option<pipe::Sender>) -> Self {
-        Self { pipe: Mutex::new(pipe), closed: watch::Sender::new(false) }
-    }
-
-    /// Writes all of it, as fast as the process reads.
-    pub(super) async fn write(&self, bytes: &[u8]) -> Result<(), InputError> {
-        let mut closed = self.closed.subscribe();
-        let mut pipe = self.pipe.lock().await;
-        let pipe = pipe.as_mut().ok_or(InputError::NotOpen)?;
-        tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => Err(InputError::NotOpen),
-            written = pipe.write_all(bytes) => Ok(written?),
+    pub(super) fn new(target: Target) -> Self {
+        Self {
+            target: Mutex::new(target),
+            turn: tokio::sync::Mutex::default(),
+            closed: watch::Sender::new(false),
         }
     }
 
-    /// Closes it; a write that waits for the process ends. Again, or without a pipe: nothing happens.
-    pub(super) async fn close(&self) {
+    /// Writes all of it, as fast as the process reads.
+    pub(super) async fn write(&self, data: &Data) -> Result<(), InputError> {
+        let (descriptor, bytes) = match (&*lock(&self.target), data) {
+            (Target::Pipe(pipe), Data::Stdin(bytes)) => (Arc::clone(pipe), bytes),
+            (Target::Terminal(terminal), Data::Pty(bytes)) => (Arc::clone(terminal), bytes),
+            (Target::Terminal(_), Data::Stdin(_)) => return Err(InputError::IsTerminal),
+            (Target::Nowhere, Data::Stdin(_)) => return Err(InputError::NotOpen),
+            (Target::Nowhere | Target::Pipe(_), Data::Pty(_)) => {
+                return Err(InputError::NoTerminal);
+            }
+        };
+        let mut closed = self.closed.subscribe();
+        let _turn = self.turn.lock().await;
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(InputError::NotOpen),
+            written = descriptor.write_all(bytes) => written.map_err(InputError::Write),
+        }
+    }
+
+    /// Closes standard input; a write that waits for the process ends. Again, or without a pipe: nothing
+    /// happens. A terminal has no end to close.
+    pub(super) fn close_stdin(&self) -> Result<(), InputError> {
+        if matches!(*lock(&self.target), Target::Terminal(_)) {
+            return Err(InputError::IsTerminal);
+        }
+        self.close();
+        Ok(())
+    }
+
+    /// Closes whatever there is, since the process is over.
+    pub(super) fn close(&self) {
         self.closed.send_replace(true);
-        drop(self.pipe.lock().await.take());
+        *lock(&self.target) = Target::Nowhere;
+    }
+
+    /// Sets the size of the process's terminal.
+    pub(super) fn resize(&self, wanted: &Pty) -> Result<(), InputError> {
+        match &*lock(&self.target) {
+            Target::Terminal(terminal) => {
+                terminal::resize(terminal, wanted).map_err(InputError::Resize)
+            }
+            Target::Nowhere | Target::Pipe(_) => Err(InputError::NoTerminal),
+        }
     }
 }

@@ -1,101 +1,112 @@
 //! From a request to a running process, and from there to its end.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandyard_contract::connect::{Code, ConnectError};
-use sandyard_contract::rpc::process::StartRequest;
-use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot, watch};
+use sandyard_contract::rpc::process::{ProcessConfig, StartRequest};
+use tokio::io::Interest;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::accounts::User;
+use super::super::connect::Call;
 use super::super::tasks::lock;
 use super::super::{Daemon, log, paths, pool};
-use super::input::Input;
-use super::output::{Channel, Chunk, Output};
+use super::descriptor::Descriptor;
+use super::input::{Input, Target};
+use super::output::{Output, Source, Subscription};
 use super::spawn::{Command, DEFAULT_PATH, Identity, SpawnError, Streams};
 use super::status::ExitStatus;
-use super::{Process, RETENTION};
+use super::{Process, retire, terminal};
 
 /// Our ends of a process's streams.
-struct Pipes {
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+enum Ends {
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    Terminal(OwnedFd),
 }
 
-/// Everything the daemon knows that a new process depends on, taken at one moment.
-struct Surroundings {
-    user: User,
-    workdir: Option<String>,
-    variables: BTreeMap<String, String>,
+/// What comes from a process; with a terminal there is one stream.
+struct Outlets {
+    first: (Source, Arc<Descriptor>),
+    second: Option<(Source, Arc<Descriptor>)>,
 }
 
 /// Starts a process and everything that follows it, and subscribes before it writes anything.
 pub(super) async fn launch(
-    daemon: &Arc<Daemon>,
-    user: User,
+    call: Call,
     request: StartRequest,
-    deadline: Option<Instant>,
-) -> Result<(Arc<Process>, mpsc::Receiver<Chunk>), ConnectError> {
-    let config = request.process.unwrap_or_default();
-    let surroundings = {
-        let settings = lock(&daemon.settings);
-        Surroundings {
-            user,
-            workdir: settings.default_workdir.clone(),
-            variables: settings.variables(),
+) -> Result<(u32, Subscription), ConnectError> {
+    let (deadline, daemon) = (call.deadline, Arc::clone(&call.daemon));
+    let (request, pid, exit, ends) = pool::run(move || {
+        let user = call.user()?;
+        let (streams, ends) = streams(&request, &user).map_err(internal)?;
+        let config = request.process.clone().unwrap_or_default();
+        let command = prepare(&call.daemon, user, &config)?;
+        let (pid, exit) = command
+            .spawn(streams, call.daemon.processes.reaper())
+            .map_err(|error| refused(&error, config.cwd.as_deref()))?;
+        Ok::<_, ConnectError>((request, pid, exit, ends))
+    })
+    .await?;
+    let (target, outlets) = ends.watch().map_err(|error| {
+        // Nobody would ever read what it writes.
+        if let Err(error) = daemon.processes.reaper().signal(pid, libc::SIGKILL) {
+            log!("failed to kill process {pid}, which cannot be followed: {error}");
         }
-    };
-    let with_stdin = request.stdin.unwrap_or(true);
-    let spawned = {
-        let (daemon, config) = (Arc::clone(daemon), config.clone());
-        pool::run(move || {
-            let command = prepare(surroundings, &config)?;
-            let (streams, pipes) = streams(with_stdin).map_err(internal)?;
-            let directory = &config.cwd;
-            let (pid, exit) = command
-                .spawn(streams, daemon.processes.reaper())
-                .map_err(|error| refused(&error, directory.as_deref()))?;
-            Ok::<_, ConnectError>((pid, exit, pipes))
-        })
-    };
-    let (pid, exit, pipes) = spawned.await?;
-    let stdin = pipes.stdin.map(pipe::Sender::from_owned_fd).transpose().map_err(internal)?;
-    let stdout = pipe::Receiver::from_owned_fd(pipes.stdout).map_err(internal)?;
-    let stderr = pipe::Receiver::from_owned_fd(pipes.stderr).map_err(internal)?;
+        internal(error)
+    })?;
     let process = Arc::new(Process {
         pid,
         tag: request.tag,
-        config,
-        output: Output::default(),
-        input: Input::new(stdin),
+        config: request.process.unwrap_or_default(),
+        output: Arc::new(Output::default()),
+        input: Input::new(target),
         killed: watch::Sender::new(false),
     });
-    let subscription = process.output.subscribe();
+    let subscription = process.output.subscribe(deadline);
     daemon.processes.add(&process);
-    daemon.tasks.spawn({
-        let (daemon, process) = (Arc::clone(daemon), Arc::clone(&process));
-        async move {
-            let running = follow(&process, exit, stdout, stderr);
-            let status = match deadline {
-                Some(deadline) => kill_at(deadline, &daemon, &process, running).await,
-                None => running.await,
-            };
-            // Out of the list before anybody hears of the end.
-            daemon.processes.retire(&process);
-            process.output.finish(status.end_event());
-            process.input.close().await;
-            tokio::time::sleep(RETENTION).await;
-            daemon.processes.forget(&process);
-        }
+    let owner = Arc::clone(&daemon);
+    owner.tasks.spawn(async move {
+        let running = follow(&process, exit, outlets);
+        let status = match deadline {
+            Some(deadline) => kill_at(deadline, &daemon, &process, running).await,
+            None => running.await,
+        };
+        // Out of the list before anybody hears of the end.
+        retire(&daemon, &process, status);
+        process.input.close();
+        process.output.finish(status);
     });
-    Ok((process, subscription))
+    Ok((pid, subscription))
+}
+
+impl Ends {
+    /// Gives them to the runtime.
+    fn watch(self) -> io::Result<(Target, Outlets)> {
+        let watched = |fd, interest| Ok::<_, io::Error>(Arc::new(Descriptor::new(fd, interest)?));
+        match self {
+            Self::Pipes { stdin, stdout, stderr } => {
+                let target = match stdin {
+                    Some(stdin) => Target::Pipe(watched(stdin, Interest::WRITABLE)?),
+                    None => Target::Nowhere,
+                };
+                let first = (Source::Stdout, watched(stdout, Interest::READABLE)?);
+                let second = Some((Source::Stderr, watched(stderr, Interest::READABLE)?));
+                Ok((target, Outlets { first, second }))
+            }
+            Self::Terminal(terminal) => {
+                let terminal = watched(terminal, Interest::READABLE | Interest::WRITABLE)?;
+                let first = (Source::Terminal, Arc::clone(&terminal));
+                Ok((Target::Terminal(terminal), Outlets { first, second: None }))
+            }
+        }
+    }
 }
 
 fn internal(error: io::Error) -> ConnectError {
@@ -119,11 +130,11 @@ fn refused(error: &SpawnError, directory: Option<&str>) -> ConnectError {
 }
 
 /// Environment, directory and identity (executor 4.1, 4.2). Blocks.
-fn prepare(
-    surroundings: Surroundings,
-    config: &sandyard_contract::rpc::process::ProcessConfig,
-) -> Result<Command, ConnectError> {
-    let Surroundings { user, workdir, variables } = surroundings;
+fn prepare(daemon: &Daemon, user: User, config: &ProcessConfig) -> Result<Command, ConnectError> {
+    let (workdir, variables) = {
+        let settings = lock(&daemon.settings);
+        (settings.default_workdir.clone(), settings.variables())
+    };
     let cwd = config.cwd.as_deref().unwrap_or("");
     let directory = paths::resolve(cwd, &user.home, workdir.as_deref())
         .map_err(|error| invalid(error.to_string()))?;
@@ -152,18 +163,23 @@ fn prepare(
         .map_err(|_| invalid("command, arguments and variables must not hold a NUL character"))
 }
 
-fn streams(with_stdin: bool) -> io::Result<(Streams, Pipes)> {
+/// Both sides of a process's streams (executor 4.3). Blocks.
+fn streams(request: &StartRequest, user: &User) -> io::Result<(Streams, Ends)> {
+    if let Some(wanted) = &request.pty {
+        let (ours, theirs) = terminal::open(wanted, user.uid)?;
+        return Ok((Streams::Terminal(theirs), Ends::Terminal(ours)));
+    }
     let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (child_stdin, stdin) = match with_stdin {
+    let (child_stdin, stdin) = match request.stdin.unwrap_or(true) {
         true => {
             let (child, ours) = pipe_with(PipeFlags::CLOEXEC)?;
             (child, Some(ours))
         }
-        false => (File::open("/dev/null")?.into(), None),
+        false => (rustix::fs::open("/dev/null", OFlags::CLOEXEC, Mode::empty())?, None),
     };
-    let streams = Streams { stdin: child_stdin, stdout: child_stdout, stderr: child_stderr };
-    Ok((streams, Pipes { stdin, stdout, stderr }))
+    let streams = Streams::Pipes([child_stdin, child_stdout, child_stderr]);
+    Ok((streams, Ends::Pipes { stdin, stdout, stderr }))
 }
 
 /// Publishes the output until its end and the process's, or until the end of a killed process
@@ -171,16 +187,21 @@ fn streams(with_stdin: bool) -> io::Result<(Streams, Pipes)> {
 async fn follow(
     process: &Process,
     mut exit: oneshot::Receiver<ExitStatus>,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    outlets: Outlets,
 ) -> ExitStatus {
     let (cut, cuts) = watch::channel(false);
     let mut killed = process.killed.subscribe();
+    let pump = |(source, descriptor): (Source, Arc<Descriptor>)| {
+        let cuts = cuts.clone();
+        async move { process.output.pump(source, &descriptor, cuts).await }
+    };
     let pumps = async {
-        tokio::join!(
-            process.output.pump(stdout, Channel::Stdout, cuts.clone()),
-            process.output.pump(stderr, Channel::Stderr, cuts.clone()),
-        )
+        let second = async {
+            if let Some(second) = outlets.second {
+                pump(second).await;
+            }
+        };
+        tokio::join!(pump(outlets.first), second)
     };
     tokio::pin!(pumps);
     let mut flowing = true;

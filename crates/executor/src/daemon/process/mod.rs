@@ -1,6 +1,7 @@
 //! Processes of `process.Process` (executor 4): the table of those that run and of those that just
 //! ended, and the life of each.
 
+mod descriptor;
 mod input;
 mod launch;
 mod output;
@@ -8,7 +9,9 @@ mod reaper;
 mod service;
 mod spawn;
 mod status;
+mod terminal;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,13 +19,18 @@ use std::time::Duration;
 use sandyard_contract::rpc::process::ProcessConfig;
 use sandyard_contract::rpc::process::process_selector::Selector;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Daemon;
 use super::tasks::lock;
 use input::Input;
 use output::Output;
+use status::ExitStatus;
 
 pub(super) use reaper::{Left, Reaper};
-pub(super) use service::{close_stdin, connect, list, send_input, send_signal, start};
+pub(super) use service::{
+    close_stdin, connect, list, send_input, send_signal, start, stream_input, update,
+};
 
 /// How long the end of a process can be asked for after it (executor 4.6).
 const RETENTION: Duration = Duration::from_secs(30);
@@ -33,7 +41,7 @@ struct Process {
     tag: Option<String>,
     /// As it came in the request.
     config: ProcessConfig,
-    output: Output,
+    output: Arc<Output>,
     input: Input,
     /// True once it was sent TERM or KILL: then nobody waits for its pipes to close (executor 4.4).
     killed: watch::Sender<bool>,
@@ -46,12 +54,26 @@ impl Process {
         // Reaped, with its pipes held open by others: now nobody waits for those any more.
         reaper.signal(self.pid, signal).map(drop)
     }
+}
 
-    fn matches(&self, selector: &Selector) -> bool {
-        match selector {
-            Selector::Pid(pid) => self.pid == *pid,
-            Selector::Tag(tag) => self.tag.as_ref() == Some(tag),
-        }
+/// What is left of a process that is over: of a thousand commands a second little must stay.
+struct Ended {
+    pid: u32,
+    tag: Option<String>,
+    status: ExitStatus,
+    until: Instant,
+}
+
+/// What a selector means.
+enum Found {
+    Live(Arc<Process>),
+    Ended(u32, ExitStatus),
+}
+
+fn matches(selector: &Selector, pid: u32, tag: Option<&String>) -> bool {
+    match selector {
+        Selector::Pid(wanted) => *wanted == pid,
+        Selector::Tag(wanted) => Some(wanted) == tag,
     }
 }
 
@@ -66,7 +88,9 @@ pub(super) struct ProcessTable {
 #[derive(Default)]
 struct Lists {
     live: Vec<Arc<Process>>,
-    ended: Vec<Arc<Process>>,
+    ended: VecDeque<Ended>,
+    /// Whether a task forgets those whose time is over.
+    forgetting: bool,
 }
 
 impl ProcessTable {
@@ -76,20 +100,9 @@ impl ProcessTable {
 
     fn add(&self, process: &Arc<Process>) {
         let mut lists = lock(&self.lists);
-        let same_tag = |old: &Process| old.tag.is_some() && old.tag == process.tag;
+        let same_tag = |old: &Ended| old.tag.is_some() && old.tag == process.tag;
         lists.ended.retain(|old| old.pid != process.pid && !same_tag(old));
         lists.live.push(Arc::clone(process));
-    }
-
-    /// Moves a process that is over to those whose end is still told.
-    fn retire(&self, process: &Arc<Process>) {
-        let mut lists = lock(&self.lists);
-        lists.live.retain(|other| !Arc::ptr_eq(other, process));
-        lists.ended.push(Arc::clone(process));
-    }
-
-    fn forget(&self, process: &Arc<Process>) {
-        lock(&self.lists).ended.retain(|other| !Arc::ptr_eq(other, process));
     }
 
     fn live(&self) -> Vec<Arc<Process>> {
@@ -98,12 +111,50 @@ impl ProcessTable {
 
     fn find_live(&self, selector: &Selector) -> Option<Arc<Process>> {
         let lists = lock(&self.lists);
-        lists.live.iter().rev().find(|process| process.matches(selector)).cloned()
+        let matches = |p: &&Arc<Process>| matches(selector, p.pid, p.tag.as_ref());
+        lists.live.iter().rev().find(matches).cloned()
     }
 
-    fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
+    fn find(&self, selector: &Selector) -> Option<Found> {
+        if let Some(process) = self.find_live(selector) {
+            return Some(Found::Live(process));
+        }
         let lists = lock(&self.lists);
-        let newest_first = lists.live.iter().rev().chain(lists.ended.iter().rev());
-        newest_first.into_iter().find(|process| process.matches(selector)).cloned()
+        let ended = lists.ended.iter().rev().find(|e| matches(selector, e.pid, e.tag.as_ref()))?;
+        Some(Found::Ended(ended.pid, ended.status))
+    }
+
+    /// Forgets ends whose time is over. When the next one is, or `None` if none is left.
+    fn forget(&self) -> Option<Instant> {
+        let mut lists = lock(&self.lists);
+        let now = Instant::now();
+        while lists.ended.front().is_some_and(|ended| ended.until <= now) {
+            lists.ended.pop_front();
+        }
+        let next = lists.ended.front().map(|ended| ended.until);
+        if next.is_none() {
+            lists.ended = VecDeque::new();
+            lists.forgetting = false;
+        }
+        next
+    }
+}
+
+/// Moves a process that is over to those whose end is still told, for as long as it is.
+fn retire(daemon: &Arc<Daemon>, process: &Arc<Process>, status: ExitStatus) {
+    let begin = {
+        let mut lists = lock(&daemon.processes.lists);
+        lists.live.retain(|other| !Arc::ptr_eq(other, process));
+        let (pid, tag) = (process.pid, process.tag.clone());
+        lists.ended.push_back(Ended { pid, tag, status, until: Instant::now() + RETENTION });
+        !std::mem::replace(&mut lists.forgetting, true)
+    };
+    if begin {
+        let owner = Arc::clone(daemon);
+        daemon.tasks.spawn(async move {
+            while let Some(next) = owner.processes.forget() {
+                tokio::time::sleep_until(next).await;
+            }
+        });
     }
 }

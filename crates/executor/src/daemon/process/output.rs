@@ -1,125 +1,230 @@
 //! What a process writes, and who reads it (executor 4.5): lossless for every subscriber, held back by
 //! the slowest, thrown away while there is none.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use hyper::body::Bytes;
-use sandyard_contract::rpc::process::process_event::EndEvent;
-use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use sandyard_contract::rpc::process::process_event::data_event::Output as Chunk;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::super::log;
 use super::super::tasks::lock;
+use super::descriptor::{self, Descriptor};
+use super::status::ExitStatus;
+use super::terminal;
 
-/// The longest chunk of one read (executor 4.3).
-const CHUNK_BYTES: usize = 32 << 10;
+/// What waits for the slowest subscriber before the process has to: so much, in so many reads.
+const QUEUE_BYTES: usize = 128 << 10;
+const QUEUE_CHUNKS: usize = 64;
 
-/// Chunks that wait for one subscriber before the process has to.
-const QUEUE: usize = 16;
-
-thread_local! {
-    // One for all processes: reads do not wait, so none holds it across another.
-    static SCRATCH: std::cell::RefCell<Box<[u8]>> =
-        std::cell::RefCell::new(vec![0; CHUNK_BYTES].into());
-}
-
-/// The stream a chunk came from.
+/// Where output comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Channel {
+pub(super) enum Source {
     Stdout,
     Stderr,
+    Terminal,
 }
 
-/// What one read gave.
-#[derive(Clone, Debug)]
-pub(super) struct Chunk {
-    pub channel: Channel,
-    pub bytes: Bytes,
+impl Source {
+    fn chunk(self, bytes: Bytes) -> Chunk {
+        match self {
+            Self::Stdout => Chunk::Stdout(bytes),
+            Self::Stderr => Chunk::Stderr(bytes),
+            Self::Terminal => Chunk::Pty(bytes),
+        }
+    }
+
+    fn most(self) -> usize {
+        match self {
+            Self::Stdout | Self::Stderr => descriptor::READ_BYTES,
+            Self::Terminal => terminal::READ_BYTES,
+        }
+    }
+
+    /// How much there may be to read now.
+    fn readable(self, descriptor: &Descriptor) -> io::Result<u64> {
+        match self {
+            Self::Stdout | Self::Stderr => Ok(rustix::io::ioctl_fionread(descriptor)?),
+            // The kernel counts only a part of it.
+            Self::Terminal => Ok(terminal::READ_BYTES as u64),
+        }
+    }
 }
 
-/// The subscribers of one process and, once it is over, how it ended.
+/// The output of one process that not all subscribers have taken yet and, once it is over, how the
+/// process ended.
 #[derive(Default)]
-pub(super) struct Output(Mutex<State>);
+pub(super) struct Output {
+    state: Mutex<State>,
+    grown: Notify,
+    shrunk: Notify,
+}
 
 #[derive(Default)]
 struct State {
-    subscribers: Vec<mpsc::Sender<Chunk>>,
-    end: Option<EndEvent>,
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    /// Number of the first chunk here, counted from the first ever.
+    first: u64,
+    readers: Vec<Reader>,
+    /// Number of the next subscription.
+    next: u64,
+    end: Option<ExitStatus>,
+}
+
+struct Reader {
+    subscription: u64,
+    /// Number of the chunk to take next.
+    at: u64,
+    /// When its call is over, whether it still reads or not.
+    until: Option<Instant>,
+}
+
+/// Somebody who reads all output from one moment on; dropping it ends that.
+pub(super) struct Subscription {
+    output: Arc<Output>,
+    number: u64,
+}
+
+/// What a subscriber gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Item {
+    Chunk(Chunk),
+    /// The last one.
+    End(ExitStatus),
+}
+
+impl State {
+    /// Drops what all have taken; true if that was something.
+    fn release(&mut self) -> bool {
+        let end = self.first + self.chunks.len() as u64;
+        let slowest = self.readers.iter().map(|reader| reader.at).min().unwrap_or(end);
+        let begun = self.first;
+        while self.first < slowest
+            && let Some(chunk) = self.chunks.pop_front()
+        {
+            self.first += 1;
+            self.bytes -= length(&chunk);
+        }
+        self.first > begun
+    }
+
+    fn take(&mut self, subscription: u64) -> Option<Item> {
+        let end = self.end;
+        let reader = self.readers.iter_mut().find(|r| r.subscription == subscription)?;
+        let index = usize::try_from(reader.at - self.first).ok()?;
+        match self.chunks.get(index) {
+            Some(chunk) => {
+                reader.at += 1;
+                Some(Item::Chunk(chunk.clone()))
+            }
+            None => end.map(Item::End),
+        }
+    }
+}
+
+fn length(chunk: &Chunk) -> usize {
+    match chunk {
+        Chunk::Stdout(bytes) | Chunk::Stderr(bytes) | Chunk::Pty(bytes) => bytes.len(),
+    }
 }
 
 impl Output {
-    /// From now on everything the process writes. The channel closes when [`Output::end`] is known; it
-    /// is closed from the start if the process is over. Dropping it ends the subscription.
-    pub(super) fn subscribe(&self) -> mpsc::Receiver<Chunk> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let mut state = lock(&self.0);
-        if state.end.is_none() {
-            state.subscribers.push(sender);
-        }
-        receiver
-    }
-
-    /// How the process ended; `None` while it runs.
-    pub(super) fn end(&self) -> Option<EndEvent> {
-        lock(&self.0).end.clone()
+    /// From now on everything the process writes, and its end. At `until` the subscriber's call is over:
+    /// from then on nobody waits for it.
+    pub(super) fn subscribe(self: &Arc<Self>, until: Option<Instant>) -> Subscription {
+        let mut state = lock(&self.state);
+        let (number, at) = (state.next, state.first + state.chunks.len() as u64);
+        state.next += 1;
+        state.readers.push(Reader { subscription: number, at, until });
+        Subscription { output: Arc::clone(self), number }
     }
 
     /// Sets the end, after all output was published.
-    pub(super) fn finish(&self, end: EndEvent) {
-        let mut state = lock(&self.0);
-        state.end = Some(end);
-        state.subscribers.clear();
+    pub(super) fn finish(&self, status: ExitStatus) {
+        lock(&self.state).end = Some(status);
+        self.grown.notify_waiters();
     }
 
-    async fn publish(&self, chunk: Chunk) {
-        let subscribers = {
-            let mut state = lock(&self.0);
-            state.subscribers.retain(|subscriber| !subscriber.is_closed());
-            state.subscribers.clone()
-        };
-        for subscriber in subscribers {
-            // One that left while we waited for it is removed with the next chunk.
-            drop(subscriber.send(chunk.clone()).await);
+    fn publish(&self, chunk: Chunk) {
+        let mut state = lock(&self.state);
+        if state.readers.is_empty() {
+            return;
+        }
+        state.bytes += length(&chunk);
+        state.chunks.push_back(chunk);
+        drop(state);
+        self.grown.notify_waiters();
+    }
+
+    /// Waits until the slowest subscriber has made room, or its call is over.
+    async fn room(&self) {
+        loop {
+            let shrunk = self.shrunk.notified();
+            let until = {
+                let mut state = lock(&self.state);
+                if state.bytes < QUEUE_BYTES && state.chunks.len() < QUEUE_CHUNKS {
+                    return;
+                }
+                let now = Instant::now();
+                let before = state.readers.len();
+                state.readers.retain(|reader| reader.until.is_none_or(|until| until > now));
+                if state.readers.len() < before && state.release() {
+                    continue;
+                }
+                state.readers.iter().filter_map(|reader| reader.until).min()
+            };
+            match until {
+                // Either way there is something to look at again.
+                Some(until) => drop(tokio::time::timeout_at(until, shrunk).await),
+                None => shrunk.await,
+            }
         }
     }
 
-    /// Publishes what comes out of a pipe until its end, or, once `cut` is true, until what was in it
-    /// at that moment is out.
+    /// Publishes what comes out of a descriptor until its end, or, once `cut` is true, until what was in
+    /// it at that moment is out.
     pub(super) async fn pump(
         &self,
-        mut pipe: pipe::Receiver,
-        channel: Channel,
+        source: Source,
+        descriptor: &Descriptor,
         mut cut: watch::Receiver<bool>,
     ) {
         loop {
+            let next = async {
+                self.room().await;
+                descriptor.read(source.most()).await
+            };
             let result = tokio::select! {
-                ready = pipe.readable() => ready.and_then(|()| read(&pipe)),
+                biased;
                 // An error is the process's supervisor gone, and this with it.
                 _ = cut.wait_for(|cut| *cut) => break,
+                result = next => result,
             };
             match result {
                 Ok(bytes) if bytes.is_empty() => return,
-                Ok(bytes) => self.publish(Chunk { channel, bytes }).await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(bytes) => self.publish(source.chunk(bytes)),
                 Err(error) => return log!("failed to read a process's output: {error}"),
             }
         }
-        if let Err(error) = self.drain(&mut pipe, channel).await {
+        if let Err(error) = self.drain(source, descriptor) {
             log!("failed to read a process's last output: {error}");
         }
     }
 
-    /// Publishes what is in the pipe now; processes that outlived the killed one may go on writing.
-    async fn drain(&self, pipe: &mut pipe::Receiver, channel: Channel) -> io::Result<()> {
-        let mut left = rustix::io::ioctl_fionread(&*pipe)?;
+    /// Publishes what is there now, and waits for no room: it is little, and the end must not wait for
+    /// whoever does not read. Processes that outlived the killed one may go on writing.
+    fn drain(&self, source: Source, descriptor: &Descriptor) -> io::Result<()> {
+        let mut left = source.readable(descriptor)?;
         while left > 0 {
-            pipe.readable().await?;
-            match read(pipe) {
+            match descriptor.read_now(source.most()) {
                 Ok(bytes) if bytes.is_empty() => break,
                 Ok(bytes) => {
                     left = left.saturating_sub(bytes.len() as u64);
-                    self.publish(Chunk { channel, bytes }).await;
+                    self.publish(source.chunk(bytes));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -129,78 +234,163 @@ impl Output {
     }
 }
 
-fn read(pipe: &pipe::Receiver) -> io::Result<Bytes> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let length = pipe.try_read(scratch)?;
-        Ok(Bytes::copy_from_slice(&scratch[..length]))
-    })
+impl Subscription {
+    /// The next chunk, or the end after all of them.
+    pub(super) async fn next(&mut self) -> Item {
+        loop {
+            let grown = self.output.grown.notified();
+            let (item, released) = {
+                let mut state = lock(&self.output.state);
+                (state.take(self.number), state.release())
+            };
+            if released {
+                self.output.shrunk.notify_waiters();
+            }
+            match item {
+                Some(item) => return item,
+                None => grown.await,
+            }
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut state = lock(&self.output.state);
+        state.readers.retain(|reader| reader.subscription != self.number);
+        let released = state.release();
+        drop(state);
+        if released {
+            self.output.shrunk.notify_waiters();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::io::Interest;
 
     use super::*;
 
-    fn piped() -> (std::io::PipeWriter, pipe::Receiver) {
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn piped() -> (std::io::PipeWriter, Descriptor) {
         let (reader, writer) = std::io::pipe().unwrap();
-        (writer, pipe::Receiver::from_owned_fd(reader.into()).unwrap())
+        (writer, Descriptor::new(reader.into(), Interest::READABLE).unwrap())
+    }
+
+    fn stdout(item: Item) -> Bytes {
+        match item {
+            Item::Chunk(Chunk::Stdout(bytes)) => bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn within<T>(work: impl Future<Output = T>) -> T {
+        tokio::time::timeout(LIMIT, work).await.expect("it comes in time")
     }
 
     #[tokio::test]
     async fn every_subscriber_gets_everything_and_one_that_leaves_stops_nobody() {
         let output = Arc::new(Output::default());
-        let (mut first, left) = (output.subscribe(), output.subscribe());
+        let (mut first, left) = (output.subscribe(None), output.subscribe(None));
         let (mut writer, reader) = piped();
         let (_never, cut) = watch::channel(false);
         let text: Vec<u8> = (0..4_000_000u32).map(|n| n as u8).collect();
         let expected = text.clone();
         let writing = std::thread::spawn(move || writer.write_all(&text).unwrap());
-        let pumping = output.pump(reader, Channel::Stdout, cut);
+        let pumping = output.pump(Source::Stdout, &reader, cut);
         let reading = async {
             let mut left = Some(left);
             let mut all = Vec::new();
-            while let Some(chunk) = first.recv().await {
-                all.extend_from_slice(&chunk.bytes);
+            while all.len() < expected.len() {
+                all.extend_from_slice(&stdout(first.next().await));
                 if all.len() > 100_000 {
                     left.take();
-                }
-                if all.len() == expected.len() {
-                    break;
                 }
             }
             all
         };
-        let ((), all) = tokio::join!(pumping, reading);
+        let ((), all) = within(async { tokio::join!(pumping, reading) }).await;
         writing.join().unwrap();
         assert!(all == expected, "the output arrived changed");
     }
 
     #[tokio::test]
     async fn output_that_nobody_wants_is_read_and_dropped() {
-        let output = Output::default();
+        let output = Arc::new(Output::default());
         let (mut writer, reader) = piped();
         let (_never, cut) = watch::channel(false);
         let writing = std::thread::spawn(move || writer.write_all(&[0; 1 << 20]).unwrap());
-        output.pump(reader, Channel::Stdout, cut).await;
+        within(output.pump(Source::Stdout, &reader, cut)).await;
         writing.join().unwrap();
-        let end = EndEvent { status: "exit status 0".into(), ..EndEvent::default() };
-        output.finish(end.clone());
-        assert!(output.subscribe().recv().await.is_none());
-        assert_eq!(output.end(), Some(end));
+        let status = ExitStatus::from_raw(0);
+        output.finish(status);
+        assert_eq!(within(output.subscribe(None).next()).await, Item::End(status));
     }
 
     #[tokio::test]
-    async fn a_cut_delivers_what_is_there_and_waits_for_no_end() {
-        let output = Output::default();
-        let mut subscriber = output.subscribe();
+    async fn whoever_does_not_read_holds_a_bounded_amount_and_only_until_its_call_is_over() {
+        let output = Arc::new(Output::default());
+        let over = Instant::now() + Duration::from_millis(200);
+        let (_stuck, mut reads) = (output.subscribe(Some(over)), output.subscribe(None));
+        let (mut writer, reader) = piped();
+        let (_never, cut) = watch::channel(false);
+        let writing = std::thread::spawn(move || writer.write_all(&[1; 2 << 20]).unwrap());
+        let reading = async {
+            let mut most = 0;
+            let mut all = 0;
+            while all < 2 << 20 {
+                all += stdout(reads.next().await).len();
+                most = most.max(lock(&output.state).bytes);
+            }
+            most
+        };
+        let ((), most) =
+            within(async { tokio::join!(output.pump(Source::Stdout, &reader, cut), reading) })
+                .await;
+        writing.join().unwrap();
+        assert!(Instant::now() >= over, "the subscriber that does not read was overtaken");
+        assert!(most <= QUEUE_BYTES + descriptor::READ_BYTES, "{most} bytes waited");
+    }
+
+    #[tokio::test]
+    async fn a_cut_delivers_what_is_there_and_waits_for_neither_an_end_nor_a_reader() {
+        let output = Arc::new(Output::default());
+        let mut subscriber = output.subscribe(None);
         let (mut writer, reader) = piped();
         writer.write_all(b"last words").unwrap();
         let (_now, cut) = watch::channel(true);
-        output.pump(reader, Channel::Stderr, cut).await;
-        let chunk = subscriber.recv().await.unwrap();
-        assert_eq!((chunk.channel, &chunk.bytes[..]), (Channel::Stderr, &b"last words"[..]));
+        while lock(&output.state).bytes < QUEUE_BYTES {
+            output.publish(Chunk::Stdout(Bytes::from_static(&[0; 1024])));
+        }
+        within(output.pump(Source::Stderr, &reader, cut)).await;
+        output.finish(ExitStatus::from_raw(9));
+        let mut last = None;
+        loop {
+            match within(subscriber.next()).await {
+                Item::Chunk(chunk) => last = Some(chunk),
+                Item::End(status) => break assert_eq!(status, ExitStatus::from_raw(9)),
+            }
+        }
+        assert_eq!(last, Some(Chunk::Stderr(Bytes::from_static(b"last words"))));
         drop(writer);
+    }
+
+    #[tokio::test]
+    async fn a_terminal_without_programs_is_at_its_end() {
+        let size = sandyard_contract::rpc::process::Pty::default();
+        let (ours, theirs) = terminal::open(&size, rustix::process::getuid().as_raw()).unwrap();
+        let ours = Descriptor::new(ours, Interest::READABLE).unwrap();
+        std::fs::File::from(theirs).write_all(b"bye").unwrap();
+        let output = Arc::new(Output::default());
+        let mut subscriber = output.subscribe(None);
+        let (_never, cut) = watch::channel(false);
+        within(output.pump(Source::Terminal, &ours, cut)).await;
+        let chunk = Item::Chunk(Chunk::Pty(Bytes::from_static(b"bye")));
+        assert_eq!(within(subscriber.next()).await, chunk);
     }
 }

@@ -3,28 +3,34 @@
 use std::sync::Arc;
 
 use sandyard_contract::connect::{Code, ConnectError};
-use sandyard_contract::rpc::process::process_event::data_event::Output as Data;
-use sandyard_contract::rpc::process::process_event::{DataEvent, Event, KeepAlive, StartEvent};
-use sandyard_contract::rpc::process::process_input::Input as InputData;
+use sandyard_contract::rpc::process::process_event::{Event, KeepAlive, StartEvent};
 use sandyard_contract::rpc::process::process_selector::Selector;
+use sandyard_contract::rpc::process::stream_input_request::Event as InputEvent;
 use sandyard_contract::rpc::process::{
     CloseStdinRequest, CloseStdinResponse, ConnectRequest, ListRequest, ListResponse, ProcessEvent,
-    ProcessInfo, ProcessSelector, SendInputRequest, SendInputResponse, SendSignalRequest,
-    SendSignalResponse, Signal, StartRequest, StartResponse,
+    ProcessInfo, ProcessInput, ProcessSelector, SendInputRequest, SendInputResponse,
+    SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse, StreamInputRequest,
+    StreamInputResponse, UpdateRequest, UpdateResponse,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::connect::{Call, Sink};
-use super::super::pool;
-use super::Process;
+use super::super::connect::{Call, Messages, Sink};
+use super::input::InputError;
 use super::launch::launch;
-use super::output::{Channel, Chunk};
+use super::output::{Item, Subscription};
+use super::status::ExitStatus;
+use super::{Found, Process};
 
-/// A subscription that was made, and what it is for.
+/// What a stream has to tell of one process.
 pub(in super::super) struct Events {
-    process: Arc<Process>,
-    chunks: mpsc::Receiver<Chunk>,
+    pid: u32,
+    what: Telling,
+}
+
+enum Telling {
+    Live(Subscription),
+    Ended(ExitStatus),
 }
 
 pub(in super::super) async fn list(
@@ -44,57 +50,57 @@ pub(in super::super) async fn start(
     call: &Call,
     request: StartRequest,
 ) -> Result<Events, ConnectError> {
-    if request.pty.is_some() {
-        return Err(ConnectError::new(
-            Code::Unimplemented,
-            "terminals are not supported yet: start the process without 'pty'",
-        ));
-    }
-    let user = {
-        let call = call.clone();
-        pool::run(move || call.user()).await?
-    };
     let (sender, receiver) = oneshot::channel();
-    let (daemon, deadline) = (Arc::clone(&call.daemon), call.deadline);
+    let owned = call.clone();
     call.daemon.tasks.spawn(async move {
-        let launched = launch(&daemon, user, request, deadline).await;
+        let launched = launch(owned, request).await;
         // Without a receiver the caller left; the process goes on.
         drop(sender.send(launched));
     });
-    let (process, chunks) = receiver.await.map_err(|_| {
+    let (pid, subscription) = receiver.await.map_err(|_| {
         ConnectError::new(Code::Internal, "the process's start was given up; see the log")
     })??;
-    Ok(Events { process, chunks })
+    Ok(Events { pid, what: Telling::Live(subscription) })
 }
 
 /// Subscribes to a process that runs or just ended (executor 4.6).
-pub(in super::super) async fn connect(
+pub(in super::super) fn connect(
     call: &Call,
     request: ConnectRequest,
 ) -> Result<Events, ConnectError> {
     let selector = selector(request.process)?;
-    let process = call.daemon.processes.find(&selector).ok_or_else(|| not_found(&selector))?;
-    let chunks = process.output.subscribe();
-    Ok(Events { process, chunks })
+    match call.daemon.processes.find(&selector).ok_or_else(|| not_found(&selector))? {
+        Found::Live(process) => {
+            let what = Telling::Live(process.output.subscribe(call.deadline));
+            Ok(Events { pid: process.pid, what })
+        }
+        Found::Ended(pid, status) => Ok(Events { pid, what: Telling::Ended(status) }),
+    }
 }
 
 impl Events {
     /// Sends start, output and end, with keepalives in between (executor 2.6, 4.4).
-    pub(in super::super) async fn send(mut self, sink: Sink) -> Result<(), ConnectError> {
-        let start = StartEvent { pid: self.process.pid };
-        sink.send(&event(Event::Start(start))).await?;
-        loop {
-            let next = Instant::now() + sink.keepalive;
-            match tokio::time::timeout_at(next, self.chunks.recv()).await {
-                Ok(Some(chunk)) => sink.send(&event(Event::Data(data(chunk)))).await?,
-                Ok(None) => break,
-                Err(_) => sink.send(&event(Event::Keepalive(KeepAlive {}))).await?,
-            }
+    pub(in super::super) async fn send(self, sink: Sink) -> Result<(), ConnectError> {
+        sink.send(&event(Event::Start(StartEvent { pid: self.pid }))).await?;
+        let status = match self.what {
+            Telling::Live(subscription) => send_output(subscription, &sink).await?,
+            Telling::Ended(status) => status,
+        };
+        sink.send(&event(Event::End(status.end_event()))).await
+    }
+}
+
+async fn send_output(
+    mut subscription: Subscription,
+    sink: &Sink,
+) -> Result<ExitStatus, ConnectError> {
+    loop {
+        let next = Instant::now() + sink.keepalive;
+        match tokio::time::timeout_at(next, subscription.next()).await {
+            Ok(Item::Chunk(chunk)) => sink.send_output(chunk).await?,
+            Ok(Item::End(status)) => return Ok(status),
+            Err(_) => sink.send(&event(Event::Keepalive(KeepAlive {}))).await?,
         }
-        let end = self.process.output.end().ok_or_else(|| {
-            ConnectError::new(Code::Internal, "the process's output ended without the process")
-        })?;
-        sink.send(&event(Event::End(end))).await
     }
 }
 
@@ -103,38 +109,72 @@ fn event(event: Event) -> StartResponse {
     StartResponse { event: Some(ProcessEvent { event: Some(event) }) }
 }
 
-fn data(chunk: Chunk) -> DataEvent {
-    let output = match chunk.channel {
-        Channel::Stdout => Data::Stdout(chunk.bytes),
-        Channel::Stderr => Data::Stderr(chunk.bytes),
-    };
-    DataEvent { output: Some(output) }
-}
-
 pub(in super::super) async fn send_input(
     call: Call,
     request: SendInputRequest,
 ) -> Result<SendInputResponse, ConnectError> {
     let process = find_live(&call, request.process)?;
-    match request.input.and_then(|input| input.input) {
-        Some(InputData::Stdin(bytes)) => {
-            let written = process.input.write(&bytes).await;
-            written.map_err(|error| ConnectError::new(Code::Internal, error.to_string()))?;
-            Ok(SendInputResponse {})
+    write(&process, request.input).await?;
+    Ok(SendInputResponse {})
+}
+
+/// Writes each message as it comes; the first says to which process (executor 4.8).
+pub(in super::super) async fn stream_input(
+    call: Call,
+    mut messages: Messages,
+) -> Result<StreamInputResponse, ConnectError> {
+    let mut selected = None;
+    while let Some(request) = messages.next::<StreamInputRequest>().await? {
+        match (request.event, &selected) {
+            (Some(InputEvent::Start(start)), None) => {
+                selected = Some(find_live(&call, start.process)?);
+            }
+            (Some(InputEvent::Data(data)), Some(process)) => write(process, data.input).await?,
+            (Some(InputEvent::Keepalive(_)), _) => {}
+            (Some(InputEvent::Start(_)), Some(_))
+            | (Some(InputEvent::Data(_)), None)
+            | (None, _) => {
+                let message = "a stream of input is one 'start', then 'data' and 'keepalive'";
+                return Err(ConnectError::new(Code::Unimplemented, message));
+            }
         }
-        Some(InputData::Pty(_)) => {
-            Err(ConnectError::new(Code::Internal, "the process has no terminal"))
-        }
-        None => Err(ConnectError::new(Code::Unimplemented, "the request has no input")),
     }
+    Ok(StreamInputResponse {})
+}
+
+async fn write(process: &Process, input: Option<ProcessInput>) -> Result<(), ConnectError> {
+    let data = input.and_then(|input| input.input).ok_or_else(|| {
+        ConnectError::new(Code::Unimplemented, "there is no input: give stdin or pty")
+    })?;
+    process.input.write(&data).await.map_err(|error| internal(&error))
+}
+
+fn internal(error: &InputError) -> ConnectError {
+    ConnectError::new(Code::Internal, error.to_string())
 }
 
 pub(in super::super) async fn close_stdin(
     call: Call,
     request: CloseStdinRequest,
 ) -> Result<CloseStdinResponse, ConnectError> {
-    find_live(&call, request.process)?.input.close().await;
+    let process = find_live(&call, request.process)?;
+    process.input.close_stdin().map_err(|_| {
+        let message = "a terminal's input is not closed: send the byte 0x04 as 'pty' instead";
+        ConnectError::new(Code::Unknown, message)
+    })?;
     Ok(CloseStdinResponse {})
+}
+
+/// Sets the size of a process's terminal.
+pub(in super::super) async fn update(
+    call: Call,
+    request: UpdateRequest,
+) -> Result<UpdateResponse, ConnectError> {
+    let process = find_live(&call, request.process)?;
+    if let Some(wanted) = &request.pty {
+        process.input.resize(wanted).map_err(|error| internal(&error))?;
+    }
+    Ok(UpdateResponse {})
 }
 
 pub(in super::super) async fn send_signal(

@@ -42,11 +42,11 @@ pub(super) struct Command {
     cannot_execute: Vec<u8>,
 }
 
-/// Descriptors that become 0, 1 and 2.
-pub(super) struct Streams {
-    pub stdin: OwnedFd,
-    pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+/// What becomes 0, 1 and 2.
+pub(super) enum Streams {
+    Pipes([OwnedFd; 3]),
+    /// All three, and the terminal that controls a session of the program's own.
+    Terminal(OwnedFd),
 }
 
 /// Who the program runs as.
@@ -142,7 +142,10 @@ impl Command {
     fn run(&self, image: &Image, streams: &Streams, reporter: &OwnedFd) -> ! {
         // 3 is free once the streams are in place, or it is one of them.
         const REPORTER: c_int = 3;
-        let streams = [&streams.stdin, &streams.stdout, &streams.stderr].map(AsRawFd::as_raw_fd);
+        let (streams, own_session) = match streams {
+            Streams::Pipes(pipes) => (pipes.each_ref().map(AsRawFd::as_raw_fd), false),
+            Streams::Terminal(terminal) => ([terminal.as_raw_fd(); 3], true),
+        };
         let reporter = reporter.as_raw_fd();
         // SAFETY: only async-signal-safe calls on memory that was prepared before the fork and that
         // this process alone has now; the arrays of pointers end in null. The calls that change the
@@ -150,6 +153,11 @@ impl Command {
         #[allow(unsafe_code)]
         unsafe {
             reset_signals();
+            if own_session
+                && (libc::setsid() < 0 || libc::ioctl(streams[0], libc::TIOCSCTTY, 0) < 0)
+            {
+                fail(reporter, Step::Streams);
+            }
             for (target, source) in (0..).zip(streams) {
                 // Never equal: 0, 1 and 2 were open when the daemon started.
                 if libc::dup2(source, target) < 0 {
