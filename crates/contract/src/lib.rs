@@ -4,6 +4,7 @@
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
 //! - [`rest`] is the REST API's bodies.
 //! - [`sandbox_host`] is the form of names under which ports of sandboxes are reached.
+//! - [`upload`] is which files an upload in parts is for.
 //! - `rpc`, `connect` and `envelope` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
@@ -17,6 +18,7 @@ pub mod rest;
 #[cfg(feature = "rpc")]
 pub mod rpc;
 pub mod sandbox_host;
+pub mod upload;
 
 /// The executor version reported everywhere (control-plane 4.5): the behaviour we implement.
 pub const ENVD_VERSION: &str = "0.6.13";

@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
+use sandyard_contract::upload::{boundary, path_of_part};
 use tokio::sync::Mutex;
 
 use super::super::auth::Operation;
@@ -88,15 +89,6 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
     }
 }
 
-/// The boundary parameter of a content type, quoted or not.
-fn boundary(content_type: &str) -> Option<&str> {
-    content_type.split(';').skip(1).find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        let value = value.trim().trim_matches('"');
-        (name.trim().eq_ignore_ascii_case("boundary") && !value.is_empty()).then_some(value)
-    })
-}
-
 /// An upload's bytes, decompressed.
 struct Source {
     body: Arc<Mutex<Incoming>>,
@@ -171,15 +163,14 @@ impl Target {
         let broken = |error: multer::Error| Refusal::invalid(format!("broken upload: {error}"));
         let mut parts = multer::Multipart::new(stream(source), boundary);
         let (mut written, mut paths) = (Vec::new(), BTreeSet::new());
-        let query_path = self.query_path.as_deref().filter(|path| !path.is_empty());
+        let query_path = self.query_path.as_deref();
         while let Some(mut part) = parts.next_field().await.map_err(broken)? {
-            if part.name() != Some("file") {
-                continue;
-            }
-            let name = query_path.or(part.file_name());
-            let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
+            let name = path_of_part(query_path, part.name(), part.file_name()).map_err(|_| {
                 Refusal::invalid("a part 'file' has no filename and the query has no 'path'")
             })?;
+            let Some(name) = name else {
+                continue;
+            };
             let path = self.owner.resolve(name)?;
             if !paths.insert(path.clone()) {
                 let message = format!("two parts of the upload are for '{path}'");
@@ -205,17 +196,4 @@ fn stream(
             Err(refusal) => Err(std::io::Error::other(refusal.message)),
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn boundaries_are_read_quoted_or_not() {
-        assert_eq!(boundary("multipart/form-data; boundary=x1"), Some("x1"));
-        assert_eq!(boundary("multipart/mixed; charset=u; Boundary=\"a b\""), Some("a b"));
-        assert_eq!(boundary("multipart/form-data"), None);
-        assert_eq!(boundary("multipart/form-data; boundary="), None);
-    }
 }
