@@ -32,6 +32,7 @@ use anyhow::Context as _;
 use rustix::process::DumpableBehavior;
 
 use args::{Args, Identity};
+use filesystem::Watchers;
 use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
@@ -50,10 +51,11 @@ struct Daemon {
     identity: Identity,
     settings: Mutex<Settings>,
     processes: ProcessTable,
+    watchers: Watchers,
     cpu: Mutex<CpuMeter>,
     /// Connections and tunnels.
     connections: Tasks,
-    /// What follows processes, whoever listens to them.
+    /// What follows processes and watchers, whoever listens to them.
     tasks: Tasks,
 }
 
@@ -90,6 +92,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         identity: args.identity,
         settings: Mutex::default(),
         processes: ProcessTable::default(),
+        watchers: Watchers::default(),
         cpu: Mutex::new(CpuMeter::start()),
         connections: Tasks::default(),
         tasks: Tasks::default(),

@@ -31,8 +31,6 @@ fn entries_are_described() {
     refused(&call(&daemon, "Stat", json!({"path": daemon.path("none")})), 404, "not_found");
     refused(&call(&daemon, "Stat", json!({"path": format!("{path}/x")})), 500, "internal");
     refused(&call(&daemon, "Stat", json!({"path": "~bob/x"})), 400, "invalid_argument");
-    let watch = call(&daemon, "CreateWatcher", json!({"path": "/tmp"}));
-    refused(&watch, 501, "unimplemented");
 }
 
 #[test]

@@ -6,3 +6,4 @@ mod filesystem;
 mod processes;
 mod protocol;
 mod support;
+mod watch;

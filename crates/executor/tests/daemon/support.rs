@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 /// No answer of these tests takes longer, apart from a fault.
 const LIMIT: Duration = Duration::from_secs(30);
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
+
 /// A running daemon, ended on drop, with a directory of its own.
 pub(crate) struct Daemon {
     child: Child,
@@ -35,9 +37,20 @@ pub(crate) struct Answer {
 impl Daemon {
     /// Starts one; it listens when this returns.
     pub(crate) fn start() -> Self {
+        Self::start_by(&mut Command::new(PROGRAM))
+    }
+
+    /// Starts one in a user namespace of its own, after a script there.
+    pub(crate) fn start_within(script: &str) -> Self {
+        let script = format!("{script}; exec \"$0\" \"$@\"");
+        let arguments = ["--user", "--map-root-user", "sh", "-ec", &script, PROGRAM];
+        Self::start_by(Command::new("unshare").args(arguments))
+    }
+
+    fn start_by(command: &mut Command) -> Self {
         let key = SigningKey::from_bytes(&[7; 32]);
         let instance = InstanceId::random();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-executor"))
+        let mut child = command
             .args(["daemon", "--listen", "127.0.0.1:0", "--instance", instance.as_str()])
             .args(["--control-key", &hex::encode(key.verifying_key().as_bytes())])
             .stderr(Stdio::piped())
@@ -72,6 +85,20 @@ impl Daemon {
     pub(crate) fn terminate(&self) {
         let told = Command::new("kill").arg(self.pid().to_string()).status().expect("kill runs");
         assert!(told.success());
+    }
+
+    /// Sends it a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let arguments = [format!("-{name}"), self.pid().to_string()];
+        assert!(Command::new("kill").args(arguments).status().expect("kill runs").success());
+    }
+
+    /// Its resident memory.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a process has");
+        line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number")
     }
 
     /// Waits until it has ended by itself.

@@ -224,13 +224,14 @@ async fn serve(
         FilesystemMove => unary(codec, call, request, filesystem::rename).await,
         FilesystemListDir => unary(codec, call, request, filesystem::list_dir).await,
         FilesystemRemove => unary(codec, call, request, filesystem::remove).await,
-        FilesystemWatchDir
-        | FilesystemCreateWatcher
-        | FilesystemGetWatcherEvents
-        | FilesystemRemoveWatcher => Err(ConnectError::new(
-            Code::Unimplemented,
-            "watching is not supported yet: use ListDir",
-        )),
+        FilesystemCreateWatcher => unary(codec, call, request, filesystem::create_watcher).await,
+        FilesystemGetWatcherEvents => unary(codec, call, request, filesystem::watcher_events).await,
+        FilesystemRemoveWatcher => unary(codec, call, request, filesystem::remove_watcher).await,
+        FilesystemWatchDir => {
+            let message = Messages::read(codec, request)?.only().await?;
+            let events = filesystem::watch_dir(&call, message).await?;
+            Ok(stream(codec, &call, |sink| events.send(sink)))
+        }
     }
 }
 

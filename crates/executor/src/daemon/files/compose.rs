@@ -11,7 +11,6 @@ use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 
 use super::super::body::Body;
-use super::super::filesystem::directories;
 use super::super::{Daemon, paths, plain, pool};
 use super::write::Written;
 use super::{Owner, Refusal};
@@ -71,8 +70,7 @@ fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Writte
             Err(error) => return Err(Refusal::system("look for", source, &error)),
         }
     }
-    directories::make_parents(&destination, &owner.user)
-        .map_err(|error| Refusal::system("make the directories of", &destination, &error))?;
+    owner.make_parents(&destination)?;
     // A neighbour, so that the rename stays on one file system.
     let neighbour = format!("{destination}.compose-{:x}", unique());
     let result = write(sources, &neighbour, owner).and_then(|()| {

@@ -11,6 +11,7 @@ mod upload;
 mod write;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,6 +21,7 @@ use hyper::{Response, StatusCode, Uri};
 use super::accounts::User;
 use super::auth::{Operation, Signed};
 use super::body::Body;
+use super::filesystem::directories;
 use super::tasks::lock;
 use super::{Daemon, paths, plain, pool};
 
@@ -127,8 +129,9 @@ fn now() -> i64 {
 }
 
 /// Whose files, and where paths without a place begin.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Owner {
+    daemon: Arc<Daemon>,
     user: User,
     workdir: Option<String>,
 }
@@ -142,12 +145,29 @@ impl Owner {
             (name.unwrap_or(&settings.default_user).to_owned(), settings.default_workdir.clone())
         };
         match pool::run(move || (User::find(&name), name)).await {
-            (Ok(Some(user)), _) => Ok(Self { user, workdir }),
+            (Ok(Some(user)), _) => Ok(Self { daemon: Arc::clone(daemon), user, workdir }),
             (Ok(None), name) => {
                 let message = format!("invalid username: '{name}'");
                 Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
             }
             (Err(error), name) => Err(Refusal::system("look up the user", &name, &error)),
+        }
+    }
+
+    /// Makes what is missing above a file, seen by watchers before the file itself is made. Blocks.
+    fn make_parents(&self, path: &str) -> Result<(), Refusal> {
+        let made = directories::make_parents(path, &self.user)
+            .map_err(|error| Refusal::system("make the directories of", path, &error))?;
+        if made {
+            self.show_to_watchers(path);
+        }
+        Ok(())
+    }
+
+    /// Lets watchers see what was done with a file before more is done. Blocks.
+    fn show_to_watchers(&self, path: &str) {
+        if let Some(parent) = Path::new(path).parent() {
+            self.daemon.watchers.catch_up(parent);
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hyper::body::Bytes;
 use serde::Serialize;
 
-use super::super::filesystem::{directories, metadata};
+use super::super::filesystem::metadata;
 use super::super::{paths, pool};
 use super::{CHUNK_BYTES, Owner, Refusal};
 
@@ -107,8 +107,7 @@ impl Writer {
 
 fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
     let (uid, gid) = (Some(owner.user.uid), Some(owner.user.gid));
-    directories::make_parents(path, &owner.user)
-        .map_err(|error| Refusal::system("make the directories of", path, &error))?;
+    owner.make_parents(path)?;
     let is_new = match fs::metadata(path) {
         Ok(found) if found.is_dir() => {
             return Err(Refusal::invalid(format!("path '{path}' is a directory")));
@@ -126,6 +125,9 @@ fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
     let file = options.open(path).map_err(|error| Refusal::system("open", path, &error))?;
     if is_new {
         fchown(&file, uid, gid).map_err(|error| Refusal::system("own", path, &error))?;
+    } else {
+        // That it was emptied and that it is written are two events of the same kind.
+        owner.show_to_watchers(path);
     }
     Ok(file)
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use super::super::accounts::User;
 
-/// Makes a directory and what is missing above it, mode 0755, owned by the user. What others make at
-/// the same time is left as it is, and no error.
-pub(in super::super) fn make(path: &str, user: &User) -> io::Result<()> {
+/// Makes a directory and what is missing above it, mode 0755, owned by the user; tells whether anything
+/// was missing. What others make at the same time is left as it is, and no error.
+pub(in super::super) fn make(path: &str, user: &User) -> io::Result<bool> {
     let mut missing = Vec::new();
     for ancestor in Path::new(path).ancestors() {
         match fs::metadata(ancestor) {
@@ -19,6 +19,7 @@ pub(in super::super) fn make(path: &str, user: &User) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+    let any_missing = !missing.is_empty();
     for directory in missing.into_iter().rev() {
         match DirBuilder::new().mode(0o755).create(directory) {
             Ok(()) => lchown(directory, Some(user.uid), Some(user.gid))?,
@@ -28,14 +29,14 @@ pub(in super::super) fn make(path: &str, user: &User) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(any_missing)
 }
 
-/// Makes what is missing above a path.
-pub(in super::super) fn make_parents(path: &str, user: &User) -> io::Result<()> {
+/// Makes what is missing above a path; tells whether anything was.
+pub(in super::super) fn make_parents(path: &str, user: &User) -> io::Result<bool> {
     match Path::new(path).parent().and_then(Path::to_str) {
         Some(parent) => make(parent, user),
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 

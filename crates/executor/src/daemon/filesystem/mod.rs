@@ -6,9 +6,12 @@ pub(super) mod entry;
 pub(super) mod metadata;
 mod remove;
 mod walk;
+mod watch;
 
 use std::fs;
 use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
 use sandyard_contract::connect::{Code, ConnectError};
 use sandyard_contract::rpc::filesystem::{
@@ -19,7 +22,9 @@ use sandyard_contract::rpc::filesystem::{
 use super::accounts::{Names, User};
 use super::connect::Call;
 use super::tasks::lock;
-use super::{paths, pool};
+use super::{Daemon, paths, pool};
+
+pub(super) use watch::{Watchers, create_watcher, remove_watcher, watch_dir, watcher_events};
 
 pub(super) async fn stat(call: Call, request: StatRequest) -> Result<StatResponse, ConnectError> {
     with_user(call, move |scope| {
@@ -49,6 +54,7 @@ pub(super) async fn make_dir(
         }
         directories::make(&path, &scope.user)
             .map_err(|error| failed("make directory", &path, &error))?;
+        scope.daemon.watchers.catch_up(Path::new(&path));
         Ok(MakeDirResponse { entry: Some(describe(&path)?) })
     })
     .await
@@ -64,6 +70,7 @@ pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveRespo
             io::ErrorKind::NotFound => missing(&source),
             _ => failed(&format!("move '{source}' to"), &destination, &error),
         })?;
+        scope.daemon.watchers.catch_up(Path::new(&destination));
         Ok(MoveResponse { entry: Some(describe(&destination)?) })
     })
     .await
@@ -109,6 +116,7 @@ pub(super) async fn remove(
 
 /// For whom, and where paths without a place begin.
 struct Scope {
+    daemon: Arc<Daemon>,
     user: User,
     workdir: Option<String>,
 }
@@ -127,7 +135,7 @@ async fn with_user<T: Send + 'static>(
     pool::run(move || {
         let user = call.user()?;
         let workdir = lock(&call.daemon.settings).default_workdir.clone();
-        work(Scope { user, workdir })
+        work(Scope { daemon: Arc::clone(&call.daemon), user, workdir })
     })
     .await
 }
