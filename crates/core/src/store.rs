@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use sandyard_types::{InstanceId, SandboxId, SessionId, TeamId, Template, WorkspaceSpec};
+use sandyard_types::{InstanceId, Network, SandboxId, SessionId, TeamId, Template, WorkspaceSpec};
 use sqlx::Row as _;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
@@ -89,6 +89,7 @@ pub(crate) struct Record {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) secure: bool,
     pub(crate) internet: Option<bool>,
+    pub(crate) network: Option<Network>,
     pub(crate) workspace: Option<WorkspaceSpec>,
 }
 
@@ -222,8 +223,8 @@ impl Store {
     pub(crate) async fn insert(&self, record: &Record) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO sandboxes (id, team_id, template_id, template, instance, state, \
-             started_at, end_at, metadata, secure, internet, workspace) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             started_at, end_at, metadata, secure, internet, network, workspace) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(record.team.to_string())
@@ -236,6 +237,7 @@ impl Store {
         .bind(to_json(&record.id, &record.metadata)?)
         .bind(record.secure)
         .bind(record.internet)
+        .bind(record.network.as_ref().map(|n| to_json(&record.id, n)).transpose()?)
         .bind(record.workspace.as_ref().map(|w| to_json(&record.id, w)).transpose()?)
         .execute(&self.pool)
         .await
@@ -341,8 +343,9 @@ fn record_from(row: &SqliteRow) -> Result<Record, StoreError> {
         "killing" => Stage::Killing,
         other => return Err(corrupt(&id, &format!("unknown state '{other}'"))),
     };
-    let workspace =
-        row.try_get::<Option<String>, _>("workspace").map_err(failed("read a sandbox's record"))?;
+    let optional_text = |column: &'static str| {
+        row.try_get::<Option<String>, _>(column).map_err(failed("read a sandbox's record"))
+    };
     Ok(Record {
         team: parse_team(&text("team_id")?)?,
         template: serde_json::from_str(&text("template")?).map_err(|e| corrupt(&id, &e))?,
@@ -353,7 +356,11 @@ fn record_from(row: &SqliteRow) -> Result<Record, StoreError> {
         metadata: serde_json::from_str(&text("metadata")?).map_err(|e| corrupt(&id, &e))?,
         secure: row.try_get("secure").map_err(failed("read a sandbox's record"))?,
         internet: row.try_get("internet").map_err(failed("read a sandbox's record"))?,
-        workspace: workspace
+        network: optional_text("network")?
+            .map(|json| serde_json::from_str(&json))
+            .transpose()
+            .map_err(|e| corrupt(&id, &e))?,
+        workspace: optional_text("workspace")?
             .map(|json| serde_json::from_str(&json))
             .transpose()
             .map_err(|e| corrupt(&id, &e))?,

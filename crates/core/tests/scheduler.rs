@@ -12,7 +12,7 @@ use sandyard_core::{
     Templates, now,
 };
 use sandyard_testkit::{Behaviour, Call, FakeEngine};
-use sandyard_types::{Cache, SandboxId, TeamId, Template, TemplateKind};
+use sandyard_types::{Cache, Network, SandboxId, TeamId, Template, TemplateKind};
 use tokio::time::timeout;
 
 /// How long anything in here may take before the test fails instead of hanging.
@@ -105,6 +105,7 @@ fn request() -> CreateSandbox {
         env: [("B".to_owned(), "request".to_owned())].into(),
         secure: true,
         internet: None,
+        network: None,
         session: Some("s1".parse().expect("valid")),
     }
 }
@@ -256,7 +257,8 @@ async fn a_sandbox_whose_client_left_before_the_answer_is_ended() -> anyhow::Res
 #[tokio::test]
 async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> anyhow::Result<()> {
     let mut host = Host::start().await?;
-    let lives = host.create(request()).await?;
+    let network = Network { allow_public_traffic: Some(false), ..Network::default() };
+    let lives = host.create(CreateSandbox { network: Some(network), ..request() }).await?;
     let due =
         host.create(CreateSandbox { timeout: Duration::from_millis(300), ..request() }).await?;
     let dead = host.create(request()).await?;
@@ -280,6 +282,8 @@ async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> a
     let adopted = host.scheduler.get(host.team, &lives.id)?;
     assert_eq!((adopted.started_at, adopted.end_at), (lives.started_at, lives.end_at));
     assert_eq!(adopted.workspace, lives.workspace);
+    assert_eq!(adopted.network, lives.network);
+    assert!(!adopted.is_public());
     Ok(())
 }
 

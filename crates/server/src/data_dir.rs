@@ -7,11 +7,12 @@
 //! | `credentials` | the first API key, 0600 |
 //! | `store.db` | teams, keys, sessions, sandboxes |
 //! | `objects/` | the embedded object store |
+//! | `tls/` | the certificate authority with its key, 0600, and what clients need to trust it |
 //! | `gateway.port` | where mounts of living sandboxes look for the gateway |
 //! | `server.json` | process and addresses of the server that runs |
 //! | `lock`, `control.sock` | held by the server that runs; where `down` speaks to it |
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
@@ -42,6 +43,8 @@ pub struct Running {
     pub bucket: String,
     /// The domain that running sandboxes report.
     pub domain: String,
+    /// Whether the proxy shows a certificate of the user's own, not one that is made here.
+    pub own_certificate: bool,
 }
 
 /// Base URLs as clients use them, which may differ from the listeners' addresses: ports of a container
@@ -160,15 +163,9 @@ impl DataDir {
     /// # Errors
     /// If the file cannot be read or understood.
     pub fn gateway_port(&self) -> anyhow::Result<Option<u16>> {
-        let path = self.path.join("gateway.port");
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let port = text.trim().parse();
-                Ok(Some(port.with_context(|| format!("{} holds no port", path.display()))?))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+        const FILE: &str = "gateway.port";
+        let about = || format!("{} holds no port", self.path.join(FILE).display());
+        self.read(FILE)?.map(|text| text.parse().with_context(about)).transpose()
     }
 
     /// Notes the gateway's port for the next start.
@@ -176,7 +173,7 @@ impl DataDir {
     /// # Errors
     /// If the file cannot be written.
     pub fn write_gateway_port(&self, port: u16) -> anyhow::Result<()> {
-        self.write_whole("gateway.port", &port.to_string())
+        self.write("gateway.port", &port.to_string())
     }
 
     /// Says where the server is reached.
@@ -184,7 +181,7 @@ impl DataDir {
     /// # Errors
     /// If the file cannot be written.
     pub fn write_running(&self, running: &Running) -> anyhow::Result<()> {
-        self.write_whole("server.json", &serde_json::to_string_pretty(running)?)
+        self.write("server.json", &serde_json::to_string_pretty(running)?)
     }
 
     /// Where the server is reached that runs on this folder; `None` if none does.
@@ -225,27 +222,42 @@ impl DataDir {
         Ok(())
     }
 
+    /// The content of one of the folder's files, without white space around it; `None` if it is not there.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let path = self.path.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
     fn read_or_make(
         &self,
         name: &str,
         make: impl FnOnce() -> anyhow::Result<String>,
     ) -> anyhow::Result<String> {
-        let path = self.path.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.trim().to_owned()),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let text = make()?;
-                self.write_whole(name, &text)?;
-                Ok(text)
-            }
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        if let Some(text) = self.read(name)? {
+            return Ok(text);
         }
+        let text = make()?;
+        self.write(name, &text)?;
+        Ok(text)
     }
 
-    /// Writes a file so that it is there whole or not at all, whenever the machine stops.
-    fn write_whole(&self, name: &str, text: &str) -> anyhow::Result<()> {
+    /// Writes one of the folder's files so that it is there whole or not at all, whenever the machine stops.
+    /// Only its owner can read it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let (path, partial) = (self.path.join(name), self.path.join(format!("{name}.partial")));
+        let folder = path.parent().unwrap_or(&self.path);
         let written = || -> std::io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             let mut options = OpenOptions::new();
             let mut file =
                 options.create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
@@ -253,7 +265,7 @@ impl DataDir {
             file.write_all(b"\n")?;
             file.sync_all()?;
             fs::rename(&partial, &path)?;
-            File::open(&self.path)?.sync_all()
+            File::open(folder)?.sync_all()
         };
         written().with_context(|| format!("cannot write {}", path.display()))
     }
@@ -304,6 +316,7 @@ mod tests {
             public: PublicUrls { api: url.clone(), sandbox: url.clone(), s3: url.clone() },
             bucket: "sandyard".to_owned(),
             domain: "d".to_owned(),
+            own_certificate: false,
         };
         data.write_running(&running)?;
         assert!(data.running()?.is_none());

@@ -43,7 +43,14 @@ enum Command {
     /// End every sandbox of this installation, its network and the server.
     Down,
     /// Print what to export so that the E2B SDKs talk to the running server.
-    Env,
+    Env {
+        /// Over TLS and by host names, as with E2B itself: serves every release of the clients.
+        #[arg(long)]
+        tls: bool,
+        /// Where the clients have a copy of the data folder's `tls/`, if they are on another machine.
+        #[arg(long, value_name = "FOLDER", requires = "tls")]
+        certificates: Option<PathBuf>,
+    },
     /// Try everything a sandbox needs, and say what is missing.
     Doctor,
     /// List sandboxes.
@@ -129,7 +136,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         match &cli.command {
             Command::Up => commands::up::run(config).await,
             Command::Down => commands::down::run(&config).await,
-            Command::Env => commands::env::run(&config),
+            Command::Env { tls: false, .. } => commands::env::run(&config),
+            Command::Env { tls: true, certificates } => {
+                commands::env::run_tls(&config, certificates.as_deref())
+            }
             Command::Doctor => commands::doctor::run(&config).await,
             Command::Ls => commands::sandboxes::list(&config).await,
             Command::Kill { ids, all } => commands::sandboxes::kill(&config, ids, *all).await,

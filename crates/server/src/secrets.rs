@@ -72,6 +72,10 @@ impl Tokens for Secrets {
         Secret::new(hex::encode(derive(&self.master, "envd access token", id.as_str())))
     }
 
+    fn traffic_access_token(&self, id: &SandboxId) -> Secret {
+        Secret::new(hex::encode(derive(&self.master, "traffic access token", id.as_str())))
+    }
+
     fn control_token(&self, id: &SandboxId) -> Secret {
         Secret::new(hex::encode(derive(&self.master, "daemon control token", id.as_str())))
     }
@@ -122,6 +126,7 @@ mod tests {
         assert_eq!(token, Secrets::new([1; 32]).envd_access_token(&a));
         assert_ne!(token, one.envd_access_token(&b));
         assert_ne!(token, one.control_token(&a));
+        assert_ne!(token, one.traffic_access_token(&a));
         assert_ne!(token, two.envd_access_token(&a));
         assert_ne!(one.control_public(), two.control_public());
         assert!(!format!("{one:?}{token:?}").contains(token.reveal()));

@@ -5,6 +5,7 @@
 #![deny(missing_docs)]
 
 mod ids;
+mod network;
 mod template;
 mod workspace;
 
@@ -12,6 +13,7 @@ pub use ids::{
     InstallationId, InstanceId, InvalidId, InvalidSandboxId, SandboxId, SessionId, TeamId,
     TemplateId, TemplateName,
 };
+pub use network::{HostMask, InvalidHostMask, Network};
 pub use template::{Template, TemplateKind};
 pub use workspace::{
     Access, BucketName, Cache, Driver, InvalidWorkspace, KeyPrefix, MountSpec, TargetPath,

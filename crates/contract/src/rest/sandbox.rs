@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use sandyard_types::Network;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -31,6 +32,9 @@ pub struct SandboxBody {
     /// Token of the in-sandbox API, if it demands one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envd_access_token: Option<Secret>,
+    /// What the proxy demands for ports other than the in-sandbox API's, if they are not public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<Secret>,
     /// What sandbox hosts end in.
     pub domain: Option<String>,
 }
@@ -130,6 +134,9 @@ pub struct SandboxDetailBody {
     pub allow_internet_access: Option<bool>,
     /// What sandbox hosts end in.
     pub domain: Option<String>,
+    /// What the client said about traffic; absent if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// What happens when the time is over.
     pub lifecycle: Lifecycle,
 }
@@ -159,6 +166,7 @@ mod tests {
             "envdAccessToken": "token",
             "allowInternetAccess": null,
             "domain": "sbx.localhost:3002",
+            "network": {"allowPublicTraffic": false},
             "lifecycle": {"autoResume": false, "onTimeout": "kill"},
         });
         let detail: SandboxDetailBody = serde_json::from_value(wire.clone()).expect("readable");

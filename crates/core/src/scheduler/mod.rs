@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use sandyard_types::{
-    BucketName, Cache, InstanceId, SandboxId, SessionId, TeamId, Template, WorkspaceSpec,
+    BucketName, Cache, InstanceId, Network, SandboxId, SessionId, TeamId, Template, WorkspaceSpec,
 };
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -73,6 +73,8 @@ pub struct CreateSandbox {
     pub secure: bool,
     /// What the client said about internet access, if anything.
     pub internet: Option<bool>,
+    /// What the client said about other traffic, if anything.
+    pub network: Option<Network>,
     /// The session whose workspace is mounted.
     pub session: Option<SessionId>,
 }
@@ -98,10 +100,19 @@ pub struct Sandbox {
     pub secure: bool,
     /// What the client said about internet access, if anything.
     pub internet: Option<bool>,
+    /// What the client said about other traffic, if anything.
+    pub network: Option<Arc<Network>>,
     /// Its container.
     pub instance: Instance,
     /// What is mounted in it.
     pub workspace: Option<Arc<WorkspaceSpec>>,
+}
+
+impl Sandbox {
+    /// Whether its own ports are open to whoever knows their names.
+    pub fn is_public(&self) -> bool {
+        self.network.as_deref().is_none_or(Network::is_public)
+    }
 }
 
 /// How an orderly end went.
@@ -508,6 +519,7 @@ impl Record {
             metadata: Arc::new(self.metadata.clone()),
             secure: self.secure,
             internet: self.internet,
+            network: self.network.clone().map(Arc::new),
             instance: instance.clone(),
             workspace: self.workspace.clone().map(Arc::new),
         }

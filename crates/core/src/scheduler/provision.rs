@@ -118,6 +118,7 @@ impl Provision {
             metadata: self.request.metadata.clone(),
             secure: self.request.secure,
             internet: self.request.internet,
+            network: self.request.network.clone(),
             workspace: workspace.clone(),
         };
         parts.store.insert(&record).await?;

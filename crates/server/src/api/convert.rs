@@ -31,7 +31,9 @@ pub(super) fn sandbox_body(app: &App, sandbox: &Sandbox) -> SandboxBody {
         envd_version: ENVD_VERSION.to_owned(),
         alias: Some(sandbox.template.name.to_string()),
         envd_access_token: sandbox.secure.then(|| app.tokens.envd_access_token(&sandbox.id)),
-        domain: Some(app.domain.clone()),
+        traffic_access_token: (!sandbox.is_public())
+            .then(|| app.tokens.traffic_access_token(&sandbox.id)),
+        domain: Some(app.domain.to_string()),
     }
 }
 
@@ -60,7 +62,8 @@ pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailB
         listed: listed_body(sandbox)?,
         envd_access_token: sandbox.secure.then(|| app.tokens.envd_access_token(&sandbox.id)),
         allow_internet_access: sandbox.internet,
-        domain: Some(app.domain.clone()),
+        domain: Some(app.domain.to_string()),
+        network: sandbox.network.as_deref().cloned(),
         lifecycle: Lifecycle { auto_resume: false, on_timeout: OnTimeout::Kill },
     })
 }

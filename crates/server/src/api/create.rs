@@ -19,6 +19,7 @@ use super::body::JsonBody;
 use super::convert::sandbox_body;
 use super::error::ApiError;
 use super::idempotency::{self, Key};
+use super::network::network;
 use super::refusals::refuse_what_is_not_built;
 use crate::http_server::Client;
 
@@ -124,6 +125,7 @@ fn read(version: Version, body: CreateBody) -> Result<CreateSandbox, ApiError> {
         env: environment(body.env_vars.unwrap_or_default())?,
         secure,
         internet: body.allow_internet_access,
+        network: network(body.network)?,
         session,
     })
 }
@@ -223,6 +225,10 @@ mod tests {
             ("metadata.session", json!({"templateID": "base", "metadata": {"session": "../x"}})),
             ("metadata.session", json!({"templateID": "base", "metadata": {"session": ""}})),
             ("metadata", json!({"templateID": "base", "metadata": {"k": "x".repeat(70_000)}})),
+            (
+                "network.maskRequestHost",
+                json!({"templateID": "base", "network": {"maskRequestHost": "-https://abcd"}}),
+            ),
             ("envVars.A=B", json!({"templateID": "base", "envVars": {"A=B": ""}})),
             ("envVars.A", json!({"templateID": "base", "envVars": {"A": "\0"}})),
             ("envVars.A", json!({"templateID": "base", "envVars": {"A": long}})),

@@ -10,6 +10,7 @@ mod host;
 mod idempotency;
 mod list;
 mod metadata_filter;
+mod network;
 mod not_built;
 mod page_token;
 mod path;
@@ -17,13 +18,14 @@ mod refusals;
 mod sandbox;
 mod trace;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use sandyard_contract::control::Secret;
@@ -37,13 +39,16 @@ pub use auth::hash_api_key;
 
 use idempotency::Idempotency;
 
-use crate::http_server::{self, Client};
+use crate::domain::Domain;
+use crate::http_server::{self, Client, Transport};
 
 /// Makes the tokens of sandboxes. The same sandbox has the same tokens for its whole life, over restarts
 /// of the server (control-plane 4.1).
 pub trait Tokens: Send + Sync + 'static {
     /// What the in-sandbox API demands of clients (executor 3.2). Safe in URLs and headers.
     fn envd_access_token(&self, id: &SandboxId) -> Secret;
+    /// What the proxy demands for a sandbox's own ports, if they are not public (control-plane 5.5).
+    fn traffic_access_token(&self, id: &SandboxId) -> Secret;
     /// What the daemon's control routes demand of the server
     /// ([`sandyard_contract::daemon::CONTROL_TOKEN_HEADER`]).
     fn control_token(&self, id: &SandboxId) -> Secret;
@@ -56,8 +61,8 @@ pub struct App {
     pub scheduler: Scheduler,
     /// Makes the tokens of sandboxes.
     pub tokens: Arc<dyn Tokens>,
-    /// What sandbox hosts end in, with a port where one is needed: `sbx.localhost:3002`.
-    pub domain: String,
+    /// What sandbox hosts end in.
+    pub domain: Domain,
 }
 
 /// What all handlers share.
@@ -69,20 +74,44 @@ struct Api {
 /// State of the router.
 type Shared = Arc<Api>;
 
+/// The API, for more than one listener. All clones are one.
+#[derive(Clone)]
+pub struct Service {
+    router: Router,
+}
+
+impl Service {
+    /// The API of this server.
+    pub fn new(app: App) -> Self {
+        Self { router: router(app) }
+    }
+
+    /// Answers a request that came from `client`.
+    pub(crate) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        client: &Client,
+    ) -> Response<Body> {
+        // For those who must know whether anybody still waits for the answer.
+        request.extensions_mut().insert(client.clone());
+        let Ok(answer) = self.router.clone().call(request.map(Body::new)).await;
+        answer
+    }
+}
+
 /// Serves the API until `stop` is cancelled, then waits for what is under way.
-pub async fn serve(listener: TcpListener, app: App, stop: CancellationToken) {
-    let router = router(app);
-    let serve = |client| serve_client(client, router.clone(), stop.clone());
+pub async fn serve(listener: TcpListener, service: Service, stop: CancellationToken) {
+    let serve = |client| serve_client(client, service.clone(), stop.clone());
     http_server::accept(listener, stop.clone(), serve).await;
 }
 
-async fn serve_client(client: Client, router: Router, stop: CancellationToken) {
-    let service = service_fn(|mut request: Request<Incoming>| {
-        // For those who must know whether anybody still waits for the answer.
-        request.extensions_mut().insert(client.clone());
-        router.clone().call(request.map(Body::new))
+async fn serve_client(client: Client, service: Service, stop: CancellationToken) {
+    let caller = client.clone();
+    let answer = service_fn(move |request| {
+        let (service, caller) = (service.clone(), caller.clone());
+        async move { Ok::<_, Infallible>(service.answer(request, &caller).await) }
     });
-    http_server::serve(&client, service, stop).await;
+    http_server::serve(&client, Transport::plain(&client), answer, stop).await;
 }
 
 /// The whole API.

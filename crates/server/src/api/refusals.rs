@@ -62,16 +62,11 @@ fn network_member(network: &NetworkBody) -> Option<&'static str> {
     let any = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
     let dns = |list: &Vec<String>| !list.is_empty() && *list != [DEFAULT_DNS];
     let members = [
-        ("network.allowPublicTraffic", network.allow_public_traffic == Some(false)),
         ("network.allowOut", any(&network.allow_out)),
         ("network.denyOut", any(&network.deny_out)),
         ("network.dnsServers", network.dns_servers.as_ref().is_some_and(dns)),
         ("network.egressProxy", network.egress_proxy.is_some()),
         ("network.httpsPorts", network.https_ports.as_ref().is_some_and(|p| !p.is_empty())),
-        (
-            "network.maskRequestHost",
-            network.mask_request_host.as_ref().is_some_and(|mask| !mask.is_empty()),
-        ),
         (
             "network.rules",
             network.rules.as_ref().is_some_and(|rules| rules.values().any(|rule| !rule.is_empty())),
@@ -107,6 +102,7 @@ mod tests {
                 "allowPublicTraffic": true, "allowOut": [], "denyOut": null, "egressProxy": null,
                 "dnsServers": ["8.8.8.8"], "httpsPorts": [], "maskRequestHost": null, "rules": {},
             }}),
+            json!({"network": {"allowPublicTraffic": null, "maskRequestHost": "a:${PORT}"}}),
             json!({"somethingNew": {"a": 1}}),
         ] {
             assert_eq!(check(Version::V1, members.clone()), Ok(()), "{members}");
@@ -123,7 +119,6 @@ mod tests {
             ("mcp", json!({"mcp": {"a": {}}})),
             ("iam.tokens", json!({"iam": {"tokens": {"t": {}}}})),
             ("volumeMounts", json!({"volumeMounts": [{"name": "v", "path": "/v"}]})),
-            ("network.allowPublicTraffic", json!({"network": {"allowPublicTraffic": false}})),
             ("network.denyOut", json!({"network": {"denyOut": ["0.0.0.0/0"]}})),
             ("network.httpsPorts", json!({"network": {"httpsPorts": [1]}})),
             ("network.rules", json!({"network": {"rules": {"a.b": [{}]}}})),

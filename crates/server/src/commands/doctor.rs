@@ -1,7 +1,7 @@
 //! `sandyard doctor`: tries everything a sandbox needs, with a real container and a real mount, and says
 //! what is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use sandyard_gateway::Gateway;
 
 use crate::config::{Config, StoreConfig};
 use crate::data_dir::DataDir;
+use crate::domain::Domain;
 use crate::grants::SchedulerGrants;
 use crate::installation::{Installation, connect, open_backend};
 
@@ -46,6 +47,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }));
     report.step("object store", check_store(config, &data).await);
     report.step("/dev/fuse here", fuse());
+    check_names(config, &mut report).await;
     if engine_there {
         let _lock = data.lock()?;
         match Installation::start(&trial, data).await {
@@ -80,6 +82,11 @@ impl Report {
         }
     }
 
+    /// What is missing for some clients only.
+    fn note(&self, what: &str, text: &str) {
+        println!("note     {what}: {text}");
+    }
+
     fn finish(self) -> anyhow::Result<()> {
         if self.missing == 0 {
             println!("everything a sandbox needs is there");
@@ -107,6 +114,35 @@ async fn check_store(config: &Config, data: &DataDir) -> anyhow::Result<String> 
     Ok(format!("{endpoint}, bucket '{}'", config.bucket))
 }
 
+/// Over TLS clients go by host names. Without it they need none, so that a missing one is not always a fault.
+async fn check_names(config: &Config, report: &mut Report) {
+    let domain = config.proxy_domain.clone();
+    let domain = domain.unwrap_or_else(|| Domain::local(config.proxy_listen.port()));
+    let host = domain.api_host();
+    let what = format!("the name {host}");
+    match tokio::net::lookup_host((host.as_str(), domain.port())).await {
+        Ok(found) => {
+            let found: BTreeSet<String> = found.map(|address| address.ip().to_string()).collect();
+            let found: Vec<String> = found.into_iter().collect();
+            report.step(&what, Ok(format!("resolves to {}", found.join(", "))));
+        }
+        Err(error) if domain.is_localhost() => report.note(
+            &what,
+            &format!(
+                "does not resolve ({error}). Over TLS, Node.js and the E2B CLI need that: on Debian and Ubuntu \
+                 'apt-get install libnss-myhostname'. Python, and all clients over plain HTTP, do not"
+            ),
+        ),
+        Err(error) => {
+            let advice = format!(
+                "clients reach the server by it over TLS: make the name server resolve '*.{}'",
+                domain.name()
+            );
+            report.step(&what, Err(anyhow::Error::new(error).context(advice)));
+        }
+    }
+}
+
 async fn create(installation: &Installation, workspace: bool) -> anyhow::Result<String> {
     let teams = installation.scheduler.store().teams().await?;
     let team = teams.first().context("no team")?.id;
@@ -118,6 +154,7 @@ async fn create(installation: &Installation, workspace: bool) -> anyhow::Result<
         env: BTreeMap::new(),
         secure: true,
         internet: None,
+        network: None,
         session: workspace.then(|| "doctor".parse()).transpose()?,
     };
     let created = installation.scheduler.create(team, request).await;

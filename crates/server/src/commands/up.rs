@@ -18,8 +18,10 @@ use tracing::{debug, info, warn};
 use crate::api;
 use crate::config::Config;
 use crate::data_dir::{DataDir, PublicUrls, Running};
+use crate::domain::Domain;
 use crate::installation::{Installation, bind};
 use crate::proxy;
+use crate::tls::Tls;
 
 /// What `down` says on the control socket.
 pub const DOWN: &[u8; 5] = b"down\n";
@@ -52,10 +54,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let api_address = api_listener.local_addr()?;
     let proxy_address = proxy_listener.local_addr()?;
     let mut installation = Installation::start(&config, data.clone()).await?;
-    let domain = config
-        .proxy_domain
-        .clone()
-        .unwrap_or_else(|| format!("sbx.localhost:{}", proxy_address.port()));
+    let domain = config.proxy_domain.clone();
+    let domain = domain.unwrap_or_else(|| Domain::local(proxy_address.port()));
+    let tls = Tls::open(&data, &domain, config.tls.as_ref())?;
+    let acceptor = tls.acceptor();
 
     let stop = CancellationToken::new();
     let scheduler = installation.scheduler.clone();
@@ -72,15 +74,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (downs, mut down_asked) = mpsc::channel(1);
     watching.spawn(listen_for_down(listen_at(&data)?, downs));
     let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
+    watching.spawn(async move {
+        tls.keep_fresh().await;
+        Ok(())
+    });
     let app =
         api::App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: domain.clone() };
-    let serve_api = api::serve(api_listener, app, stop.clone());
+    let service = api::Service::new(app);
+    let serve_api = api::serve(api_listener, service.clone(), stop.clone());
     serving.spawn(async move {
         serve_api.await;
         Ok(())
     });
-    let routes = Arc::new(proxy::SchedulerRoutes::new(scheduler, tokens));
-    let serve_proxy = proxy::serve(proxy_listener, routes, stop.clone());
+    let port = proxy::Port {
+        routes: Arc::new(proxy::SchedulerRoutes::new(scheduler, tokens)),
+        api: service,
+        api_host: domain.api_host(),
+        tls: acceptor,
+    };
+    let serve_proxy = proxy::serve(proxy_listener, port, stop.clone());
     serving.spawn(async move {
         serve_proxy.await;
         Ok(())
@@ -95,7 +107,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             s3: public_url(&config.gateway_public_url, installation.gateway_address),
         },
         bucket: config.bucket.to_string(),
-        domain,
+        domain: domain.to_string(),
+        own_certificate: config.tls.is_some(),
     })?;
     info!(
         api = %api_address,

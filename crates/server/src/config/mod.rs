@@ -18,6 +18,9 @@ use sandyard_types::{BucketName, Cache, Template};
 pub use reader::BadConfig;
 use reader::{Reader, required, secret, text};
 
+use crate::domain::Domain;
+use crate::tls::CertificateFiles;
+
 /// Where a workspace's objects are.
 #[derive(Clone, Debug)]
 pub enum StoreConfig {
@@ -63,7 +66,9 @@ pub struct Config {
     /// Base URL of the sandbox proxy as clients reach it, if not at the listener's own address.
     pub proxy_public_url: Option<String>,
     /// The domain that running sandboxes report; absent: `sbx.localhost` and the proxy's port.
-    pub proxy_domain: Option<String>,
+    pub proxy_domain: Option<Domain>,
+    /// A certificate of the user's own; absent: made and signed here.
+    pub tls: Option<CertificateFiles>,
     /// Listener of the S3 gateway for the owner. Sandboxes reach it at the same port on the engine
     /// network's own address.
     pub gateway_listen: SocketAddr,
@@ -145,7 +150,8 @@ impl Config {
         let api_key = r.secret("api.key", api_key);
         let proxy_listen = r.value("proxy.listen", loopback(3002), reader::parsed);
         let proxy_public_url = r.optional("proxy.public_url", base_url);
-        let proxy_domain = r.optional("proxy.domain", domain);
+        let proxy_domain = r.optional("proxy.domain", reader::parsed);
+        let tls = read_tls(r);
         let gateway_listen = r.value("gateway.listen", loopback(3003), reader::parsed);
         let gateway_public_url = r.optional("gateway.public_url", base_url);
         let gateway_endpoint = r.optional("gateway.endpoint", base_url);
@@ -180,6 +186,7 @@ impl Config {
             proxy_listen: proxy_listen?,
             proxy_public_url,
             proxy_domain,
+            tls,
             gateway_listen: gateway_listen?,
             gateway_public_url,
             gateway_endpoint,
@@ -236,6 +243,18 @@ fn read_store(r: &mut Reader) -> Option<StoreConfig> {
     })
 }
 
+/// Both files or neither.
+fn read_tls(r: &mut Reader) -> Option<CertificateFiles> {
+    let certificates = r.optional("tls.certificate_file", |v| text(v).map(PathBuf::from));
+    let key = r.optional("tls.key_file", |v| text(v).map(PathBuf::from));
+    match (certificates, key) {
+        (Some(certificates), Some(key)) => Some(CertificateFiles { certificates, key }),
+        (None, None) => None,
+        (Some(_), None) => required(r, "tls.key_file", None, "tls.certificate_file is set"),
+        (None, Some(_)) => required(r, "tls.certificate_file", None, "tls.key_file is set"),
+    }
+}
+
 fn read_cache(r: &mut Reader) -> Option<Cache> {
     let kind = r.value("workspace.cache", "disk".to_owned(), text);
     let size = r.optional("workspace.cache_mib", |v| reader::within(v, 32, 1 << 20));
@@ -283,17 +302,6 @@ fn base_url(value: config::Value) -> Result<String, String> {
     } else {
         Err(format!("'{url}' is no base URL: write 'http://host:port' or 'https://host'"))
     }
-}
-
-fn domain(value: config::Value) -> Result<String, String> {
-    let domain = text(value)?;
-    let name = domain.split_once(':').map_or(domain.as_str(), |(name, _)| name);
-    let label =
-        |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if name.contains('.') && name.split('.').all(label) {
-        return Ok(domain);
-    }
-    Err(format!("'{domain}' is no domain of two labels or more, such as 'sbx.localhost:3002'"))
 }
 
 fn api_key(value: config::Value) -> Result<Secret, String> {
@@ -420,6 +428,17 @@ mod tests {
         assert_eq!(config.gateway_public_url, None);
         let report = load("", &[("SANDYARD_GATEWAY__PUBLIC_URL", "localhost:3003")], &[]);
         assert!(report.expect_err("no scheme").contains("gateway.public_url"));
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let file = "[tls]\ncertificate_file = \"/c.pem\"\n";
+        let report = load(file, &[], &[]).expect_err("no key");
+        assert!(report.contains("tls.key_file"), "{report}");
+        let key = [("SANDYARD_TLS__KEY_FILE", "/k.pem")];
+        let files = load(file, &key, &[]).expect("valid").tls.expect("set");
+        assert_eq!((files.certificates, files.key), ("/c.pem".into(), "/k.pem".into()));
+        assert!(load("", &[("SANDYARD_PROXY__DOMAIN", "localhost:3002")], &[]).is_err());
     }
 
     #[test]

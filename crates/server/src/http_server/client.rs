@@ -43,6 +43,13 @@ impl Client {
         ClientStream(self.0.clone())
     }
 
+    /// The first byte that the client sends, which stays to be read; `None` if it closes instead.
+    pub(super) async fn first_byte(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        let length = self.0.peek(&mut byte).await?;
+        Ok((length > 0).then_some(byte[0]))
+    }
+
     /// Returns when the client is known to be gone: its system has reset the connection, or does not answer.
     pub(crate) async fn gone(&self) {
         self.wait_for(Interest::ERROR).await;
@@ -64,7 +71,7 @@ impl Client {
 }
 
 /// Reads from a [`Client`] and writes to it.
-pub(super) struct ClientStream(Arc<TcpStream>);
+pub(crate) struct ClientStream(Arc<TcpStream>);
 
 impl AsyncRead for ClientStream {
     fn poll_read(

@@ -1,7 +1,7 @@
 //! For which host a request is, if it says so in one voice (RFC 9112, 3.2; RFC 9113, 8.3.1).
 
 use http::header::HOST;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Version};
 
 /// Why a request names no host that everybody on its way would read alike. All of them are bad requests.
@@ -37,7 +37,10 @@ pub(crate) fn requested_host<B>(request: &Request<B>) -> Result<Option<Authority
     if target.as_str().contains('@') {
         return Err(BadHost::Invalid);
     }
-    if request.version() == Version::HTTP_2 && header.is_some_and(|header| !same(&header, &target))
+    // The port that goes without saying.
+    let default = if request.uri().scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    if request.version() == Version::HTTP_2
+        && header.is_some_and(|header| !same(&header, &target, default))
     {
         return Err(BadHost::Differs);
     }
@@ -49,9 +52,9 @@ fn read(value: &HeaderValue) -> Result<Authority, BadHost> {
     if authority.as_str().contains('@') { Err(BadHost::Invalid) } else { Ok(authority) }
 }
 
-/// Whether both name the same; both ports speak HTTP without TLS, whose default port is 80.
-fn same(a: &Authority, b: &Authority) -> bool {
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(80);
+/// Whether both name the same.
+fn same(a: &Authority, b: &Authority, default: u16) -> bool {
+    let port = |authority: &Authority| authority.port_u16().unwrap_or(default);
     a.host().eq_ignore_ascii_case(b.host()) && port(a) == port(b)
 }
 
@@ -98,11 +101,13 @@ mod tests {
             (Version::HTTP_11, "http://u@a.b/", vec!["a.b"], BadHost::Invalid),
             (Version::HTTP_2, "http://a.b/", vec!["c.d"], BadHost::Differs),
             (Version::HTTP_2, "http://a.b/", vec!["a.b:81"], BadHost::Differs),
+            (Version::HTTP_2, "https://a.b/", vec!["a.b:80"], BadHost::Differs),
         ] {
             assert_eq!(host(version, uri, &hosts), Err(expected), "{uri} {hosts:?}");
         }
         for same in ["A.b", "a.b:80"] {
             assert!(host(Version::HTTP_2, "http://a.b/", &[same]).is_ok(), "{same}");
         }
+        assert!(host(Version::HTTP_2, "https://a.b/", &["a.b:443"]).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod host;
+mod transport;
 
 use std::error::Error;
 use std::pin::pin;
@@ -19,9 +20,14 @@ use tracing::{debug, error, warn};
 
 pub(crate) use client::Client;
 pub(crate) use host::{BadHost, requested_host};
+pub(crate) use transport::Transport;
 
 /// How long to wait before the next `accept` when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Requests at once on one HTTP/2 connection. A client keeps all its running commands and watched directories
+/// on one, and the JavaScript SDK allows itself this many (control-plane 5.1).
+const MAX_STREAMS: u32 = 1000;
 
 /// Takes connections until `stop` is cancelled, then waits for what is under way. A stream may never end
 /// by itself: the caller limits that wait by dropping the future, which closes every connection.
@@ -65,10 +71,14 @@ fn log_panic(ended: Result<(), JoinError>) {
     }
 }
 
-/// Serves HTTP/1.1, upgrades and cleartext HTTP/2 on one connection until it ends or its client has gone:
+/// Serves HTTP/1.1, upgrades and HTTP/2 on one connection until it ends or its client has gone:
 /// what its requests wait for is then dropped.
-pub(crate) async fn serve<S, B>(client: &Client, service: S, stop: CancellationToken)
-where
+pub(crate) async fn serve<S, B>(
+    client: &Client,
+    transport: Transport,
+    service: S,
+    stop: CancellationToken,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Future: Send + 'static>,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
@@ -77,7 +87,8 @@ where
     // Who has closed only its own side still gets its answer. The price: the library does not look at the
     // connection any more while a request is under way, so we do.
     builder.http1().half_close(true);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(client.stream()), service);
+    builder.http2().max_concurrent_streams(MAX_STREAMS);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(transport), service);
     let mut connection = pin!(connection);
     let mut stopping = false;
     loop {

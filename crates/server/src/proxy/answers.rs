@@ -36,6 +36,10 @@ pub(super) enum Refusal {
     Reserved { path: String },
     /// Unknown, ended, or it died just now.
     NotFound(SandboxId),
+    /// The sandbox's ports are not public, and no token was given.
+    TrafficTokenMissing(SandboxId),
+    /// The same, and another token was given.
+    TrafficTokenWrong(SandboxId),
     /// Nothing listens on the port.
     PortClosed(Target),
     /// The service took the request and hung up.
@@ -49,6 +53,7 @@ impl Refusal {
         match self {
             Self::Host(_) | Self::Unaddressed(_) | Self::Method => StatusCode::BAD_REQUEST,
             Self::Signature => StatusCode::UNAUTHORIZED,
+            Self::TrafficTokenMissing(_) | Self::TrafficTokenWrong(_) => StatusCode::FORBIDDEN,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
             Self::NotFound(_) | Self::PortClosed(_) | Self::NoAnswer(_) => StatusCode::BAD_GATEWAY,
             // Not 502, which means to clients that the sandbox is gone.
@@ -74,6 +79,18 @@ impl Refusal {
                 "code": code,
                 "sandboxId": id,
                 "message": "The sandbox was not found",
+            }),
+            Self::TrafficTokenMissing(id) => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": "Sandbox is secured with traffic access token. Token header \
+                    'e2b-traffic-access-token' is missing",
+            }),
+            Self::TrafficTokenWrong(id) => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": "Sandbox is secured with traffic access token. Provided token in header \
+                    'e2b-traffic-access-token' is invalid",
             }),
             Self::PortClosed(Target { id, port }) => json!({
                 "code": code,
@@ -102,6 +119,20 @@ impl Refusal {
             Self::NotFound(id) => (
                 "Sandbox Not Found",
                 format!("The sandbox <b>{id}</b> does not run any more, or never did."),
+            ),
+            Self::TrafficTokenMissing(id) => (
+                "Missing Traffic Access Token",
+                format!(
+                    "The ports of the sandbox <b>{id}</b> are not public: send its token in the header \
+                     <b>e2b-traffic-access-token</b>."
+                ),
+            ),
+            Self::TrafficTokenWrong(id) => (
+                "Invalid Traffic Access Token",
+                format!(
+                    "The header <b>e2b-traffic-access-token</b> does not hold the token of the sandbox \
+                     <b>{id}</b>."
+                ),
             ),
             Self::PortClosed(Target { id, port }) => (
                 "Closed Port",

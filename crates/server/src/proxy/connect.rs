@@ -96,7 +96,10 @@ impl Service<Uri> for Connector {
     }
 }
 
-async fn connect(routes: &dyn Routes, target: &Target) -> Result<Upstream, ConnectError> {
+pub(super) async fn connect(
+    routes: &dyn Routes,
+    target: &Target,
+) -> Result<Upstream, ConnectError> {
     let mut waits = BACK_OFF.iter();
     loop {
         let route = routes.route(&target.id).ok_or_else(|| gone("no such sandbox"))?;

@@ -1,9 +1,15 @@
-//! One client connection, and what it goes on in after an upgrade.
+//! One client connection, and what goes on beside its requests.
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::body::Body;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::Either;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -12,51 +18,103 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::Port;
+use super::answers::ProxyBody;
 use super::forward::Proxy;
-use crate::http_server::{self, Client};
+use super::http2::Http2Services;
+use crate::http_server::{self, Client, Transport, requested_host};
 
-/// Both ends of a connection that leaves HTTP.
-pub(super) struct Upgraded {
-    pub(super) downstream: OnUpgrade,
-    pub(super) upstream: OnUpgrade,
+/// Where a connection's requests leave what outlives them: upgraded connections, and those to services that
+/// the next request can use.
+pub(super) type Work = mpsc::Sender<BoxFuture<'static, ()>>;
+
+/// Work that may wait to be taken up, which the connection does at once.
+const WAITING: usize = 1;
+
+/// What all connections share.
+pub(super) struct Front {
+    pub(super) port: Port,
+    pub(super) proxy: Proxy,
 }
 
-/// An HTTP/1.1 connection is upgraded once, an HTTP/2 one never.
-const UPGRADES: usize = 1;
+impl Front {
+    /// Whether a request is for the API. A host that cannot be read in one way is the proxy's to refuse.
+    fn is_for_api<B>(&self, request: &Request<B>) -> bool {
+        match requested_host(request) {
+            Ok(Some(host)) => host.host().eq_ignore_ascii_case(&self.port.api_host),
+            Ok(None) | Err(_) => false,
+        }
+    }
+}
+
+/// What one connection's requests share.
+pub(super) struct Scope {
+    pub(super) work: Work,
+    pub(super) services: Http2Services,
+}
 
 /// Serves one connection until it ends, with all that it was upgraded to.
-pub(super) async fn serve(client: Client, proxy: Arc<Proxy>, stop: CancellationToken) {
-    let (sender, mut upgrades) = mpsc::channel(UPGRADES);
-    let service = service_fn(move |request| {
-        let (proxy, sender) = (proxy.clone(), sender.clone());
-        async move { Ok::<_, Infallible>(proxy.answer(request, sender).await) }
-    });
-    let mut tunnels = JoinSet::new();
+pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationToken) {
+    let begun = tokio::select! {
+        // Nothing is under way yet.
+        () = stop.cancelled() => return,
+        begun = Transport::either(&client, &front.port.tls) => begun,
+    };
+    let transport = match begun {
+        Ok(Some(transport)) => transport,
+        Ok(None) => return,
+        Err(error) => {
+            debug!(%error, "a connection was given up before its first request");
+            return;
+        }
+    };
+    let (work, mut left) = mpsc::channel(WAITING);
+    let scope = Arc::new(Scope { work, services: Http2Services::default() });
+    let service = {
+        let client = client.clone();
+        service_fn(move |request| {
+            let (client, front, scope) = (client.clone(), front.clone(), scope.clone());
+            async move { Ok::<_, Infallible>(answer(request, &client, &front, &scope).await) }
+        })
+    };
+    let mut tasks = JoinSet::new();
     {
-        let mut http = pin!(http_server::serve(&client, service, stop));
+        let mut http = pin!(http_server::serve(&client, transport, service, stop));
         loop {
             tokio::select! {
                 () = http.as_mut() => break,
-                Some(upgraded) = upgrades.recv() => {
-                    tunnels.spawn(upgraded.run());
+                Some(work) = left.recv() => {
+                    tasks.spawn(work);
                 }
             }
         }
     }
-    while let Some(upgraded) = upgrades.recv().await {
-        tunnels.spawn(upgraded.run());
+    while let Some(work) = left.recv().await {
+        tasks.spawn(work);
     }
     tokio::select! {
-        _ = tunnels.join_all() => {}
+        _ = tasks.join_all() => {}
         // One whose own half has ended is only written to, and that perhaps never.
         () = client.gone() => debug!("the client of an upgraded connection has gone"),
     }
 }
 
-impl Upgraded {
-    /// Copies both ways until both ends have closed, each half by itself.
-    async fn run(self) {
-        let (downstream, upstream) = match tokio::try_join!(self.downstream, self.upstream) {
+async fn answer(
+    request: Request<Incoming>,
+    client: &Client,
+    front: &Front,
+    scope: &Scope,
+) -> Response<Either<ProxyBody, Body>> {
+    if front.is_for_api(&request) {
+        return front.port.api.answer(request, client).await.map(Either::Right);
+    }
+    front.proxy.answer(request, scope).await.map(Either::Left)
+}
+
+/// Copies both ways until both ends of a connection that left HTTP have closed, each half by itself.
+pub(super) fn upgraded(downstream: OnUpgrade, upstream: OnUpgrade) -> BoxFuture<'static, ()> {
+    async move {
+        let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
             Ok(both) => both,
             Err(error) => {
                 debug!(%error, "an upgrade did not happen");
@@ -69,4 +127,5 @@ impl Upgraded {
             debug!(%error, "an upgraded connection broke");
         }
     }
+    .boxed()
 }

@@ -1,6 +1,6 @@
 //! From a request to the sandbox's answer (control-plane 5.5).
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +14,15 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sandyard_contract::control::CONTROL_PORT;
 use sandyard_contract::daemon::DAEMON_PORT;
-use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
 
 use super::Routes;
+use super::access::{check, put_mask};
 use super::answers::{ProxyBody, Refusal, wants_html};
 use super::connect::{ConnectError, Connector, daemon_answers, pool_uri};
-use super::connection::Upgraded;
+use super::connection::{Scope, upgraded};
 use super::headers::{prepare_request, put_upgrade, remove_hop_by_hop, wanted_upgrade};
+use super::http2::{Failure, is_grpc};
 use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
@@ -57,11 +58,11 @@ impl Proxy {
         Self { daemons: client(DAEMON_IDLE), services: client(SERVICE_IDLE), routes }
     }
 
-    /// Answers a request. What goes on in another protocol after the answer is sent to `upgrades`.
+    /// Answers a request of the connection with this scope.
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        upgrades: mpsc::Sender<Upgraded>,
+        scope: &Scope,
     ) -> Response<ProxyBody> {
         let browser = wants_html(request.headers());
         // Neither path nor query: both may hold secrets.
@@ -72,7 +73,7 @@ impl Proxy {
             port = field::Empty,
         );
         async {
-            let answer = self.forward(request, upgrades).await;
+            let answer = self.forward(request, scope).await;
             match &answer {
                 Ok(response) => debug!(status = response.status().as_u16(), "forwarded"),
                 Err(Refusal::Daemon { id, reason }) => {
@@ -89,7 +90,7 @@ impl Proxy {
     async fn forward(
         &self,
         mut request: Request<Incoming>,
-        upgrades: mpsc::Sender<Upgraded>,
+        scope: &Scope,
     ) -> Result<Response<ProxyBody>, Refusal> {
         if *request.method() == Method::CONNECT {
             return Err(Refusal::Method);
@@ -102,23 +103,42 @@ impl Proxy {
         {
             return Err(Refusal::Reserved { path });
         }
-        if self.routes.route(&target.id).is_none() {
+        let Some(route) = self.routes.route(&target.id) else {
             return Err(Refusal::NotFound(target.id));
+        };
+        if target.port != DAEMON_PORT {
+            check(route.traffic_token.as_ref(), &target, request.headers())?;
         }
         if target.port == CONTROL_PORT {
             return Err(Refusal::PortClosed(target));
         }
 
+        let grpc = target.port != DAEMON_PORT && is_grpc(&request);
         let upgrade = wanted_upgrade(request.headers());
         let downstream = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         address(&mut request, &target)?;
         prepare_request(request.headers_mut(), upgrade.as_ref());
-        let client = if target.port == DAEMON_PORT { &self.daemons } else { &self.services };
-        let response = match client.request(request).await {
-            Ok(response) => response,
-            Err(error) => return Err(self.refusal(target, &error).await),
+        if target.port != DAEMON_PORT
+            && let Some(mask) = &route.host_mask
+        {
+            put_mask(request.headers_mut(), mask, target.port);
+        }
+        let response = if grpc {
+            let routes = self.routes.as_ref();
+            match scope.services.send(request, &target, routes, &scope.work).await {
+                Ok(response) => response,
+                Err(Failure::Connect(error)) => return Err(refusal_of(target, &error)),
+                Err(Failure::Http(error)) => return Err(self.hung_up(target, &error).await),
+                Err(Failure::Refused(refusal)) => return Err(refusal),
+            }
+        } else {
+            let client = if target.port == DAEMON_PORT { &self.daemons } else { &self.services };
+            match client.request(request).await {
+                Ok(response) => response,
+                Err(error) => return Err(self.refusal(target, &error).await),
+            }
         };
-        match self.answer_from(response, &target, downstream, &upgrades).await {
+        match self.answer_from(response, &target, downstream, scope).await {
             Some(answer) => Ok(answer),
             None => Err(Refusal::NoAnswer(target)),
         }
@@ -151,16 +171,15 @@ impl Proxy {
         mut response: Response<Incoming>,
         target: &Target,
         downstream: Option<OnUpgrade>,
-        upgrades: &mpsc::Sender<Upgraded>,
+        scope: &Scope,
     ) -> Option<Response<ProxyBody>> {
         let mut upgrade = None;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upstream = hyper::upgrade::on(&mut response);
             upgrade = wanted_upgrade(response.headers());
             let downstream = downstream?;
-            let upgraded = Upgraded { downstream, upstream };
             // The receiver is the connection itself: without it nobody waits for this answer either.
-            upgrades.send(upgraded).await.ok()?;
+            scope.work.send(upgraded(downstream, upstream)).await.ok()?;
         }
         let unframed = is_unframed(&response);
         remove_hop_by_hop(response.headers_mut());
@@ -180,24 +199,36 @@ impl Proxy {
         let mut cause = error.source();
         while let Some(source) = cause {
             match source.downcast_ref::<ConnectError>() {
-                Some(ConnectError::Gone(reason)) => {
-                    debug!(reason, "the sandbox does not answer");
-                    return Refusal::NotFound(target.id);
-                }
-                Some(ConnectError::PortClosed(_)) => return Refusal::PortClosed(target),
-                Some(ConnectError::Refused(reason)) => {
-                    let (id, reason) = (target.id, reason.clone());
-                    return Refusal::Daemon { id, reason };
-                }
+                Some(error) => return refusal_of(target, error),
                 None => cause = source.source(),
             }
         }
+        self.hung_up(target, error).await
+    }
+
+    /// Why a connection ended before the answer.
+    async fn hung_up(&self, target: Target, error: &(dyn Error + Send + Sync)) -> Refusal {
         debug!(?error, "the connection ended before the answer");
         // Did the service hang up, or the whole sandbox end?
         if daemon_answers(self.routes.as_ref(), &target).await {
             Refusal::NoAnswer(target)
         } else {
             Refusal::NotFound(target.id)
+        }
+    }
+}
+
+/// Why there is no connection.
+fn refusal_of(target: Target, error: &ConnectError) -> Refusal {
+    match error {
+        ConnectError::Gone(reason) => {
+            debug!(reason, "the sandbox does not answer");
+            Refusal::NotFound(target.id)
+        }
+        ConnectError::PortClosed(_) => Refusal::PortClosed(target),
+        ConnectError::Refused(reason) => {
+            let (id, reason) = (target.id, reason.clone());
+            Refusal::Daemon { id, reason }
         }
     }
 }

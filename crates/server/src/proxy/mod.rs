@@ -1,14 +1,19 @@
 //! The sandbox proxy (control-plane 5.3-5.8): from a host name or routing headers to a port of a sandbox.
 //!
+//! The port speaks plain HTTP and TLS, and serves the API too, under `api.<domain>`: so that one domain is all
+//! that a client has to be told (5.4, setup B).
+//!
 //! Port 49983 is the daemon itself. Every other port is reached through the daemon's tunnel, so that a
 //! service on the sandbox's loopback address works and a closed port is known to be closed
 //! (executor 9.3 (b)). Bodies pass in both directions as they come, without limit in size or time.
 
+mod access;
 mod answers;
 mod connect;
 mod connection;
 mod forward;
 mod headers;
+mod http2;
 mod reserved;
 mod routes;
 mod signed;
@@ -20,15 +25,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandyard_contract::control::Secret;
-use sandyard_types::SandboxId;
+use sandyard_types::{HostMask, SandboxId};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub use routes::SchedulerRoutes;
 
+use connection::Front;
 use forward::Proxy;
 
-use crate::http_server;
+use crate::{api, http_server};
 
 /// The way to a sandbox.
 #[derive(Clone, Debug)]
@@ -37,6 +44,22 @@ pub struct Route {
     pub address: IpAddr,
     /// What the daemon's control routes demand.
     pub control_token: Secret,
+    /// What other ports than the daemon's demand of clients, if they are not public.
+    pub traffic_token: Option<Secret>,
+    /// What other ports than the daemon's see as `Host`, if not what the client asked for.
+    pub host_mask: Option<HostMask>,
+}
+
+/// What the proxy's port serves.
+pub struct Port {
+    /// The ways to sandboxes.
+    pub routes: Arc<dyn Routes>,
+    /// The API.
+    pub api: api::Service,
+    /// The host whose requests are for the API.
+    pub api_host: String,
+    /// Shakes hands with clients that speak TLS.
+    pub tls: TlsAcceptor,
 }
 
 /// Knows the way to every sandbox that takes requests.
@@ -50,11 +73,12 @@ pub trait Routes: Send + Sync + 'static {
     async fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)>;
 }
 
-/// Serves HTTP/1.1, upgrades and cleartext HTTP/2 until `stop` is cancelled, then waits for what is under
+/// Serves HTTP/1.1, upgrades and HTTP/2, with and without TLS, until `stop` is cancelled, then waits for what is under
 /// way. A stream may never end by itself: the caller limits that wait by dropping the future, which
 /// closes every connection.
-pub async fn serve(listener: TcpListener, routes: Arc<dyn Routes>, stop: CancellationToken) {
-    let proxy = Arc::new(Proxy::new(routes));
-    let serve = |client| connection::serve(client, proxy.clone(), stop.clone());
+pub async fn serve(listener: TcpListener, port: Port, stop: CancellationToken) {
+    let proxy = Proxy::new(port.routes.clone());
+    let front = Arc::new(Front { port, proxy });
+    let serve = |client| connection::serve(client, front.clone(), stop.clone());
     http_server::accept(listener, stop.clone(), serve).await;
 }

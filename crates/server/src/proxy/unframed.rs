@@ -9,19 +9,21 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, Version};
 use hyper::body::{Body, Frame, Incoming};
 
 use super::Routes;
 use super::connect::daemon_answers;
 use super::target::Target;
 
-/// Whether the answer's body ends where the connection does.
+/// Whether the answer's body ends where the connection does. HTTP/2 marks the ends of all.
 pub(super) fn is_unframed(response: &Response<Incoming>) -> bool {
     let says_its_end = |headers: &HeaderMap| {
         headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING)
     };
-    !says_its_end(response.headers()) && !response.body().is_end_stream()
+    response.version() != Version::HTTP_2
+        && !says_its_end(response.headers())
+        && !response.body().is_end_stream()
 }
 
 /// A body whose end counts only if the sandbox is still there.

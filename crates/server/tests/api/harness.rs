@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use sandyard::api::{App, Tokens, hash_api_key};
-use sandyard::proxy::{SchedulerRoutes, serve};
+use sandyard::api::{App, Service, Tokens, hash_api_key};
+use sandyard::data_dir::DataDir;
+use sandyard::proxy::{Port, SchedulerRoutes, serve};
+use sandyard::tls::{CA_FILE, Tls};
 use sandyard_contract::control::Secret;
 use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
 use sandyard_testkit::{FakeDaemon, FakeEngine};
@@ -38,6 +41,10 @@ impl Tokens for TestTokens {
         Secret::new(format!("envd{id}"))
     }
 
+    fn traffic_access_token(&self, id: &SandboxId) -> Secret {
+        Secret::new(format!("traffic{id}"))
+    }
+
     fn control_token(&self, id: &SandboxId) -> Secret {
         Secret::new(format!("control{id}"))
     }
@@ -48,6 +55,8 @@ pub(crate) struct Harness {
     pub(crate) api: SocketAddr,
     pub(crate) proxy: SocketAddr,
     pub(crate) stop: CancellationToken,
+    /// What a client of the proxy's TLS trusts.
+    pub(crate) ca: PathBuf,
     client: Client<HttpConnector, Full<Bytes>>,
     tasks: JoinSet<()>,
     _folder: tempfile::TempDir,
@@ -115,15 +124,21 @@ impl Harness {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let app =
-            App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: DOMAIN.to_owned() };
-        tasks.spawn(sandyard::api::serve(api_listener, app, stop.clone()));
+            App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: DOMAIN.parse()? };
+        let api_host = app.domain.api_host();
+        let data = DataDir::open(&folder.path().join("data"))?;
+        let tls = Tls::open(&data, &app.domain, None)?;
+        let service = Service::new(app);
+        tasks.spawn(sandyard::api::serve(api_listener, service.clone(), stop.clone()));
         let routes = Arc::new(SchedulerRoutes::new(scheduler, tokens));
-        tasks.spawn(serve(proxy_listener, routes, stop.clone()));
+        let port = Port { routes, api: service, api_host, tls: tls.acceptor() };
+        tasks.spawn(serve(proxy_listener, port, stop.clone()));
         Ok(Self {
             engine,
             api,
             proxy,
             stop,
+            ca: data.path().join(CA_FILE),
             client: Client::builder(TokioExecutor::new()).build_http(),
             tasks,
             _folder: folder,

@@ -3,7 +3,10 @@
 mod connections;
 mod harness;
 mod proxy;
+mod proxy_access;
+mod proxy_grpc;
 mod proxy_streams;
 mod rest;
 mod rest_lists;
 mod rest_refusals;
+mod tls;
