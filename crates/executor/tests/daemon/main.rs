@@ -1,9 +1,13 @@
 //! The daemon as clients meet it: the real program on a port of its own, raw HTTP, line by line of
 //! contract/executor.md. Runs as root, since it becomes other users.
 
+mod bad_input;
 mod files;
 mod filesystem;
+mod inputs;
 mod processes;
 mod protocol;
+mod subscribers;
 mod support;
+mod terminals;
 mod watch;
