@@ -108,6 +108,7 @@ impl Signed<'_> {
 #[cfg(test)]
 mod tests {
     use hyper::header::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -185,6 +186,36 @@ mod tests {
             (Method::GET, "/nothing"),
         ] {
             assert!(!is_open(&method, path), "{method} {path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_signature_is_for_one_path_user_operation_and_time(
+            path in "\\PC{0,20}",
+            other in "\\PC{0,20}",
+            username in "[a-z]{0,8}",
+            expiration in prop::option::of(0i64..2_000),
+            now in 0i64..2_000,
+        ) {
+            let token = Secret::new("tok123");
+            let none = HeaderMap::new();
+            let asked = Signed { path: &path, username: &username, expiration, ..READ };
+            let signature = asked.expected(&token);
+            let signed = Signed { signature: Some(&signature), ..asked };
+            let in_time = expiration.is_none_or(|end| end >= now);
+            let expected = if in_time { Ok(()) } else { Err("signature is already expired") };
+            prop_assert_eq!(signed.check(Some(&token), &none, now), expected);
+            let wrong = Err("invalid signature");
+            let written = Signed { operation: Operation::Write, ..signed };
+            prop_assert_eq!(written.check(Some(&token), &none, now), wrong);
+            let later = Signed { expiration: Some(expiration.unwrap_or(0) + 1), ..signed };
+            prop_assert_eq!(later.check(Some(&token), &none, now), wrong);
+            if other != path {
+                let elsewhere = Signed { path: &other, ..signed };
+                prop_assert_eq!(elsewhere.check(Some(&token), &none, now), wrong);
+            }
+            prop_assert_eq!(signed.check(Some(&Secret::new("tok124")), &none, now), wrong);
         }
     }
 }

@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::support::{Answer, Daemon};
+use super::support::{Answer, Daemon, until};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
@@ -104,7 +104,8 @@ fn several_files_come_as_parts_with_their_directories() {
 fn downloads_are_compressed_where_it_is_asked_and_helps() {
     let daemon = Daemon::start();
     let path = daemon.path("big.txt");
-    let text: Vec<u8> = (0..200_000u32).flat_map(|n| n.to_string().into_bytes()).collect();
+    let text: Vec<u8> =
+        (0..50_000).flat_map(|n| format!("line {n} of a log\n").into_bytes()).collect();
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&text).unwrap();
     let packed = encoder.finish().unwrap();
@@ -228,4 +229,398 @@ fn files_are_composed_and_their_sources_go() {
     assert_eq!(answer.json(), json!({"name": "all", "path": all, "type": "file"}));
     assert_eq!(std::fs::read(&all).unwrap(), b"ab");
     assert!(!std::path::Path::new(&one).exists());
+}
+
+#[test]
+fn compressed_is_what_gains_by_it() {
+    // executor 6.4; issue 4: "gets it only where it is a gain"
+    let daemon = Daemon::start();
+    let noise = noise(200_000);
+    let text =
+        |length: usize| b"one line of many in a log\n".repeat(length / 26 + 1)[..length].to_vec();
+    let gzip = [("Accept-Encoding", "gzip, deflate, br")];
+    let only = [("Accept-Encoding", "gzip;q=1, *;q=0")];
+    for (name, content, packed) in [
+        ("empty", Vec::new(), false),
+        ("packet", text(1300), false),
+        ("small text", text(2000), true),
+        ("text", text(60_000), true),
+        ("large text", text(300_000), true),
+        ("small noise", noise[..3000].to_vec(), false),
+        ("noise", noise.clone(), false),
+        // Much of it is noise, though not its start.
+        ("mixed", [text(60_000), noise].concat(), false),
+    ] {
+        let path = daemon.path(&name.replace(' ', "-"));
+        std::fs::write(&path, &content).unwrap();
+        let target = format!("/files?path={path}");
+        let answer = daemon.call("GET", &target, &gzip, b"");
+        let encoding = answer.header("content-encoding");
+        assert_eq!(encoding.as_deref(), packed.then_some("gzip"), "{name}");
+        let body = if packed { gunzip(&answer.body) } else { answer.body };
+        assert!(body == content, "{name}");
+        // Whoever refuses identity gets gzip all the same.
+        let answer = daemon.call("GET", &target, &only, b"");
+        assert_eq!(answer.header("content-encoding").as_deref(), Some("gzip"), "{name}");
+        assert_eq!(answer.header("content-type").as_deref(), Some("application/octet-stream"));
+        assert_eq!((answer.header("accept-ranges"), answer.header("last-modified")), (None, None));
+        assert!(gunzip(&answer.body) == content, "{name}");
+    }
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut noise = vec![0; length];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    noise
+}
+
+#[test]
+fn uploads_are_unpacked_and_broken_ones_refused() {
+    // executor 6.5: Content-Encoding of the request, for both content types
+    let daemon = Daemon::start();
+    let pack = |bytes: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let path = daemon.path("f");
+    let gzip = [("Content-Encoding", "gzip")];
+    let content = noise(600_000);
+    assert_eq!(upload(&daemon, &path, &gzip, &pack(&content)).status, 200);
+    assert!(std::fs::read(&path).unwrap() == content);
+    let body = "--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nparts\r\n--XX--\r\n";
+    let headers = [("Content-Type", "multipart/form-data; boundary=XX"), gzip[0]];
+    let target = format!("/files?path={path}");
+    assert_eq!(daemon.call("POST", &target, &headers, &pack(body.as_bytes())).status, 200);
+    assert_eq!(std::fs::read(&path).unwrap(), b"parts");
+    let cut = &pack(&content)[..300_000];
+    assert_eq!(upload(&daemon, &path, &gzip, cut).status, 400);
+    let missing = daemon.path("new");
+    assert_eq!(upload(&daemon, &missing, &gzip, b"no gzip").status, 400);
+    assert!(!std::fs::exists(&missing).unwrap());
+    assert_eq!(upload(&daemon, &path, &[("Content-Encoding", "deflate")], b"x").status, 400);
+}
+
+#[test]
+fn a_full_disk_is_507_at_any_moment_of_an_upload() {
+    // executor 6.5: no space, no inodes; issue 4: "a disk that fills up mid-upload"
+    let daemon = Daemon::start_within("mount -t tmpfs -o size=1m,nr_inodes=8 none /mnt");
+    let large = noise(4 << 20);
+    let full = |answer: &Answer| {
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (507, &json!(507)),
+            "{}",
+            answer.text()
+        );
+    };
+    full(&upload(&daemon, "/mnt/large", &[], &large));
+    let part = "--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n";
+    let body = [part.as_bytes(), &large, b"\r\n--XX--\r\n"].concat();
+    let kind = [("Content-Type", "multipart/form-data; boundary=XX")];
+    full(&daemon.call("POST", "/files?path=/mnt/large", &kind, &body));
+    let remove = json!({"path": "/mnt/large"});
+    assert_eq!(daemon.unary("/filesystem.Filesystem/Remove", &remove).status, 200);
+    assert_eq!(upload(&daemon, "/mnt/small", &[], b"fits").status, 200);
+    assert_eq!(daemon.get("/files?path=/mnt/small").text(), "fits");
+    let statuses: Vec<u16> =
+        (0..10).map(|n| upload(&daemon, &format!("/mnt/{n}"), &[], b"").status).collect();
+    assert_eq!((statuses[0], statuses[9]), (200, 507), "{statuses:?}");
+    full(&upload(&daemon, "/mnt/d/e/f", &[], b""));
+    assert_eq!(daemon.open_files("/mnt"), 0);
+}
+
+#[test]
+fn what_may_not_be_written_is_500() {
+    // executor 6.5: "other I/O"
+    let daemon = Daemon::start_within(
+        "mount -t tmpfs none /mnt; echo kept > /mnt/file; mount -o remount,ro none /mnt",
+    );
+    for path in ["/mnt/new", "/mnt/file", "/mnt/d/new"] {
+        let answer = upload(&daemon, path, &[], b"x");
+        assert_eq!((answer.status, &answer.json()["code"]), (500, &json!(500)), "{path}");
+    }
+    assert_eq!(daemon.get("/files?path=/mnt/file").text(), "kept\n");
+}
+
+#[test]
+fn strange_paths_are_errors_of_their_kind() {
+    // executor 5.1, 6.4, 6.5; issue 4, "Bad input"
+    let daemon = Daemon::start();
+    let looped = daemon.path("loop");
+    std::os::unix::fs::symlink("loop", &looped).unwrap();
+    let pipe = daemon.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let long = format!("/{}", "x".repeat(5000));
+    let many = format!("/{}", "d/".repeat(2500));
+    for (path, read, written) in [
+        ("a%00b", 400, 400),
+        ("~bob/x", 400, 400),
+        (&*long, 500, 500),
+        (&*many, 500, 500),
+        (&*looped, 500, 500),
+        // Nobody reads or writes at its other end, and nobody waits for that.
+        (&*pipe, 500, 500),
+        ("/dev/null/x", 500, 500),
+        ("/", 400, 400),
+        ("/tmp/", 400, 400),
+        ("", 400, 400),
+    ] {
+        let answer = daemon.get(&format!("/files?path={path}"));
+        assert_eq!((answer.status, &answer.json()["code"]), (read, &json!(read)), "{path:.20}");
+        assert_eq!(answer.header("x-content-type-options").as_deref(), Some("nosniff"));
+        assert!(answer.text().ends_with("}\n"), "{}", answer.text());
+        let answer = upload(&daemon, path, &[], b"x");
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (written, &json!(written)),
+            "{path:.20}"
+        );
+    }
+    let head = daemon.call("HEAD", "/files?path=/etc/hosts", &[], b"");
+    assert_eq!((head.status, head.body.len()), (405, 0));
+}
+
+#[test]
+fn checks_of_a_download_come_in_order() {
+    // executor 6.4: signature, user, path, existence, directory, encoding
+    let daemon = Daemon::start();
+    let nothing = [("Accept-Encoding", "identity;q=0")];
+    let status = |query: &str| daemon.call("GET", &format!("/files?{query}"), &nothing, b"").status;
+    assert_eq!(status("path=~bob&username=no-such-user"), 401);
+    assert_eq!(status("path=~bob"), 400);
+    assert_eq!(status("path=/none"), 404);
+    assert_eq!(status("path=/tmp"), 400);
+    assert_eq!(status("path=/etc/hosts"), 406);
+    let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
+    assert_eq!(daemon.init(&init).status, 204);
+    assert_eq!(status("path=~bob&username=no-such-user"), 401);
+    let unreadable = daemon.get("/files?path=x&signature=v1_x&signature_expiration=soon");
+    assert_eq!(unreadable.status, 400);
+    assert!(unreadable.header("content-type").unwrap().starts_with("text/plain"));
+}
+
+#[test]
+fn a_signature_ends_with_its_second() {
+    // executor 3.3: strictly less than now; issue 4: "a signature that expired a second ago"
+    let daemon = Daemon::start();
+    let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
+    assert_eq!(daemon.init(&init).status, 204);
+    let path = daemon.path("f");
+    std::fs::write(&path, "x").unwrap();
+    let target = |expiration: u64| {
+        let digest = Sha256::digest(format!("{path}:read::tok:{expiration}"));
+        let signature = format!("v1_{}", STANDARD_NO_PAD.encode(digest));
+        let signature: String = form_urlencoded::byte_serialize(signature.as_bytes()).collect();
+        format!("/files?path={path}&signature={signature}&signature_expiration={expiration}")
+    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let expired = daemon.get(&target(now() - 1));
+    assert_eq!(expired.json(), json!({"code": 401, "message": "signature is already expired"}));
+    // The second may end between the two; then once more.
+    let answered = (0..10).any(|_| daemon.get(&target(now())).status == 200);
+    assert!(answered);
+    // Of a wrong one it is not said that it is expired.
+    let forged = format!("{}x", target(now() - 1)).replace("signature=v1_", "signature=v1_A");
+    assert_eq!(daemon.get(&forged).status, 400);
+    let forged = target(now() - 1).replace("signature=v1_", "signature=v1_A");
+    assert_eq!(daemon.get(&forged).json()["message"], "invalid signature");
+    // executor 3.3, 1: an empty header is none, a wrong one is not made up for by a signature.
+    let empty = [("X-Access-Token", "")];
+    assert_eq!(daemon.call("GET", &target(now() + 60), &empty, b"").status, 200);
+    // executor 6.6: composing has no signatures.
+    assert_eq!(daemon.call("POST", "/files/compose", &[], b"{}").status, 401);
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing_open() {
+    // issue 4: "a client that vanishes mid-upload"
+    let daemon = Daemon::start();
+    let path = daemon.path("half");
+    let head = |framing: &str| {
+        format!(
+            "POST /files?path={path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        )
+    };
+    for framing in ["Content-Length: 50000000", "Transfer-Encoding: chunked"] {
+        let mut socket = daemon.connect();
+        socket.write_all(head(framing).as_bytes()).unwrap();
+        let start = if framing.contains("chunked") { "F4240\r\n" } else { "" };
+        socket.write_all(start.as_bytes()).unwrap();
+        socket.write_all(&noise(1_000_000)).unwrap();
+        until("it writes", || daemon.open_files(&path) == 1);
+        drop(socket);
+        until("the file is closed", || daemon.open_files(&path) == 0);
+    }
+    // A download that nobody reads, given up.
+    std::fs::write(&path, vec![0; 50 << 20]).unwrap();
+    let socket = daemon.send("GET", &format!("/files?path={path}"), &[], b"");
+    until("it reads", || daemon.open_files(&path) == 1);
+    drop(socket);
+    until("the file is closed", || daemon.open_files(&path) == 0);
+    assert_eq!(daemon.get("/health").status, 204);
+}
+
+#[test]
+fn large_files_are_streamed_in_little_memory() {
+    // executor 2.1: no body limit; issue 4: streamed to disk
+    let daemon = Daemon::start();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = memory.path().join("large").to_str().unwrap().to_owned();
+    let chunk = noise(1 << 20);
+    let mut socket = daemon.connect();
+    let head = format!(
+        "POST /files?path={path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Transfer-Encoding: chunked\r\nContent-Type: application/octet-stream\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    let before = daemon.resident_kib();
+    let mut most = before;
+    for _ in 0..100 {
+        socket.write_all(b"100000\r\n").unwrap();
+        socket.write_all(&chunk).unwrap();
+        socket.write_all(b"\r\n").unwrap();
+        most = most.max(daemon.resident_kib());
+    }
+    socket.write_all(b"0\r\n\r\n").unwrap();
+    assert_eq!(Answer::read(&mut socket).status, 200);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 100 << 20);
+    let whole = daemon.get(&format!("/files?path={path}"));
+    assert!(whole.body.chunks(1 << 20).all(|part| part == chunk) && whole.body.len() == 100 << 20);
+    most = most.max(daemon.resident_kib());
+    assert!(most - before < 8 << 10, "{before} to {most} KiB");
+}
+
+#[test]
+fn parallel_uploads_make_one_tree() {
+    // executor 11.25
+    let daemon = Daemon::start();
+    let path = daemon.path("new/nested/directory");
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c", "d"] {
+            let (daemon, path) = (&daemon, &path);
+            scope.spawn(move || {
+                let target = format!("/files?username=nobody&path={path}/{name}");
+                assert_eq!(daemon.call("POST", &target, &[OCTETS], name.as_bytes()).status, 200);
+            });
+        }
+    });
+    for name in ["a", "b", "c", "d"] {
+        let file = std::fs::metadata(format!("{path}/{name}")).unwrap();
+        let parent = std::fs::metadata(&path).unwrap();
+        assert_eq!((file.uid(), file.mode() & 0o7777), (parent.uid(), 0o644));
+        assert_ne!(file.uid(), 0);
+        assert_eq!(parent.mode() & 0o7777, 0o755);
+    }
+}
+
+#[test]
+fn an_existing_file_is_written_in_place() {
+    // executor 6.5: same inode, mode kept, the request's owner, through links
+    let daemon = Daemon::start();
+    let (path, link) = (daemon.path("f"), daemon.path("link"));
+    std::fs::write(&path, "a longer content").unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
+    std::os::unix::fs::symlink("f", &link).unwrap();
+    let before = std::fs::metadata(&path).unwrap();
+    let answer =
+        daemon.call("POST", &format!("/files?username=nobody&path={link}"), &[OCTETS], b"x");
+    assert_eq!(answer.json()[0]["path"], link);
+    let after = std::fs::metadata(&path).unwrap();
+    assert_eq!((after.ino(), after.mode() & 0o7777, after.len()), (before.ino(), 0o750, 1));
+    assert_ne!(after.uid(), 0);
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+#[test]
+fn file_names_of_parts_are_taken_as_they_stand() {
+    // executor 6.5: raw UTF-8, "%22" not decoded, directories kept; relative to home
+    let daemon = Daemon::start();
+    let kind = [("Content-Type", "multipart/form-data; boundary=\"X X\"")];
+    for name in ["a%22b.txt", "d/ü 文.txt", "semi;colon=1.txt", "'quoted'.txt", "plus+&?.txt"] {
+        let path = daemon.path(name);
+        let body = format!(
+            "--X X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{path}\"\r\n\
+             Content-Type: text/plain\r\n\r\n{name}\r\n--X X--\r\n"
+        );
+        let answer = daemon.call("POST", "/files", &kind, body.as_bytes());
+        assert_eq!(answer.json()[0]["path"], path, "{name}");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), name);
+    }
+    let cut = b"--X X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\nhalf";
+    let target = format!("/files?path={}", daemon.path("half"));
+    assert_eq!(daemon.call("POST", &target, &kind, cut).status, 400);
+    let no_boundary = [("Content-Type", "multipart/form-data")];
+    assert_eq!(daemon.call("POST", &target, &no_boundary, b"x").status, 400);
+    assert_eq!(daemon.call("POST", &target, &[], b"x").status, 400);
+}
+
+#[test]
+fn composing_fails_without_a_trace() {
+    // executor 6.6
+    let daemon = Daemon::start();
+    let kind = [("Content-Type", "application/json")];
+    let send = |body: &str| daemon.call("POST", "/files/compose", &kind, body.as_bytes());
+    let compose = |sources: &[&str], destination: &str, username: &str| {
+        let body =
+            json!({"source_paths": sources, "destination": destination, "username": username});
+        send(&body.to_string()).status
+    };
+    let (one, all) = (daemon.path("1"), daemon.path("all"));
+    std::fs::write(&one, "a").unwrap();
+    std::fs::write(&all, "before").unwrap();
+    assert_eq!(send("{").status, 400);
+    assert_eq!(send("{}").status, 400);
+    assert_eq!(compose(&[&one], "", "root"), 400);
+    assert_eq!(compose(&[&one, "/tmp"], &all, "root"), 400);
+    assert_eq!(compose(&[&one, &all], &all, "root"), 400);
+    assert_eq!(compose(&[&one, "/none"], &all, "root"), 404);
+    assert_eq!(compose(&[&one], &all, "no-such-user"), 401);
+    assert_eq!(compose(&[&one], &format!("{one}/x"), "root"), 500);
+    assert_eq!(std::fs::read(&all).unwrap(), b"before");
+    assert_eq!(compose(&[&one], &all, "nobody"), 200);
+    assert_eq!(std::fs::read(&all).unwrap(), b"a");
+    assert_ne!(std::fs::metadata(&all).unwrap().uid(), 0);
+    let left: Vec<_> =
+        std::fs::read_dir(daemon.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["all"]);
+    let full = Daemon::start_within("mount -t tmpfs -o size=1m none /mnt");
+    let large = daemon.path("large");
+    std::fs::write(&large, noise(2 << 20)).unwrap();
+    let body = json!({"source_paths": [large], "destination": "/mnt/all"}).to_string();
+    assert_eq!(full.call("POST", "/files/compose", &kind, body.as_bytes()).status, 507);
+    assert!(std::fs::exists(&large).unwrap());
+    assert_eq!(full.get("/files?path=/mnt/all").status, 404);
+    let listed = full.unary("/filesystem.Filesystem/ListDir", &json!({"path": "/mnt"}));
+    assert_eq!(listed.text(), "{}");
+}
+
+#[test]
+fn metadata_that_is_wrong_is_refused_before_anything_is_written() {
+    // executor 6.5
+    let daemon = Daemon::start();
+    let path = daemon.path("m");
+    let long = "k".repeat(247);
+    for (name, value) in [
+        (&*format!("X-Metadata-{long}"), "v"),
+        ("X-Metadata-A", "tab\there"),
+        ("X-Metadata-A", &*"v".repeat(4087)),
+    ] {
+        assert_eq!(upload(&daemon, &path, &[(name, value)], b"x").status, 400);
+        assert!(!std::fs::exists(&path).unwrap());
+    }
+    let twice = [("X-Metadata-A", "first"), ("X-METADATA-a", "second"), ("X-Metadata-", "none")];
+    let answer = upload(&daemon, &path, &twice, b"x");
+    assert_eq!(answer.json()[0]["metadata"], json!({"a": "first"}));
+    // Of every file of a request.
+    let part = |path: &str| {
+        let name = format!("name=\"file\"; filename=\"{path}\"");
+        format!("--X\r\nContent-Disposition: form-data; {name}\r\n\r\n1\r\n")
+    };
+    let body = [part(&daemon.path("1")), part(&daemon.path("2")), "--X--\r\n".to_owned()].concat();
+    let headers = [("Content-Type", "multipart/form-data; boundary=X"), ("X-Metadata-K", "v")];
+    let answer = daemon.call("POST", "/files", &headers, body.as_bytes()).json();
+    assert_eq!(answer[0]["metadata"], json!({"k": "v"}));
+    assert_eq!(answer[1]["metadata"], json!({"k": "v"}));
 }

@@ -96,3 +96,117 @@ fn moves_and_removals() {
     }
     assert!(!std::path::Path::new(&daemon.path("new")).exists());
 }
+
+#[test]
+fn entries_of_every_kind() {
+    // executor 5.2
+    let daemon = Daemon::start();
+    let stat = |path: &str| {
+        let answer = call(&daemon, "Stat", json!({"path": path}));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["entry"].clone()
+    };
+    let at = |name: &str| daemon.path(name);
+    std::fs::write(at("file"), "12345").unwrap();
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, at(name)).unwrap();
+    link("file", "link");
+    link("nowhere", "broken");
+    link("loop", "loop");
+    link(".", "here");
+    let run = |program: &str, arguments: &[&str]| {
+        assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+    };
+    run("mkfifo", &["-m", "644", &at("pipe")]);
+    run("chown", &["4711:4712", &at("file")]);
+    run("touch", &["-d", "2024-02-03T04:05:06.789Z", &at("file")]);
+    let file = stat(&at("file"));
+    assert_eq!((&file["owner"], &file["group"]), (&json!("4711"), &json!("4712")));
+    assert_eq!(file["modifiedTime"], "2024-02-03T04:05:06.789Z");
+    run("touch", &["-d", "@0", &at("file")]);
+    assert_eq!(stat(&at("file")).get("modifiedTime"), None);
+    run("chmod", &["4755", &at("file")]);
+    let file = stat(&at("file"));
+    assert_eq!((&file["permissions"], &file["mode"]), (&json!("urwxr-xr-x"), &json!(0o755)));
+    let real = std::fs::canonicalize(at("file")).unwrap().to_str().unwrap().to_owned();
+    let found = stat(&at("link"));
+    assert_eq!(found["type"], "FILE_TYPE_FILE");
+    assert_eq!((&found["size"], &found["mode"]), (&json!("4"), &json!(0o755)));
+    assert_eq!(found["permissions"], "Lrwxrwxrwx");
+    assert_eq!(found["symlinkTarget"], real);
+    assert_eq!(found["owner"], "root");
+    assert_eq!(found.get("isSymlink"), None);
+    for name in ["broken", "loop"] {
+        let found = stat(&at(name));
+        assert_eq!((found.get("type"), found.get("mode")), (None, None), "{name}");
+        assert_eq!(found["symlinkTarget"], at(name));
+    }
+    assert_eq!(stat(&at("here"))["type"], "FILE_TYPE_DIRECTORY");
+    let pipe = stat(&at("pipe"));
+    assert_eq!((pipe.get("type"), &pipe["permissions"]), (None, &json!("prw-r--r--")));
+    assert_eq!(stat("/dev/null")["permissions"], "Dcrw-rw-rw-");
+    assert_eq!(stat("/tmp")["permissions"], "dtrwxrwxrwx");
+    assert_eq!((stat("/")["name"].clone(), stat("/")["path"].clone()), (json!("/"), json!("/")));
+    // executor 5.1: not normalised.
+    let odd =
+        format!("{}/../{}/file", at(""), at("").trim_end_matches('/').rsplit('/').next().unwrap());
+    assert_eq!(stat(&odd)["path"], odd);
+    // executor 11.24: attributes set by a program show; those that are no text do not.
+    let script = "import os,sys\nos.setxattr(sys.argv[1],'user.e2b.author',b'me')\n\
+                  os.setxattr(sys.argv[1],'user.e2b.bytes',b'\\xff')\nos.setxattr(sys.argv[1],'user.other',b'x')";
+    run("python3", &["-c", script, &at("file")]);
+    assert_eq!(stat(&at("file"))["metadata"], json!({"author": "me"}));
+    // Listed too, apart from nothing: clients drop what has no type.
+    let listed = call(&daemon, "ListDir", json!({"path": at("here"), "depth": 3})).json();
+    let names: Vec<&str> =
+        listed["entries"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["broken", "file", "here", "link", "loop", "pipe"]);
+    assert_eq!(listed["entries"][1]["path"], format!("{}/file", at("here")));
+    assert_eq!(listed["entries"][1]["metadata"], json!({"author": "me"}));
+}
+
+#[test]
+fn paths_that_name_nothing() {
+    // executor 5.1, 5.3; issue 4, "Bad input"
+    let daemon = Daemon::start();
+    let long = format!("/{}", "x".repeat(5000));
+    for method in ["Stat", "MakeDir", "ListDir", "Remove"] {
+        let ask = |path: &str| call(&daemon, method, json!({"path": path}));
+        refused(&ask("a\0b"), 400, "invalid_argument");
+        refused(&ask("~bob"), 400, "invalid_argument");
+        refused(&ask(&long), 500, "internal");
+        refused(&ask("/etc/hosts/x"), 500, "internal");
+    }
+    let looped = daemon.path("loop");
+    std::os::unix::fs::symlink("loop", &looped).unwrap();
+    refused(&call(&daemon, "MakeDir", json!({"path": looped})), 500, "internal");
+    refused(&call(&daemon, "MakeDir", json!({"path": format!("{looped}/x")})), 500, "internal");
+    let broken = daemon.path("broken");
+    std::os::unix::fs::symlink("nowhere", &broken).unwrap();
+    refused(&call(&daemon, "MakeDir", json!({"path": broken})), 500, "internal");
+    refused(&call(&daemon, "ListDir", json!({"path": broken})), 404, "not_found");
+    assert_eq!(call(&daemon, "Remove", json!({"path": looped})).status, 200);
+    assert!(std::fs::symlink_metadata(&looped).is_err());
+}
+
+#[test]
+fn moves_that_cannot_be_and_what_they_replace() {
+    // executor 5.3
+    let daemon = Daemon::start_within("mount -t tmpfs none /mnt");
+    let at = |name: &str| daemon.path(name);
+    let rename =
+        |from: &str, to: &str| call(&daemon, "Move", json!({"source": from, "destination": to}));
+    std::fs::write(at("a"), "a").unwrap();
+    std::fs::write(at("b"), "b").unwrap();
+    assert_eq!(rename(&at("a"), &at("b")).status, 200);
+    assert_eq!(std::fs::read(at("b")).unwrap(), b"a");
+    std::fs::create_dir_all(at("full/x")).unwrap();
+    std::fs::create_dir(at("d")).unwrap();
+    refused(&rename(&at("d"), &at("full")), 500, "internal");
+    refused(&rename(&at("d"), &at("d/below")), 500, "internal");
+    refused(&rename(&at("b"), "/mnt/b"), 500, "internal");
+    refused(&rename(&at("b"), &at("b/c")), 500, "internal");
+    std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+    let moved = rename(&at("link"), &at("new/link")).json();
+    assert_eq!(moved["entry"]["permissions"], "Lrwxrwxrwx");
+    assert_eq!(std::fs::read_link(at("new/link")).unwrap().to_str(), Some("nowhere"));
+}

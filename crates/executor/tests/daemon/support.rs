@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,10 +40,10 @@ impl Daemon {
         Self::start_by(&mut Command::new(PROGRAM))
     }
 
-    /// Starts one in a user namespace of its own, after a script there.
+    /// Starts one in namespaces of its own, where a script may set limits and mount first.
     pub(crate) fn start_within(script: &str) -> Self {
         let script = format!("{script}; exec \"$0\" \"$@\"");
-        let arguments = ["--user", "--map-root-user", "sh", "-ec", &script, PROGRAM];
+        let arguments = ["--user", "--map-root-user", "--mount", "sh", "-ec", &script, PROGRAM];
         Self::start_by(Command::new("unshare").args(arguments))
     }
 
@@ -91,6 +91,15 @@ impl Daemon {
     pub(crate) fn signal(&self, name: &str) {
         let arguments = [format!("-{name}"), self.pid().to_string()];
         assert!(Command::new("kill").args(arguments).status().expect("kill runs").success());
+    }
+
+    /// How many of its open files have a path that begins so.
+    pub(crate) fn open_files(&self, path: &str) -> usize {
+        let listed = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        listed
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with(path))
+            .count()
     }
 
     /// Its resident memory.
@@ -352,6 +361,16 @@ impl Stream {
 fn output(data: &Value, name: &str) -> String {
     let bytes = STANDARD.decode(data[name].as_str().unwrap_or("")).expect("base64");
     String::from_utf8(bytes).expect("a text")
+}
+
+/// Waits for a condition.
+#[track_caller]
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// `StartRequest` of a shell command.

@@ -3,11 +3,10 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, Stream, envelope, find};
+use super::support::{Answer, Daemon, Stream, envelope, find, until};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
@@ -31,8 +30,8 @@ impl<'a> Watcher<'a> {
     fn create(daemon: &'a Daemon, request: &Value) -> Self {
         let created = call(daemon, "CreateWatcher", request);
         assert_eq!(created.status, 200, "{}", created.text());
-        let id = created.json()["watcherId"].as_str().unwrap().to_owned();
-        let rest = id.strip_prefix('w').unwrap();
+        let id = created.json()["watcherId"].as_str().expect("an id").to_owned();
+        let rest = id.strip_prefix('w').expect("the contract's form");
         assert!(rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{id}");
         Self { daemon, request: json!({"watcherId": id}) }
     }
@@ -54,8 +53,8 @@ impl<'a> Watcher<'a> {
 
 /// `CREATE name`
 fn short(event: &Value) -> String {
-    let kind = event["type"].as_str().unwrap().trim_start_matches("EVENT_TYPE_");
-    format!("{kind} {}", event["name"].as_str().unwrap())
+    let kind = event["type"].as_str().expect("a type").trim_start_matches("EVENT_TYPE_");
+    format!("{kind} {}", event["name"].as_str().expect("a name"))
 }
 
 fn upload(daemon: &Daemon, path: &str, headers: &[(&str, &str)], content: &[u8]) {
@@ -71,20 +70,7 @@ fn in_memory() -> tempfile::TempDir {
 
 /// The daemon's inotify descriptors.
 fn descriptors(daemon: &Daemon) -> usize {
-    let listed = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
-    listed
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .filter(|target| target.to_string_lossy().contains("inotify"))
-        .count()
-}
-
-#[track_caller]
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < end, "still not: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    daemon.open_files("anon_inode:inotify")
 }
 
 fn watch_stream(daemon: &Daemon, request: &Value, headers: &[(&str, &str)]) -> Stream {

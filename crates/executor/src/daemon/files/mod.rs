@@ -4,6 +4,7 @@ mod compose;
 mod content;
 mod download;
 mod encoding;
+mod handle;
 mod metadata;
 mod preconditions;
 mod ranges;

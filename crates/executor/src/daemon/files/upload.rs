@@ -197,3 +197,23 @@ fn stream(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Clients write a quotation mark as `%22`, and a backslash is theirs to avoid (executor 6.5).
+        #[test]
+        fn the_file_name_of_a_part_is_the_clients(name in "[^\\pC\"\\\\]{1,40}") {
+            let disposition = format!("form-data; name=\"file\"; filename=\"{name}\"");
+            let body = format!("--X\r\nContent-Disposition: {disposition}\r\n\r\nx\r\n--X--\r\n");
+            let body = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(body))]);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let part = runtime.block_on(multer::Multipart::new(body, "X").next_field()).unwrap().unwrap();
+            prop_assert_eq!(path_of_part(None, part.name(), part.file_name()), Ok(Some(&*name)));
+        }
+    }
+}

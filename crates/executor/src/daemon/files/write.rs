@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, chown, fchown};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::super::filesystem::metadata;
 use super::super::{paths, pool};
+use super::handle::Handle;
 use super::{CHUNK_BYTES, Owner, Refusal};
 
 /// What the answer tells of a written file.
@@ -32,14 +33,14 @@ impl Written {
 }
 
 /// A file that is being written. Bytes are gathered, so that a small file is one write and its
-/// watchers hear of one.
+/// watchers hear of one. They are copied for it: the connection can then use its own memory again,
+/// which costs less than new memory for every read.
 pub(super) struct Writer {
     path: String,
-    file: Arc<File>,
-    gathered: Vec<Bytes>,
-    length: usize,
-    /// A write under way, while more is gathered.
-    writing: Option<pool::Running<io::Result<()>>>,
+    file: Arc<Handle>,
+    gathered: Vec<u8>,
+    /// A write under way, while more is gathered; it gives its memory back.
+    writing: Option<pool::Running<io::Result<Vec<u8>>>>,
 }
 
 impl Writer {
@@ -48,15 +49,19 @@ impl Writer {
         let owner = owner.clone();
         pool::run(move || {
             let file = open(&path, &owner)?;
-            Ok(Self { path, file: Arc::new(file), gathered: Vec::new(), length: 0, writing: None })
+            Ok(Self {
+                path,
+                file: Arc::new(Handle::new(file)),
+                gathered: Vec::new(),
+                writing: None,
+            })
         })
         .await
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Refusal> {
-        self.length += bytes.len();
-        self.gathered.push(bytes);
-        if self.length >= CHUNK_BYTES {
+        self.gathered.extend_from_slice(&bytes);
+        if self.gathered.len() >= CHUNK_BYTES {
             self.flush().await?;
         }
         Ok(())
@@ -64,16 +69,21 @@ impl Writer {
 
     /// Waits for the write before, then begins the next.
     async fn flush(&mut self) -> Result<(), Refusal> {
-        self.settle().await?;
-        let (file, gathered) = (Arc::clone(&self.file), std::mem::take(&mut self.gathered));
-        self.length = 0;
-        self.writing = Some(pool::run(move || write_all(&file, &gathered)));
+        let spare = self.settle().await?;
+        let (file, mut gathered) =
+            (Arc::clone(&self.file), std::mem::replace(&mut self.gathered, spare));
+        self.writing = Some(pool::run(move || {
+            (&**file).write_all(&gathered)?;
+            gathered.clear();
+            Ok(gathered)
+        }));
         Ok(())
     }
 
-    async fn settle(&mut self) -> Result<(), Refusal> {
+    /// Waits for the write under way; its memory.
+    async fn settle(&mut self) -> Result<Vec<u8>, Refusal> {
         let Some(writing) = self.writing.take() else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         writing.await.map_err(|error| Refusal::system("write", &self.path, &error))
     }
@@ -83,12 +93,13 @@ impl Writer {
         mut self,
         metadata: Arc<BTreeMap<String, String>>,
     ) -> Result<Written, Refusal> {
-        if self.length > 0 {
-            self.flush().await?;
-        }
         self.settle().await?;
         pool::run(move || {
-            metadata::replace(&self.file, &metadata).map_err(|error| {
+            let file = self.file;
+            (&**file)
+                .write_all(&self.gathered)
+                .map_err(|error| Refusal::system("write", &self.path, &error))?;
+            metadata::replace(&file, &metadata).map_err(|error| {
                 match error.raw_os_error() {
                     // The kernel's words for "does not fit".
                     Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
@@ -98,7 +109,11 @@ impl Writer {
                     _ => Refusal::system("set the metadata of", &self.path, &error),
                 }
             })?;
-            let stored = metadata::of_file(&self.file);
+            let stored = metadata::of_file(&file);
+            // Before the answer: a file system may store a file when it is closed.
+            if let Some(file) = Arc::into_inner(file) {
+                file.close();
+            }
             Ok(Written::new(self.path, stored))
         })
         .await
@@ -130,19 +145,4 @@ fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
         owner.show_to_watchers(path);
     }
     Ok(file)
-}
-
-fn write_all(mut file: &File, gathered: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = gathered.iter().map(|bytes| IoSlice::new(bytes)).collect();
-    let mut left = &mut slices[..];
-    IoSlice::advance_slices(&mut left, 0);
-    while !left.is_empty() {
-        match file.write_vectored(left) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(length) => IoSlice::advance_slices(&mut left, length),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -23,9 +23,8 @@ pub(in super::super) fn make(path: &str, user: &User) -> io::Result<bool> {
     for directory in missing.into_iter().rev() {
         match DirBuilder::new().mode(0o755).create(directory) {
             Ok(()) => lchown(directory, Some(user.uid), Some(user.gid))?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // Also said of a link that leads nowhere; what comes below it then says so.
-            }
+            // Also said of a link that leads nowhere.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
             Err(error) => return Err(error),
         }
     }
