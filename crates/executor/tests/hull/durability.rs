@@ -15,11 +15,11 @@ fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
     sandbox.run(User::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?.success()?;
     // A process that writes its last words when it is asked to end, and one that holds a file open.
-    let writer = "trap 'echo last > /workspace/last; exit' TERM; while :; do sleep 0.1; done";
-    let _writer = sandbox.start_command(User::User, writer)?;
-    let holder = "exec 3> /workspace/open; head -c 5000000 /dev/zero >&3; sleep 100";
-    let _holder = sandbox.start_command(User::User, holder)?;
-    std::thread::sleep(Duration::from_millis(500));
+    let writer =
+        "trap 'echo last > /workspace/last; exit' TERM; echo ready; while :; do sleep 0.1; done";
+    sandbox.start_command(User::User, writer)?.until("ready")?;
+    let holder = "exec 3> /workspace/open; head -c 5000000 /dev/zero >&3; echo ready; sleep 100";
+    sandbox.start_command(User::User, holder)?.until("ready")?;
     let started = Instant::now();
     let flush = sandbox.stop(30_000)?;
     eprintln!("stopped after {:?}: {flush:?}", started.elapsed());
@@ -39,8 +39,8 @@ fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
 #[ignore = "needs docker and minio"]
 fn a_process_that_ignores_term_is_killed_after_five_seconds() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    let _stubborn = sandbox.start_command(User::User, "trap '' TERM; while :; do sleep 1; done")?;
-    std::thread::sleep(Duration::from_millis(300));
+    let stubborn = "trap '' TERM; echo ready; while :; do sleep 1; done";
+    sandbox.start_command(User::User, stubborn)?.until("ready")?;
     let started = Instant::now();
     ensure!(sandbox.stop(30_000)?.complete, "complete");
     let took = started.elapsed();
@@ -95,9 +95,15 @@ fn a_program_that_hangs_does_not_keep_its_container() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
     sandbox.container.signal(sandbox.program()?, "STOP")?;
     let _stuck = sandbox.start_command(User::User, "ls -l /workspace/nothing")?;
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("a process that the program keeps waiting", Duration::from_secs(5), || {
+        let stuck = |process: &i32| {
+            let waits_in = std::fs::read_to_string(format!("/proc/{process}/wchan"));
+            waits_in.is_ok_and(|function| function.contains("request_wait_answer"))
+        };
+        Ok(sandbox.container.processes("ls")?.iter().any(stuck))
+    })?;
     let started = Instant::now();
-    docker(["rm", "-f", &sandbox.container.name])?;
+    docker(["rm", "-fv", &sandbox.container.name])?;
     ensure!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
     Ok(())
 }
@@ -115,7 +121,7 @@ fn a_stop_gets_through_while_a_mount_hangs() -> anyhow::Result<()> {
     let mut mounting = super::control::Connection::open(sandbox.container.address)?;
     let nonce = mounting.nonce()?;
     mounting.send(&sandbox.authority.sign(&nonce, &Call::Mount { mounts: vec![call] })?)?;
-    std::thread::sleep(Duration::from_millis(500));
+    let _program = silent.accept()?;
     assert_eq!(sandbox.status()?.len(), 1, "init answers meanwhile");
     let started = Instant::now();
     sandbox.stop(5000)?;

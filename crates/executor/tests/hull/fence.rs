@@ -31,9 +31,9 @@ fn a_full_process_table_does_not_prevent_the_repair() -> anyhow::Result<()> {
     let sandbox = Sandbox::start(&["--pids-limit", "200"])?;
     sandbox.mount(vec![sandbox.workspace()])?;
     // Bounded by what the group allows, and by itself.
-    let filler = "for i in $(seq 300); do sleep 8 & done 2>/dev/null; sleep 8";
-    let _filler = sandbox.start_command(User::User, filler)?;
-    std::thread::sleep(Duration::from_secs(2));
+    let filler = "for i in $(seq 300); do sleep 8 & done 2>&1; sleep 8";
+    let mut filler = sandbox.start_command(User::User, filler)?;
+    filler.until("Resource temporarily unavailable")?;
     sandbox.container.signal(sandbox.program()?, "KILL")?;
     let took = wait_for("the mount's return", Duration::from_secs(2), || {
         let status = sandbox.status()?;

@@ -76,6 +76,7 @@ fn can_mount_beneath() -> anyhow::Result<bool> {
 /// directory.
 const WATCH: &str = r#"
 import os, time
+print("watching", flush=True)
 end, root, answers, bare = time.time() + 2, os.stat("/").st_dev, 0, 0
 while time.time() < end:
     try: answers, bare = answers + 1, bare + (os.stat("/workspace").st_dev == root)
@@ -89,8 +90,8 @@ fn the_directory_below_is_not_seen_while_a_program_is_replaced() -> anyhow::Resu
     let sandbox = Sandbox::mounted()?;
     for restarts in 1..=5 {
         let watch = format!("python3 - <<'END'{WATCH}END");
-        let watcher = sandbox.start_command(User::User, &watch)?;
-        std::thread::sleep(Duration::from_millis(500));
+        let mut watcher = sandbox.start_command(User::User, &watch)?;
+        watcher.until("watching")?;
         sandbox.container.signal(sandbox.program()?, "KILL")?;
         let seen = watcher.finish()?.stdout;
         let expected = if can_mount_beneath()? { "True 0\n" } else { "True " };
