@@ -2,21 +2,39 @@
 # The E2B clients that the demo and the tests use: Python in a virtual environment, and Node.js.
 set -euo pipefail
 
-ensure_python() {
-    local inputs
-    have python3 || apt_ensure python3 python3-venv
-    inputs=$(hash_text "$(python3 --version 2>&1)" "$(hash_of tests/requirements.txt)" "$VENV")
-    if [ -x "$VENV/bin/python" ] && is_current python "$inputs"; then return; fi
-    if ! python3 -c 'import ensurepip' 2>/dev/null; then apt_ensure python3-venv; fi
-    step python "make the Python environment with the E2B SDK" make_venv
-    set_current python "$inputs"
+readonly OLDEST_VENV=$STATE/venv-oldest
+
+ensure_python() { ensure_venv python "the newest E2B SDK" "$VENV" tests/requirements.txt; }
+
+# Both releases are one package, so the oldest has an environment of its own.
+ensure_oldest_python() {
+    ensure_venv python-oldest "the oldest E2B SDK" "$OLDEST_VENV" tests/python_oldest/requirements.txt
+    ensure_local_names
 }
 
-make_venv() {
-    rm -rf "$VENV"
-    python3 -m venv "$VENV"
-    retry 3 "$VENV/bin/pip" install --disable-pip-version-check --no-input --quiet \
-        -r "$ROOT/tests/requirements.txt"
+ensure_venv() { # STAMP WHAT FOLDER REQUIREMENTS
+    local inputs
+    have python3 || apt_ensure python3 python3-venv
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(hash_of "$4")" "$3")
+    if [ -x "$3/bin/python" ] && is_current "$1" "$inputs"; then return; fi
+    if ! python3 -c 'import ensurepip' 2>/dev/null; then apt_ensure python3-venv; fi
+    step "$1" "make the Python environment with $2" make_venv "$3" "$4"
+    set_current "$1" "$inputs"
+}
+
+make_venv() { # FOLDER REQUIREMENTS
+    rm -rf "$1"
+    python3 -m venv "$1"
+    retry 3 "$1/bin/pip" install --disable-pip-version-check --no-input --quiet -r "$ROOT/$2"
+}
+
+# Names below sbx.localhost, which plain glibc does not resolve: for clients that ask the system
+# (control-plane 5.8).
+ensure_local_names() {
+    if getent ahosts api.sbx.localhost >/dev/null; then return; fi
+    apt_ensure libnss-myhostname
+    getent ahosts api.sbx.localhost >/dev/null ||
+        die "names below sbx.localhost do not resolve, with libnss-myhostname too: add 'myhostname' to 'hosts' in /etc/nsswitch.conf"
 }
 
 ensure_node() {
