@@ -270,7 +270,8 @@ fn compressed_is_what_gains_by_it() {
 
 fn noise(length: usize) -> Vec<u8> {
     let mut noise = vec![0; length];
-    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    let mut random = std::fs::File::open("/dev/urandom").expect("Linux has it");
+    random.read_exact(&mut noise).expect("it never ends");
     noise
 }
 

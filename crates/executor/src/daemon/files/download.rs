@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
-use flate2::write::GzEncoder;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
@@ -16,22 +15,16 @@ use hyper::{Request, Response, StatusCode};
 use super::super::auth::Operation;
 use super::super::body::{Body, Chunks};
 use super::super::{Daemon, paths, plain, pool};
+use super::buffers::Buffers;
 use super::encoding::{self, Encoding};
+use super::gzip::{self, Encoder, Gzip};
 use super::handle::Handle;
 use super::preconditions::{self, Outcome};
 use super::ranges::{self, Part};
 use super::{CHUNK_BYTES, Owner, Query, Refusal, content};
 
-/// Up to here a file fits into one packet with its headers, and to compress it gains nothing.
-const PACKET_BYTES: u64 = 1300;
-
-/// Up to here a file is compressed whole, to see whether it shrinks; of larger ones, samples are.
-const WHOLE_BYTES: u64 = 64 << 10;
-const SAMPLES: u64 = 3;
-const SAMPLE_BYTES: usize = 16 << 10;
-
-/// What must be left, in percent, for compressing to be worth the work of both sides.
-const WORTH_PERCENT: usize = 66;
+/// Up to here a file is read when it is opened.
+const SMALL_BYTES: u64 = 64 << 10;
 
 /// Answers a download.
 pub(in super::super) async fn download(
@@ -44,21 +37,13 @@ pub(in super::super) async fn download(
 
 /// An open file and what is known of it.
 struct Source {
-    file: Arc<Handle>,
+    content: Content,
     name: String,
     size: u64,
     modified_seconds: i64,
-    start: Vec<u8>,
+    /// All of a small file.
+    start: Bytes,
     gzip: Gzip,
-}
-
-/// What is known of a file's compressed form.
-enum Gzip {
-    /// Nobody asked for it, or it is not worth it.
-    NotWorth,
-    Worth,
-    /// All of it.
-    Done(Vec<u8>),
 }
 
 async fn find(
@@ -114,49 +99,26 @@ fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
         let message = "it is neither a file nor a directory, so it has no content to send";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let size = found.size();
-    let mut start = vec![0; content::SNIFF_BYTES];
+    let is_small = found.size() <= SMALL_BYTES;
+    let length = if is_small { found.size() as usize } else { content::SNIFF_BYTES };
+    let mut start = vec![0; length];
     let length = read_full(&file, &mut start, 0)?;
     start.truncate(length);
-    let gzip = if wants_gzip { try_gzip(&file, size)? } else { Gzip::NotWorth };
+    // It may have become shorter meanwhile.
+    let size = if is_small { length as u64 } else { found.size() };
+    let gzip = match (wants_gzip, is_small) {
+        (false, _) => Gzip::NotWorth,
+        (true, true) => Gzip::of_all(&start)?,
+        (true, false) => Gzip::of_samples(size, |buffer, offset| read_full(&file, buffer, offset))?,
+    };
     Ok(Source {
-        file: Arc::new(Handle::new(file)),
+        content: Content { file: Arc::new(Handle::new(file)), buffers: Arc::default() },
         name: paths::base_name(path).to_owned(),
         size,
         modified_seconds: found.mtime(),
-        start,
+        start: start.into(),
         gzip,
     })
-}
-
-/// Whether compressing the file is a gain. Much of what is large is compressed already, and to do it
-/// again costs far more time than its bytes would, on any network.
-fn try_gzip(file: &File, size: u64) -> io::Result<Gzip> {
-    if size <= PACKET_BYTES {
-        return Ok(Gzip::NotWorth);
-    }
-    let is_whole = size <= WHOLE_BYTES;
-    let (parts, length) =
-        if is_whole { (1, WHOLE_BYTES as usize) } else { (SAMPLES, SAMPLE_BYTES) };
-    let mut sample = vec![0; length];
-    let (mut taken, mut encoder) = (0, encoder());
-    for part in 0..parts {
-        let length = read_full(file, &mut sample, size / parts * part)?;
-        encoder.write_all(&sample[..length])?;
-        taken += length;
-    }
-    let packed = encoder.finish()?;
-    Ok(match packed.len() * 100 <= taken * WORTH_PERCENT {
-        // It may have grown since its size was read.
-        true if is_whole && taken < length => Gzip::Done(packed),
-        true => Gzip::Worth,
-        false => Gzip::NotWorth,
-    })
-}
-
-/// At the fastest level: it packs text to a third nearly as well as others do, and several times as fast.
-fn encoder() -> GzEncoder<Vec<u8>> {
-    GzEncoder::new(Vec::new(), flate2::Compression::fast())
 }
 
 fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -210,13 +172,16 @@ fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
 /// No part: the whole file. Several: a body of parts, each with its own headers.
 fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response<Body> {
     let whole = Part { start: 0, length: source.size };
-    let file = Arc::clone(&source.file);
+    let content = source.content.clone();
     match *parts {
         [] | [_] => {
             let part = parts.first().copied().unwrap_or(whole);
-            let body = match part.length {
-                0 => Body::empty(),
-                _ => Body::made(|chunks| async move { send_part(&file, part, &chunks).await }),
+            let body = if source.start.len() as u64 == source.size {
+                // Parts lie in the file, and its size is that of memory here.
+                let (start, end) = (part.start as usize, (part.start + part.length) as usize);
+                Body::full(source.start.slice(start..end))
+            } else {
+                Body::made(|chunks| async move { content.send(part, &chunks).await })
             };
             let mut response = Response::new(body);
             let headers = response.headers_mut();
@@ -243,7 +208,7 @@ fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response
             let mut response = Response::new(Body::made(|chunks| async move {
                 for (head, part) in heads {
                     chunks.send(head.into()).await?;
-                    send_part(&file, part, &chunks).await?;
+                    content.send(part, &chunks).await?;
                     chunks.send(Bytes::from_static(b"\r\n")).await?;
                 }
                 chunks.send(end.into()).await
@@ -258,69 +223,81 @@ fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response
     }
 }
 
-/// Sends a part, reading ahead by one chunk.
-async fn send_part(file: &Arc<Handle>, part: Part, chunks: &Chunks) -> io::Result<()> {
-    let end = part.start + part.length;
-    let mut offset = part.start;
-    let mut next = read_ahead(file, offset, end);
-    while offset < end {
-        let chunk = next.await?;
-        if chunk.is_empty() {
-            let message = "the file became shorter while it was sent";
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-        }
-        offset += chunk.len() as u64;
-        next = read_ahead(file, offset, end);
-        chunks.send(chunk).await?;
-    }
-    Ok(())
+/// What is in a file, and the memory it is read into.
+#[derive(Clone)]
+struct Content {
+    file: Arc<Handle>,
+    buffers: Arc<Buffers>,
 }
 
-/// Begins to read; nothing at the end.
-fn read_ahead(
-    file: &Arc<Handle>,
-    offset: u64,
-    end: u64,
-) -> impl Future<Output = io::Result<Bytes>> + Send + use<> {
-    // Never longer than a chunk.
-    let length = end.saturating_sub(offset).min(CHUNK_BYTES as u64) as usize;
-    let file = Arc::clone(file);
-    let reading = (length > 0).then(|| {
+impl Content {
+    /// Sends a part, reading ahead by one chunk.
+    async fn send(&self, part: Part, chunks: &Chunks) -> io::Result<()> {
+        let end = part.start + part.length;
+        let mut offset = part.start;
+        let mut next = self.read(offset, end);
+        while offset < end {
+            let chunk = next.await?;
+            if chunk.is_empty() {
+                let message = "the file became shorter while it was sent";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+            offset += chunk.len() as u64;
+            next = self.read(offset, end);
+            chunks.send(chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read a chunk; nothing at the end.
+    fn read(&self, offset: u64, end: u64) -> pool::Running<io::Result<Bytes>> {
+        // Never longer than a chunk.
+        let length = end.saturating_sub(offset).min(CHUNK_BYTES as u64) as usize;
+        let Self { file, buffers } = self.clone();
+        pool::run(move || buffers.fill(length, |buffer| read_full(&file, buffer, offset)))
+    }
+
+    /// Begins to read and compress a chunk; tells with what and where to go on, unless at the end.
+    fn compress(
+        &self,
+        mut encoder: Encoder,
+        offset: u64,
+    ) -> pool::Running<io::Result<(Bytes, Option<(Encoder, u64)>)>> {
+        let Self { file, buffers } = self.clone();
         pool::run(move || {
-            let mut buffer = vec![0; length];
-            let length = read_full(&file, &mut buffer, offset)?;
-            buffer.truncate(length);
-            Ok(buffer.into())
+            let chunk = buffers.fill(CHUNK_BYTES, |buffer| read_full(&file, buffer, offset))?;
+            if chunk.is_empty() {
+                return Ok((encoder.finish()?.into(), None));
+            }
+            encoder.write_all(&chunk)?;
+            let ready = std::mem::take(encoder.get_mut());
+            Ok((ready.into(), Some((encoder, offset + chunk.len() as u64))))
         })
-    });
-    async move {
-        match reading {
-            Some(reading) => reading.await,
-            None => Ok(Bytes::new()),
+    }
+
+    /// Sends all of it, compressing one chunk while the one before is sent.
+    async fn send_compressed(&self, chunks: &Chunks) -> io::Result<()> {
+        let mut step = self.compress(gzip::encoder(), 0);
+        loop {
+            let (ready, rest) = step.await?;
+            let Some((encoder, offset)) = rest else {
+                return chunks.send(ready).await;
+            };
+            step = self.compress(encoder, offset);
+            if !ready.is_empty() {
+                chunks.send(ready).await?;
+            }
         }
     }
 }
 
-/// The whole file, gzipped while it is sent.
+/// The whole file, gzipped.
 fn compressed(source: &mut Source) -> Response<Body> {
     let body = match std::mem::replace(&mut source.gzip, Gzip::NotWorth) {
         Gzip::Done(packed) => Body::full(packed),
         Gzip::Worth | Gzip::NotWorth => {
-            let file = Arc::clone(&source.file);
-            Body::made(|chunks| async move {
-                let mut step = compress(&file, encoder(), 0);
-                loop {
-                    let (ready, rest) = step.await?;
-                    let Some((encoder, offset)) = rest else {
-                        return chunks.send(ready).await;
-                    };
-                    // One chunk is compressed while the one before is sent.
-                    step = compress(&file, encoder, offset);
-                    if !ready.is_empty() {
-                        chunks.send(ready).await?;
-                    }
-                }
-            })
+            let content = source.content.clone();
+            Body::made(|chunks| async move { content.send_compressed(&chunks).await })
         }
     };
     let mut response = Response::new(body);
@@ -329,26 +306,4 @@ fn compressed(source: &mut Source) -> Response<Body> {
     let kind = content::without_sniffing(&source.name);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
-}
-
-/// The encoder for what is left, and where that begins; nothing at the end.
-type Rest = Option<(GzEncoder<Vec<u8>>, u64)>;
-
-/// Begins to compress the next chunk of a file.
-fn compress(
-    file: &Arc<Handle>,
-    mut encoder: GzEncoder<Vec<u8>>,
-    offset: u64,
-) -> pool::Running<io::Result<(Bytes, Rest)>> {
-    let file = Arc::clone(file);
-    pool::run(move || {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        let length = read_full(&file, &mut buffer, offset)?;
-        if length == 0 {
-            return Ok((encoder.finish()?.into(), None));
-        }
-        encoder.write_all(&buffer[..length])?;
-        let ready = std::mem::take(encoder.get_mut());
-        Ok((ready.into(), Some((encoder, offset + length as u64))))
-    })
 }

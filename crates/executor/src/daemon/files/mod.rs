@@ -1,9 +1,11 @@
 //! `/files` (executor 6.4 to 6.6): whole files in and out, streamed.
 
+mod buffers;
 mod compose;
 mod content;
 mod download;
 mod encoding;
+mod gzip;
 mod handle;
 mod metadata;
 mod preconditions;
