@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, EndStream, FLAG_END_STREAM, Form};
@@ -181,7 +183,15 @@ pub(super) async fn answer(
         within(deadline, serve(procedure, codec, call, request)).await
     };
     let result = result.await;
-    result.unwrap_or_else(|error| refuse(form, codec, error))
+    result.unwrap_or_else(|error| {
+        let mut response = refuse(form, codec, error);
+        if matches!(procedure, Procedure::ProcessStreamInput) {
+            // The client may still be sending, so the connection ends with this answer. Whoever keeps
+            // connections for later has to hear of that, or loses its next request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    })
 }
 
 fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {
