@@ -37,18 +37,25 @@ ensure_local_names() {
         die "names below sbx.localhost do not resolve, with libnss-myhostname too: add 'myhostname' to 'hosts' in /etc/nsswitch.conf"
 }
 
-ensure_node() {
+ensure_node() { ensure_node_modules node "the newest JavaScript SDK" tests/node; }
+
+ensure_oldest_node() {
+    ensure_node_modules node-oldest "the oldest JavaScript SDK" tests/node_oldest
+    ensure_local_names
+}
+
+ensure_node_modules() { # STAMP WHAT FOLDER
     local inputs major
     have node || apt_ensure nodejs npm
     major=$(node -p 'process.versions.node.split(".")[0]')
     [ "$major" -ge 20 ] || die "the JavaScript SDK needs Node.js 20 or later, and $(command -v node) is $(node --version): put a newer one on PATH"
-    inputs=$(hash_text "$(node --version)" "$(hash_of tests/node/package.json tests/node/package-lock.json)")
-    if [ -d "$ROOT/tests/node/node_modules/e2b" ] && is_current node "$inputs"; then return; fi
-    step node "install the JavaScript SDK" make_node_modules
-    set_current node "$inputs"
+    inputs=$(hash_text "$(node --version)" "$(hash_of "$3/package.json" "$3/package-lock.json")")
+    if [ -d "$ROOT/$3/node_modules/e2b" ] && is_current "$1" "$inputs"; then return; fi
+    step "$1" "install $2" make_node_modules "$3"
+    set_current "$1" "$inputs"
 }
 
-make_node_modules() (
-    cd "$ROOT/tests/node"
+make_node_modules() ( # FOLDER
+    cd "$ROOT/$1"
     retry 3 npm ci --no-audit --no-fund
 )
