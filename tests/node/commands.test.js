@@ -146,7 +146,8 @@ describe('commands', () => {
     assert.equal(gone.stdout, 'gone\n')
     assert.equal(await sandbox.commands.kill(handle.pid), false)
     assert.equal(await sandbox.commands.kill(UNKNOWN), false)
-    await sandbox.commands.run('pkill -x sleep')
+    // It may not have come to start this one.
+    await sandbox.commands.run('pkill -x sleep || true')
   })
 
   // executor 11 (13)

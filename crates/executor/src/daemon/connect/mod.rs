@@ -186,18 +186,23 @@ pub(super) async fn answer(
     result.unwrap_or_else(|error| {
         let mut response = refuse(form, codec, error);
         if matches!(procedure, Procedure::ProcessStreamInput) {
-            // The client may still be sending, so the connection ends with this answer. Whoever keeps
-            // connections for later has to hear of that, or loses its next request.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            say_that_it_closes(&mut response);
         }
         response
     })
+}
+
+/// For an answer to a request that was not read to its end, with which the connection ends. Whoever keeps
+/// connections for later has to hear of that, or loses its next request.
+fn say_that_it_closes(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response.headers_mut().insert(name, HeaderValue::from_static(value));
+    say_that_it_closes(&mut response);
     response
 }
 
