@@ -47,7 +47,8 @@ enum Command {
         /// Over TLS and by host names, as with E2B itself: serves every release of the clients.
         #[arg(long)]
         tls: bool,
-        /// Where the clients have a copy of the data folder's `tls/`, if they are on another machine.
+        /// Where the clients have copies of the data folder's `tls/ca.pem` and `tls/ca-bundle.pem`, if they
+        /// cannot read that folder.
         #[arg(long, value_name = "FOLDER", requires = "tls")]
         certificates: Option<PathBuf>,
     },
