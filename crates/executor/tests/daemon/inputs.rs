@@ -184,12 +184,14 @@ fn streams_that_make_no_sense_are_refused_at_once() {
 #[test]
 fn a_write_that_waits_holds_the_next_and_ends_with_the_process() {
     let daemon = Daemon::start();
-    let mut stream = daemon.stream(START, &shell("exec sleep 30"), &[]);
+    let script = "head -c 1 >/dev/null; echo begun; exec sleep 30";
+    let mut stream = daemon.stream(START, &shell(script), &[]);
     let pid = stream.pid();
     let mut first = Streaming::begin(&daemon, JSON);
     first.send(&start(pid));
     // More than a pipe holds.
     first.send(&data(&"x".repeat(1 << 20)));
+    stream.until("begun");
     let input = json!({"process": {"pid": pid}, "input": {"stdin": STANDARD.encode("y")}});
     let second = daemon.send(
         "POST",

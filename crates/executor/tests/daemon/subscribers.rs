@@ -44,17 +44,17 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// KiB that the daemon has in memory.
 fn resident(daemon: &Daemon) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.expect("VmRSS").trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// Bytes a process has written so far.
 fn written(pid: u64) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("it runs");
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
     // Before it was executed it wrote "100", its score.
-    line.parse::<u64>().unwrap() - 3
+    line.expect("wchar").parse::<u64>().expect("a number") - 3
 }
 
 /// Waits until a process writes nothing any more, because somebody does not read.
