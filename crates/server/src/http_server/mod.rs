@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinSet};
@@ -24,6 +24,10 @@ pub(crate) use transport::Transport;
 
 /// How long to wait before the next `accept` when the system is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client may take for a request's head, from the end of the one before on: more than the SDKs keep
+/// idle connections (300 s) and than E2B's own idle limit (600 s; control-plane 5.1, 5.5).
+const IDLE: Duration = Duration::from_secs(620);
 
 /// Requests at once on one HTTP/2 connection. A client keeps all its running commands and watched directories
 /// on one, and the JavaScript SDK allows itself this many (control-plane 5.1).
@@ -86,7 +90,7 @@ pub(crate) async fn serve<S, B>(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Who has closed only its own side still gets its answer. The price: the library does not look at the
     // connection any more while a request is under way, so we do.
-    builder.http1().half_close(true);
+    builder.http1().half_close(true).timer(TokioTimer::new()).header_read_timeout(IDLE);
     builder.http2().max_concurrent_streams(MAX_STREAMS);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(transport), service);
     let mut connection = pin!(connection);
@@ -109,5 +113,36 @@ pub(crate) async fn serve<S, B>(
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::net::Ipv4Addr;
+
+    use bytes::Bytes;
+    use http_body_util::Empty;
+    use hyper::service::service_fn;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Time jumps to the limit, because nothing else is there to be waited for.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_come_is_not_waited_for_for_ever() -> anyhow::Result<()> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        for said in ["GET / HTTP/1.1\r\nHo", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let mut slow = TcpStream::connect(listener.local_addr()?).await?;
+            slow.write_all(said.as_bytes()).await?;
+            let client = Client::new(listener.accept().await?.0)?;
+            let begun = tokio::time::Instant::now();
+            let service =
+                service_fn(async |_| Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())));
+            serve(&client, Transport::plain(&client), service, CancellationToken::new()).await;
+            assert!(begun.elapsed() >= IDLE, "{said}");
+        }
+        Ok(())
     }
 }
