@@ -133,3 +133,14 @@ fn keep_memory_small() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
     }
 }
+
+/// Gives the system what is free in the middle of the heap too: once after much work, since it looks
+/// through all of it.
+fn give_memory_back() {
+    // SAFETY: malloc_trim takes a number and the allocator's own lock.
+    #[allow(unsafe_code)]
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

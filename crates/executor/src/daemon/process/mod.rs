@@ -21,8 +21,8 @@ use sandyard_contract::rpc::process::process_selector::Selector;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Daemon;
 use super::tasks::lock;
+use super::{Daemon, give_memory_back};
 use input::Input;
 use output::Output;
 use status::ExitStatus;
@@ -155,6 +155,8 @@ fn retire(daemon: &Arc<Daemon>, process: &Arc<Process>, status: ExitStatus) {
             while let Some(next) = owner.processes.forget() {
                 tokio::time::sleep_until(next).await;
             }
+            // Nothing has ended for a while.
+            give_memory_back();
         });
     }
 }
