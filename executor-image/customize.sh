@@ -25,6 +25,9 @@ make_directories() {
 # SDK commands run in a login shell (`bash -l -c`), which reads /etc/profile and nothing of the
 # image's own environment; so what every command shall see is set there.
 make_profile() {
+    # Every command reads it: bash knows the user's id without starting a program.
+    # shellcheck disable=SC2016  # the profile's own text
+    sed -i 's/"$(id -u)"/"${EUID:-$(id -u)}"/' /etc/profile
     cat >>/etc/profile <<'PROFILE'
 
 export SHELL=/bin/bash

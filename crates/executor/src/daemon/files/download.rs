@@ -35,6 +35,9 @@ pub(in super::super) async fn download(
     found.unwrap_or_else(Refusal::response)
 }
 
+/// What a compressed chunk gave, and with what and where to go on, unless the file has ended.
+type Compressed = (Bytes, Option<(Encoder, u64)>);
+
 /// An open file and what is known of it.
 struct Source {
     content: Content,
@@ -257,12 +260,8 @@ impl Content {
         pool::run(move || buffers.fill(length, |buffer| read_full(&file, buffer, offset)))
     }
 
-    /// Begins to read and compress a chunk; tells with what and where to go on, unless at the end.
-    fn compress(
-        &self,
-        mut encoder: Encoder,
-        offset: u64,
-    ) -> pool::Running<io::Result<(Bytes, Option<(Encoder, u64)>)>> {
+    /// Begins to read and compress a chunk.
+    fn compress(&self, mut encoder: Encoder, offset: u64) -> pool::Running<io::Result<Compressed>> {
         let Self { file, buffers } = self.clone();
         pool::run(move || {
             let chunk = buffers.fill(CHUNK_BYTES, |buffer| read_full(&file, buffer, offset))?;
