@@ -1,14 +1,12 @@
-//! The installation's own certificate authority. Clients are told to trust it, so it is good for nothing but
-//! the installation's domain and this machine: a stolen key opens no other site.
+//! The installation's own certificate authority. Clients are told to trust it, so it is good for no names but
+//! those of the installation's domain and `localhost`: a stolen key opens no other site.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    NameConstraints, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber,
 };
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -135,15 +133,11 @@ fn params(
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(serial()?);
+    // Not of addresses too: gRPC and Bun (BoringSSL) refuse an authority with such a constraint.
     params.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![
             GeneralSubtree::DnsName(domain.name().to_owned()),
             GeneralSubtree::DnsName("localhost".to_owned()),
-            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(Ipv4Addr::LOCALHOST.into(), 32)),
-            GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(
-                Ipv6Addr::LOCALHOST.into(),
-                128,
-            )),
         ],
         excluded_subtrees: Vec::new(),
     });
