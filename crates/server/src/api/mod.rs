@@ -125,7 +125,8 @@ fn router(app: App) -> Router {
         .route("/sandboxes/{sandboxID}/timeout", post(sandbox::set_timeout))
         .route("/sandboxes/{sandboxID}/refreshes", post(sandbox::refresh))
         .route("/sandboxes/{sandboxID}/connect", post(sandbox::connect_v1))
-        .route("/v2/sandboxes/{sandboxID}/connect", post(sandbox::connect_v2));
+        .route("/v2/sandboxes/{sandboxID}/connect", post(sandbox::connect_v2))
+        .route("/sandboxes/{sandboxID}/resume", post(sandbox::resume));
     not_built::add_to(built)
         .fallback(not_built::unknown)
         .method_not_allowed_fallback(not_built::unknown)

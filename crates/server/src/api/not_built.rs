@@ -20,7 +20,6 @@ const DELETE: MethodFilter = MethodFilter::DELETE;
 const ROUTES: &[(&str, &[MethodFilter])] = &[
     ("/sandboxes/metrics", &[GET]),
     ("/sandboxes/{sandboxID}/pause", &[POST]),
-    ("/sandboxes/{sandboxID}/resume", &[POST]),
     ("/sandboxes/{sandboxID}/fork", &[POST]),
     ("/sandboxes/{sandboxID}/network", &[PUT]),
     ("/sandboxes/{sandboxID}/snapshots", &[POST]),

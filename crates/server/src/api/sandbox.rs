@@ -1,5 +1,6 @@
 //! One sandbox: read, kill, time (control-plane 3.3, 3.4).
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
@@ -94,6 +95,19 @@ pub(super) async fn connect_v1(
     let timeout = body.timeout.ok_or_else(|| ApiError::validation("timeout", "it is required"))?;
     let sandbox = api.app.scheduler.connect(caller.team, &id, seconds("timeout", timeout)?).await?;
     Ok(Json(sandbox_body(&api.app, &sandbox)))
+}
+
+/// `POST /sandboxes/{sandboxID}/resume`, deprecated: the oldest releases' way to connect (control-plane 9).
+/// Without pause there is nothing that it could resume: a sandbox runs or is not there. So no member of its
+/// body matters.
+pub(super) async fn resume(
+    caller: Caller,
+    SandboxPath(id): SandboxPath,
+    State(api): State<Shared>,
+) -> Result<Infallible, ApiError> {
+    let sandbox = api.app.scheduler.get(caller.team, &id)?;
+    let message = format!("sandbox '{}' is already running", sandbox.id);
+    Err(ApiError::new(StatusCode::CONFLICT, message))
 }
 
 /// `POST /v2/sandboxes/{sandboxID}/connect`: the body may be absent. 200, because the sandbox always runs:

@@ -29,12 +29,12 @@ use super::target::{Target, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
 use crate::http_server::requested_host;
 
-/// The daemon never closes an idle connection by itself.
-const DAEMON_IDLE: Duration = Duration::from_secs(90);
+/// The daemon never closes an idle connection by itself, and each costs it some memory.
+const DAEMON_IDLE: Duration = Duration::from_secs(10);
 /// Services close idle connections after a few seconds, some after two; a request sent into that is lost.
 const SERVICE_IDLE: Duration = Duration::from_secs(1);
 /// Idle connections that are kept for one port of one sandbox.
-const MAX_IDLE: usize = 32;
+const MAX_IDLE: usize = 16;
 
 /// Forwards requests.
 pub(super) struct Proxy {

@@ -169,6 +169,23 @@ async fn timeout_zero_ends_the_sandbox() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The oldest releases connect by it: 404 is "gone", 409 "runs already" (control-plane 9).
+#[tokio::test]
+async fn what_runs_cannot_be_resumed() -> anyhow::Result<()> {
+    let server = Harness::start().await?;
+    let id = server.create(json!({})).await?;
+    let resume = async |id: &str, body| {
+        let path = format!("/sandboxes/{id}/resume");
+        server.call_as(KEY, Method::POST, &path, body).await
+    };
+    for body in [None, Some(json!({"timeout": 60, "autoPause": false}))] {
+        let message = resume(id.as_str(), body.clone()).await?.error(409)?;
+        assert!(message.contains("already running"), "{message}");
+        resume("iunknown", body).await?.error(404)?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn another_teams_sandbox_does_not_exist() -> anyhow::Result<()> {
     let server = Harness::start().await?;
@@ -178,7 +195,7 @@ async fn another_teams_sandbox_does_not_exist() -> anyhow::Result<()> {
     let path = format!("/sandboxes/{id}");
     as_other(Method::GET, &path, None).await?.error(404)?;
     as_other(Method::DELETE, &path, None).await?.error(404)?;
-    for call in ["timeout", "connect", "refreshes"] {
+    for call in ["timeout", "connect", "refreshes", "resume"] {
         let body = json!({"timeout": 60, "duration": 60});
         as_other(Method::POST, &format!("{path}/{call}"), Some(body)).await?.error(404)?;
     }
