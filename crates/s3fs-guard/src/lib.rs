@@ -14,7 +14,7 @@
 //!   overwrites what was appended before.
 //!
 //! So this stands between s3fs and libfuse 2. It hands on s3fs's table of operations with some of them
-//! corrected: each brings what is written to the store before s3fs relies on the store ([`guard`]).
+//! corrected: each brings what is written to the store before s3fs relies on the store (module `guard`).
 //!
 //! It is built as a shared library only for that purpose (see scripts/lib/binaries.sh), with the feature
 //! `preload`: without the standard library. It takes only functions from the C library that it has had
