@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use sandyard_contract::connect::{Code, ConnectError};
@@ -26,7 +26,17 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> 
         cors::Reading::Preflight(response) => return response,
         cors::Reading::Request(origin) => origin,
     };
+    let with_body = !request.body().is_end_stream();
+    let procedure = Procedure::from_path(request.uri().path());
     let mut response = authorized(daemon, request).await;
+    // A procedure's own refusals come after its request, or say themselves that they do not.
+    let unread = procedure.is_none() || response.status() == StatusCode::UNAUTHORIZED;
+    if with_body
+        && unread
+        && (response.status().is_client_error() || response.status().is_server_error())
+    {
+        connect::say_that_it_closes(&mut response);
+    }
     origin.mark(response.headers_mut());
     response
 }

@@ -162,3 +162,31 @@ fn half_a_request_starts_nothing() {
     let (stdout, _, _) = daemon.run("echo still");
     assert_eq!(stdout, "still\n");
 }
+
+// Who keeps connections for later would lose its next request.
+#[test]
+fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
+    let daemon = Daemon::start();
+    let token = json!({"accessToken": "secret", "timestamp": "2026-01-01T00:00:00Z"});
+    assert_eq!(daemon.init(&token).status, 204);
+    for (target, status) in [
+        ("/process.Process/List", 401),
+        ("/files?path=/tmp/x", 401),
+        ("/files/compose", 401),
+        ("/nothing", 401),
+    ] {
+        for (announced, closes) in [(1_000_000, true), (0, false)] {
+            let mut stream = daemon.connect();
+            write!(
+                stream,
+                "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                 Content-Length: {announced}\r\n\r\n"
+            )
+            .unwrap();
+            let answer = Answer::read_head(&mut stream);
+            assert_eq!(answer.status, status, "{target}");
+            let close = answer.header("connection").as_deref() == Some("close");
+            assert_eq!(close, closes, "{target} {announced}");
+        }
+    }
+}

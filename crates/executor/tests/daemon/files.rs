@@ -403,7 +403,7 @@ fn checks_of_a_download_come_in_order() {
 
 #[test]
 fn a_signature_ends_with_its_second() {
-    // executor 3.3: strictly less than now; issue 4: "a signature that expired a second ago"
+    // executor 3.3: strictly less than now
     let daemon = Daemon::start();
     let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
     assert_eq!(daemon.init(&init).status, 204);

@@ -226,6 +226,18 @@ impl Answer {
         answer
     }
 
+    /// Reads no further than the head: the connection may stay open.
+    pub(crate) fn read_head(stream: &mut TcpStream) -> Self {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).expect("the head comes in time");
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).expect("heads are ASCII");
+        Self { status: status(&head), head, body: Vec::new() }
+    }
+
     /// All values of a header, joined by a comma.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         header(&self.head, name)

@@ -194,7 +194,7 @@ pub(super) async fn answer(
 
 /// For an answer to a request that was not read to its end, with which the connection ends. Whoever keeps
 /// connections for later has to hear of that, or loses its next request.
-fn say_that_it_closes(response: &mut Response<Body>) {
+pub(super) fn say_that_it_closes(response: &mut Response<Body>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
