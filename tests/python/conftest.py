@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 import boto3
 import httpx
 import pytest
-from e2b import Sandbox
+import pytest_asyncio
+from e2b import AsyncSandbox, Sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / ".sandyard" / "bin"
@@ -232,6 +233,12 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
     made = server.create()
     yield made
     made.kill()
+
+
+@pytest_asyncio.fixture
+async def abox(server: Server, box: Sandbox) -> AsyncSandbox:
+    """The asynchronous client of a module's own `box`."""
+    return await AsyncSandbox.connect(box.sandbox_id, timeout=600, **server.options())
 
 
 @pytest.fixture

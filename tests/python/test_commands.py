@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import pytest_asyncio
 from conftest import Server, until
 from e2b import (AsyncSandbox, CommandExitException, InvalidArgumentException, NotFoundException,
                  Sandbox, TimeoutException)
@@ -32,11 +31,6 @@ def shared(server: Server) -> Iterator[Sandbox]:
 def box(shared: Sandbox) -> Iterator[Sandbox]:
     yield shared
     until("no process is left", lambda: shared.commands.list() == [])
-
-
-@pytest_asyncio.fixture
-async def abox(server: Server, box: Sandbox) -> AsyncIterator[AsyncSandbox]:
-    yield await AsyncSandbox.connect(box.sandbox_id, timeout=600, **server.options())
 
 
 def test_run_gives_output_of_both_streams_and_the_exit_code(box: Sandbox) -> None:

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
-import pytest_asyncio
 from conftest import Server
 from e2b import AsyncSandbox, FileType, InvalidArgumentException, Sandbox
 from e2b.exceptions import (AuthenticationException, FileNotFoundException, NotEnoughSpaceException,
@@ -27,11 +26,6 @@ def box(server: Server) -> Iterator[Sandbox]:
     made = server.create(metadata={"session": f"files-{time.time_ns()}"})
     yield made
     made.kill()
-
-
-@pytest_asyncio.fixture
-async def abox(server: Server, box: Sandbox) -> AsyncIterator[AsyncSandbox]:
-    yield await AsyncSandbox.connect(box.sandbox_id, **server.options())
 
 
 @pytest.fixture

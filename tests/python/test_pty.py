@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 from conftest import Server, until
 from e2b import (AsyncSandbox, CommandExitException, InvalidArgumentException, NotFoundException,
                  PtySize, Sandbox, TimeoutException)
@@ -34,11 +33,6 @@ def shared(server: Server, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 def box(shared: Sandbox) -> Iterator[Sandbox]:
     yield shared
     until("no process is left", lambda: shared.commands.list() == [])
-
-
-@pytest_asyncio.fixture
-async def abox(server: Server, box: Sandbox) -> AsyncIterator[AsyncSandbox]:
-    yield await AsyncSandbox.connect(box.sandbox_id, timeout=600, **server.options())
 
 
 class Shell:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-import pytest_asyncio
 from conftest import Server
 from e2b import AsyncSandbox, FilesystemEvent, FilesystemEventType, InvalidArgumentException, Sandbox
 from e2b.exceptions import FileNotFoundException, SandboxException, TimeoutException
@@ -22,11 +21,6 @@ def box(server: Server) -> Iterator[Sandbox]:
     made = server.create(metadata={"session": f"watch-{time.time_ns()}"})
     yield made
     made.kill()
-
-
-@pytest_asyncio.fixture
-async def abox(server: Server, box: Sandbox) -> AsyncIterator[AsyncSandbox]:
-    yield await AsyncSandbox.connect(box.sandbox_id, **server.options())
 
 
 @pytest.fixture

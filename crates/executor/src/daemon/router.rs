@@ -10,7 +10,7 @@ use sandyard_contract::connect::{Code, ConnectError};
 use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
 
 use super::accounts::User;
-use super::body::Body;
+use super::body::{Body, discard};
 use super::connect::{self, Procedure};
 use super::tasks::lock;
 use super::{Daemon, auth, cors, files, handshake, metrics, plain, pool, tunnel};
@@ -46,6 +46,7 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Respons
     if !auth::is_open(method, path) {
         let settings = lock(&daemon.settings);
         if let Err(message) = auth::check_token(settings.access_token.as_ref(), request.headers()) {
+            daemon.connections.spawn(discard(request.into_body()));
             return plain::error(StatusCode::UNAUTHORIZED, message);
         }
     }
@@ -55,12 +56,16 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Respons
             (Ok(Some(user)), _) => Some(user),
             (Ok(None), name) => {
                 let error = connect::unauthenticated(&name);
-                return connect::refuse_by_content_type(request.headers(), error);
+                let response = connect::refuse_by_content_type(request.headers(), error);
+                daemon.connections.spawn(discard(request.into_body()));
+                return response;
             }
             (Err(error), name) => {
                 let message = format!("failed to look up the user '{name}': {error}");
                 let error = ConnectError::new(Code::Internal, message);
-                return connect::refuse_by_content_type(request.headers(), error);
+                let response = connect::refuse_by_content_type(request.headers(), error);
+                daemon.connections.spawn(discard(request.into_body()));
+                return response;
             }
         },
     };

@@ -226,3 +226,17 @@ fn a_client_that_vanishes_ends_its_stream_alone() {
     cat.until("ended");
     assert_eq!(next.answer().status, 200);
 }
+
+// executor 4.8: a client that is still sending gets the error, and no reset connection in its place.
+#[test]
+fn an_error_arrives_while_its_client_still_sends() {
+    let daemon = Daemon::start();
+    for _ in 0..20 {
+        let mut streaming = Streaming::begin(&daemon, JSON);
+        streaming.send(&start(999_999));
+        for _ in 0..10 {
+            streaming.send(&data(&"x".repeat(20_000)));
+        }
+        assert_eq!(error(&streaming.answer())["code"], "not_found");
+    }
+}

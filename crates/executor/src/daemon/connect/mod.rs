@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::accounts::User;
-use super::body::{Body, Chunks};
+use super::body::{Body, Chunks, discard};
 use super::tasks::lock;
 use super::{Daemon, filesystem, process};
 
@@ -220,7 +220,13 @@ async fn serve(
         ProcessSendSignal => unary(codec, call, request, process::send_signal).await,
         ProcessCloseStdin => unary(codec, call, request, process::close_stdin).await,
         ProcessStreamInput => {
-            let answer = process::stream_input(call, Messages::read(codec, request)?).await?;
+            let daemon = Arc::clone(&call.daemon);
+            let mut messages = Messages::read(codec, request)?;
+            let answer = process::stream_input(call, &mut messages).await;
+            if answer.is_err() {
+                daemon.connections.spawn(discard(messages.into_body()));
+            }
+            let answer = answer?;
             let message = wire::message_envelope(codec, &answer)?;
             let end = end_envelope(None).map_err(unwritable)?;
             Ok(respond(Form::Stream, codec, Body::full([message, end].concat())))

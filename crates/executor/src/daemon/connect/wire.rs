@@ -158,6 +158,11 @@ impl Messages {
         Ok(None)
     }
 
+    /// What is left of the request.
+    pub(super) fn into_body(self) -> Incoming {
+        self.body
+    }
+
     /// The one message of a call whose request is not a stream.
     pub(super) async fn only<M>(mut self) -> Result<M, ConnectError>
     where
