@@ -105,7 +105,7 @@ def test_a_host_without_fuse_is_told_and_nothing_is_left(server: Server) -> None
 def test_doctor_finds_everything_here(server: Server) -> None:
     found = server.command("doctor")
     assert "everything a sandbox needs is there" in found.stdout
-    assert found.stdout.count("ok  ") == 6
+    assert found.stdout.count("ok  ") == 7, found.stdout
 
 
 def test_doctor_names_what_is_missing(server: Server, tmp_path: pathlib.Path) -> None:
