@@ -189,6 +189,20 @@ impl Container {
     }
 }
 
+/// Stops a process by its id on the host, and waits until none of its threads runs any more.
+pub(super) fn halt(process: i32) -> anyhow::Result<()> {
+    run(Command::new("kill").args(["-STOP", &process.to_string()]))?;
+    wait_for("all threads to stand still", Duration::from_secs(5), || {
+        for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            if !std::fs::read_to_string(thread?.path().join("stat"))?.contains(") T ") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    Ok(())
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {

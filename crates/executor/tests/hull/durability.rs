@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use sandyard_contract::control::{Call, FailureKind, Reply};
 
-use super::docker::{docker, wait_for};
+use super::docker::{docker, halt, wait_for};
 use super::rpc::User;
 use super::sandbox::Sandbox;
 
@@ -76,7 +76,7 @@ fn a_killed_sandbox_has_lost_no_closed_file() -> anyhow::Result<()> {
 #[ignore = "needs docker and minio"]
 fn a_program_that_hangs_delays_a_stop_to_its_limit_and_no_longer() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox.container.signal(sandbox.program()?, "STOP")?;
+    halt(sandbox.program()?)?;
     // Someone waits for it already, where no signal reaches.
     let _stuck = sandbox.start_command(User::User, "ls -l /workspace/nothing")?;
     let started = Instant::now();
@@ -93,7 +93,7 @@ fn a_program_that_hangs_delays_a_stop_to_its_limit_and_no_longer() -> anyhow::Re
 #[ignore = "needs docker and minio"]
 fn a_program_that_hangs_does_not_keep_its_container() -> anyhow::Result<()> {
     let sandbox = Sandbox::mounted()?;
-    sandbox.container.signal(sandbox.program()?, "STOP")?;
+    halt(sandbox.program()?)?;
     let _stuck = sandbox.start_command(User::User, "ls -l /workspace/nothing")?;
     wait_for("a process that the program keeps waiting", Duration::from_secs(5), || {
         let stuck = |process: &i32| {
@@ -141,7 +141,7 @@ fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
         anyhow::bail!("no sync")
     };
     ensure!(flush.complete, "{flush:?}");
-    sandbox.container.signal(sandbox.program()?, "STOP")?;
+    halt(sandbox.program()?)?;
     let Reply::Synced { flush } = sandbox.call(&Call::Sync { limit_ms: 500 })? else {
         anyhow::bail!("no sync")
     };

@@ -11,7 +11,7 @@ use sandyard_contract::daemon::DAEMON_PORT;
 use serde_json::json;
 
 use super::control::Authority;
-use super::docker::{Container, bundle, docker, image, wait_for};
+use super::docker::{Container, bundle, docker, halt, image, wait_for};
 use super::rpc::{Running, User, start};
 use super::sandbox::Sandbox;
 
@@ -131,7 +131,7 @@ fn a_daemon_that_hangs_delays_a_stop_by_the_grace_and_no_longer() -> anyhow::Res
         "exec 3> /workspace/open; head -c 5000000 /dev/zero >&3; echo ready; sleep 100",
     )?;
     writer.until("ready")?;
-    sandbox.container.signal(sandbox.daemon()?, "STOP")?;
+    halt(sandbox.daemon()?)?;
     let started = Instant::now();
     let flush = sandbox.stop(30_000)?;
     let took = started.elapsed();
