@@ -235,6 +235,13 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
     made.kill()
 
 
+@pytest.fixture
+def box(shared: Sandbox) -> Iterator[Sandbox]:
+    """A module's own `shared` sandbox, in which each test leaves no process."""
+    yield shared
+    until("no process is left", lambda: shared.commands.list() == [])
+
+
 @pytest_asyncio.fixture
 async def abox(server: Server, box: Sandbox) -> AsyncSandbox:
     """The asynchronous client of a module's own `box`."""

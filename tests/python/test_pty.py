@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import Server, until
+from conftest import Server
 from e2b import (AsyncSandbox, CommandExitException, InvalidArgumentException, NotFoundException,
                  PtySize, Sandbox, TimeoutException)
 from e2b.exceptions import SandboxException
@@ -27,12 +27,6 @@ def shared(server: Server, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     made = server.create(metadata=metadata, timeout=600)
     yield made
     made.kill()
-
-
-@pytest.fixture
-def box(shared: Sandbox) -> Iterator[Sandbox]:
-    yield shared
-    until("no process is left", lambda: shared.commands.list() == [])
 
 
 class Shell:
