@@ -36,7 +36,7 @@ pub(super) enum Body {
     /// All of it; `None` once it was taken.
     Full(Option<Bytes>),
     /// What `producer` sends; an error of it cuts the connection, so that no client takes half for all.
-    Made { chunks: mpsc::Receiver<Bytes>, producer: Option<Producer> },
+    Made { chunks: mpsc::Receiver<Bytes>, producer: Option<Producer>, follows_events: bool },
 }
 
 /// Where the future of a [`Body::Made`] sends its bytes; each is flushed at once.
@@ -66,8 +66,28 @@ impl Body {
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
     {
+        Self::new(false, make)
+    }
+
+    /// A body of which `make` writes a part whenever something happens, for as long as somebody listens.
+    pub(super) fn events<F>(make: impl FnOnce(Chunks) -> F) -> Self
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        Self::new(true, make)
+    }
+
+    fn new<F>(follows_events: bool, make: impl FnOnce(Chunks) -> F) -> Self
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
         let (sender, chunks) = mpsc::channel(1);
-        Self::Made { chunks, producer: Some(Box::pin(make(Chunks(sender)))) }
+        Self::Made { chunks, producer: Some(Box::pin(make(Chunks(sender)))), follows_events }
+    }
+
+    /// Whether it may be silent for long, and means nothing without a listener.
+    pub(super) fn follows_events(&self) -> bool {
+        matches!(self, Self::Made { follows_events: true, .. })
     }
 }
 
@@ -81,7 +101,7 @@ impl hyper::body::Body for Body {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let (chunks, producer) = match self.get_mut() {
             Self::Full(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Made { chunks, producer } => (chunks, producer),
+            Self::Made { chunks, producer, .. } => (chunks, producer),
         };
         loop {
             if let Poll::Ready(chunk) = chunks.poll_recv(context) {

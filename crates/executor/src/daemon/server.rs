@@ -12,7 +12,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, shutdown};
+use sandyard_socket::Socket;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 
 use super::{Daemon, log, router};
 
@@ -69,23 +71,43 @@ pub(super) async fn accept(listener: &TcpListener, daemon: &Arc<Daemon>) -> anyh
     }
 }
 
+/// Serves one connection. A request that has arrived is carried out also if its client leaves, for nothing
+/// tells the client how far it got; of what is left, only a stream of events ends with its client, which is
+/// noticed without anything to send (executor 2.7).
 async fn connection(stream: TcpStream, daemon: Arc<Daemon>) {
     if let Err(error) = stream.set_nodelay(true) {
         // The client may have left already; then serving it says so too.
         log!("failed to turn off delays of a connection: {error}");
     }
+    let socket = Socket::new(stream);
+    let streams = watch::Sender::new(false);
     let service = service_fn(|request| {
-        let daemon = Arc::clone(&daemon);
-        async move { Ok::<_, Infallible>(router::answer(&daemon, request).await) }
+        streams.send_replace(false);
+        let daemon = &daemon;
+        let streams = &streams;
+        async move {
+            let response = router::answer(daemon, request).await;
+            streams.send_replace(response.body().follows_events());
+            Ok::<_, Infallible>(response)
+        }
     });
-    // Errors are the client's: it left, or it speaks no HTTP, and was answered as far as possible.
-    drop(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .max_headers(MAX_HEADERS)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await,
-    );
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_headers(MAX_HEADERS)
+        // Else a client's end drops the request that came before it.
+        .half_close(true)
+        .serve_connection(TokioIo::new(socket.stream()), service)
+        .with_upgrades();
+    let unheard = async {
+        socket.closed_its_side().await;
+        // An error is the sender gone, which this function holds.
+        drop(streams.subscribe().wait_for(|streams| *streams).await);
+    };
+    tokio::select! {
+        biased;
+        // Errors are the client's: it left, or it speaks no HTTP, and was answered as far as possible.
+        _ = served => {}
+        () = unheard => {}
+    }
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod files;
 mod filesystem;
 mod inputs;
+mod leaving;
 mod processes;
 mod protocol;
 mod subscribers;

@@ -6,12 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use sandyard_socket::SocketStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::client::{Client, ClientStream};
+use super::client::Client;
 
 /// How long a new connection may say nothing: browsers open some ahead of need.
 const FIRST_BYTE: Duration = Duration::from_secs(60);
@@ -23,8 +24,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The bytes of one client's HTTP.
 pub(crate) enum Transport {
-    Plain(ClientStream),
-    Tls(Box<TlsStream<ClientStream>>),
+    Plain(SocketStream),
+    Tls(Box<TlsStream<SocketStream>>),
 }
 
 impl Transport {

@@ -278,7 +278,7 @@ where
     F: Future<Output = Result<(), ConnectError>> + Send + 'static,
 {
     let (deadline, keepalive) = (call.deadline, call.keepalive);
-    let body = Body::made(|chunks| {
+    let body = Body::events(|chunks| {
         let chunks = Arc::new(chunks);
         let sink = Sink { codec, chunks: Arc::clone(&chunks), keepalive };
         let sending = make(sink);
