@@ -1,6 +1,7 @@
 //! From a request to the sandbox's answer (control-plane 5.5).
 
 use std::error::Error;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,9 @@ const DAEMON_IDLE: Duration = Duration::from_secs(10);
 const SERVICE_IDLE: Duration = Duration::from_secs(1);
 /// Idle connections that are kept for one port of one sandbox.
 const MAX_IDLE: usize = 16;
+
+/// Starts a process, also if the client gives up before it hears of it (executor 2.7).
+const START_PATH: &str = "/process.Process/Start";
 
 /// Forwards requests.
 pub(super) struct Proxy {
@@ -132,8 +136,11 @@ impl Proxy {
                 Err(Failure::Refused(refusal)) => return Err(refusal),
             }
         } else {
-            let client = if target.port == DAEMON_PORT { &self.daemons } else { &self.services };
-            match client.request(request).await {
+            let of_daemon = target.port == DAEMON_PORT;
+            let starts = of_daemon && request.uri().path() == START_PATH;
+            let client = if of_daemon { &self.daemons } else { &self.services };
+            let answer = client.request(request);
+            match if starts { detached(answer).await } else { answer.await } {
                 Ok(response) => response,
                 Err(error) => return Err(self.refusal(target, &error).await),
             }
@@ -215,6 +222,18 @@ impl Proxy {
         } else {
             Refusal::NotFound(target.id)
         }
+    }
+}
+
+/// Runs work to its end, also if nobody waits for it any more.
+async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Only the end of the runtime, which is ours too, cancels it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

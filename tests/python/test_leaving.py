@@ -1,0 +1,85 @@
+"""Clients that give up right after they have sent a request, through the proxy."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import urllib.parse
+from collections.abc import Callable, Iterator
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+from conftest import Server, until
+from e2b import Sandbox
+
+START = "/process.Process/Start"
+CLIENTS = 20
+
+
+@pytest.fixture(scope="module")
+def shared(server: Server) -> Iterator[Sandbox]:
+    made = server.create(timeout=600)
+    yield made
+    made.kill()
+
+
+def start_request(tag: str) -> bytes:
+    process = {"cmd": "/bin/sleep", "args": ["60"]}
+    message = json.dumps({"process": process, "tag": tag, "stdin": False}).encode()
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def headers(box: Sandbox, length: int) -> dict[str, str]:
+    return {"content-type": "application/connect+json", "content-length": str(length),
+            "e2b-sandbox-id": box.sandbox_id, "e2b-sandbox-port": "49983",
+            "x-access-token": box._envd_access_token or "",
+            # A user who has to be looked up first.
+            "authorization": "Basic dXNlcjo="}
+
+
+def by_closing_http_1(box: Sandbox, address: tuple[str, int]) -> None:
+    for number in range(CLIENTS):
+        body = start_request(f"left-{number}")
+        lines = [f"POST {START} HTTP/1.1", "host: sandbox"]
+        lines += [f"{name}: {value}" for name, value in headers(box, len(body)).items()]
+        with socket.create_connection(address) as client:
+            client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+def by_resetting_http_2(box: Sandbox, address: tuple[str, int]) -> None:
+    """Each reset comes in the same packet as the request; the connection goes on."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    with socket.create_connection(address) as connection:
+        client.initiate_connection()
+        for number in range(CLIENTS):
+            body = start_request(f"left-{number}")
+            stream = client.get_next_available_stream_id()
+            head = {":method": "POST", ":path": START, ":scheme": "http", ":authority": "sandbox"}
+            client.send_headers(stream, [*head.items(), *headers(box, len(body)).items()])
+            client.send_data(stream, body, end_stream=True)
+            client.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+            connection.sendall(client.data_to_send())
+        client.ping(b"the-last")
+        connection.sendall(client.data_to_send())
+        answered = False
+        while not answered:
+            events = client.receive_data(connection.recv(65536))
+            answered = any(isinstance(event, h2.events.PingAckReceived) for event in events)
+
+
+@pytest.mark.parametrize("leave", [by_closing_http_1, by_resetting_http_2])
+def test_a_process_starts_though_its_client_has_given_up(
+        box: Sandbox, server: Server, leave: Callable[[Sandbox, tuple[str, int]], None]) -> None:
+    """executor 2.7: "cancel before the start event was sent: the process still starts"."""
+    url = urllib.parse.urlsplit(server.sandbox_url)
+    assert url.hostname and url.port
+    leave(box, (url.hostname, url.port))
+    expected = {f"left-{number}" for number in range(CLIENTS)}
+    until("all that were asked for run",
+          lambda: {process.tag for process in box.commands.list()} == expected)
+    for process in box.commands.list():
+        assert box.commands.kill(process.pid)
