@@ -40,6 +40,20 @@ describe('files', () => {
 
   after(() => sandbox.kill())
 
+  test('that are refused are so however much is sent', async () => {
+    // executor 10: the refusal itself, and no connection that breaks under the upload
+    await files.makeDir('taken')
+    const large = new ArrayBuffer(16 << 20)
+    for (let n = 0; n < 5; n++) {
+      await assert.rejects(files.write('taken', large), (error) => {
+        assert.ok(error instanceof InvalidArgumentError, `${error}`)
+        assert.match(error.message, /is a directory/)
+        return true
+      })
+      await assert.rejects(files.write('x', large, { user: 'nosuch' }), AuthenticationError)
+    }
+  })
+
   test('are written and read in every form', async () => {
     // executor 6.4, 6.5, 11.16, 11.17, 11.20, 11.21
     for (const [name, data] of [

@@ -353,3 +353,14 @@ def test_the_sdk_calls_a_wrong_token_an_authentication_error(server: Server, box
         stranger.commands.run("true")
     with pytest.raises(AuthenticationException):
         stranger.files.read("/etc/hostname")
+
+
+def test_a_client_that_sends_everything_first_gets_its_refusal(server: Server, box: Sandbox) -> None:
+    # No reset connection, and no 502 of the proxy, in place of what is wrong.
+    headers = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "49983",
+               "X-Access-Token": box._envd_access_token or "", "Content-Type": "application/octet-stream"}
+    with httpx.Client(base_url=server.sandbox_url, headers=headers, timeout=60) as client:
+        for path, status in (("/nothing", 404), ("/process.Process/List", 415), ("/files?path=/tmp", 400),
+                             ("/files?path=/tmp/x&username=nobody-at-all", 401)):
+            for _ in range(5):
+                assert client.post(path, content=bytes(16 << 20)).status_code == status, path

@@ -1,35 +1,13 @@
-//! Bodies of answers: bytes that are there, or bytes that a future makes while they are sent. And those of
-//! requests that nobody wants.
+//! Bodies of answers: bytes that are there, or bytes that a future makes while they are sent.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use http_body_util::BodyExt as _;
-use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::sync::mpsc;
 
 type Producer = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
-
-/// How much of a request that was answered early is still read, and for how long.
-const UNREAD_BYTES: usize = 1 << 20;
-const UNREAD_TIME: Duration = Duration::from_secs(1);
-
-/// Reads what is left of a request whose answer is known. A connection that is closed with unread bytes is
-/// reset, and then its client may lose the answer.
-pub(super) async fn discard(mut body: Incoming) {
-    let reading = async {
-        let mut left = UNREAD_BYTES;
-        while left > 0
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        }
-    };
-    // A client that sends more than that, or for longer, is cut off.
-    let _: Result<(), _> = tokio::time::timeout(UNREAD_TIME, reading).await;
-}
 
 /// An answer's body. Dropped when the client goes away, and the future in it with it.
 pub(super) enum Body {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use ed25519_dalek::Signature;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use sandyard_contract::ENVD_VERSION;
@@ -14,6 +13,7 @@ use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, InitBody, init_signing_in
 
 use super::args::Identity;
 use super::body::Body;
+use super::inbound::Inbound;
 use super::settings::Settings;
 use super::tasks::lock;
 use super::{Daemon, plain, pool};
@@ -27,7 +27,7 @@ const IDENTITY_FILES: &str = "/run/e2b";
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-envd-version");
 
 /// Answers a call to `/init`.
-pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
     let mut response = match init(daemon, request).await {
         Ok(()) => plain::status(StatusCode::NO_CONTENT),
         Err((status, message)) => plain::text(status, message),
@@ -36,10 +36,7 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> 
     response
 }
 
-async fn init(
-    daemon: &Arc<Daemon>,
-    request: Request<Incoming>,
-) -> Result<(), (StatusCode, String)> {
+async fn init(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<(), (StatusCode, String)> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, LIMIT).collect().await.map_err(|error| {
         (StatusCode::PAYLOAD_TOO_LARGE, format!("failed to read up to {LIMIT} bytes: {error}"))

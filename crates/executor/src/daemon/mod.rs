@@ -13,6 +13,7 @@ mod cors;
 mod files;
 mod filesystem;
 mod handshake;
+mod inbound;
 mod metrics;
 mod paths;
 mod plain;

@@ -3,20 +3,32 @@
 
 use std::sync::Arc;
 
-use hyper::body::{Body as _, Incoming};
-use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use sandyard_contract::connect::{Code, ConnectError};
 use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
 
 use super::accounts::User;
-use super::body::{Body, discard};
+use super::body::Body;
 use super::connect::{self, Procedure};
+use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, auth, cors, files, handshake, metrics, plain, pool, tunnel};
 
 /// Answers a request; every failure is an answer too.
 pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+    let request = request.map(|body| Inbound::new(daemon, body));
+    let unread = request.body().unread();
+    let mut response = dispatch(daemon, request).await;
+    if unread.get() {
+        // Whoever keeps connections for later has to hear that this one ends, or loses its next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn dispatch(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
     // Ours, with its own token, for the server alone: none of what clients need.
     if let Some(port) = request.uri().path().strip_prefix(TUNNEL_PATH) {
         let port = port.to_owned();
@@ -26,27 +38,16 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> 
         cors::Reading::Preflight(response) => return response,
         cors::Reading::Request(origin) => origin,
     };
-    let with_body = !request.body().is_end_stream();
-    let procedure = Procedure::from_path(request.uri().path());
     let mut response = authorized(daemon, request).await;
-    // A procedure's own refusals come after its request, or say themselves that they do not.
-    let unread = procedure.is_none() || response.status() == StatusCode::UNAUTHORIZED;
-    if with_body
-        && unread
-        && (response.status().is_client_error() || response.status().is_server_error())
-    {
-        connect::say_that_it_closes(&mut response);
-    }
     origin.mark(response.headers_mut());
     response
 }
 
-async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+async fn authorized(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     if !auth::is_open(method, path) {
         let settings = lock(&daemon.settings);
         if let Err(message) = auth::check_token(settings.access_token.as_ref(), request.headers()) {
-            daemon.connections.spawn(discard(request.into_body()));
             return plain::error(StatusCode::UNAUTHORIZED, message);
         }
     }
@@ -56,16 +57,12 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Respons
             (Ok(Some(user)), _) => Some(user),
             (Ok(None), name) => {
                 let error = connect::unauthenticated(&name);
-                let response = connect::refuse_by_content_type(request.headers(), error);
-                daemon.connections.spawn(discard(request.into_body()));
-                return response;
+                return connect::refuse_by_content_type(request.headers(), error);
             }
             (Err(error), name) => {
                 let message = format!("failed to look up the user '{name}': {error}");
                 let error = ConnectError::new(Code::Internal, message);
-                let response = connect::refuse_by_content_type(request.headers(), error);
-                daemon.connections.spawn(discard(request.into_body()));
-                return response;
+                return connect::refuse_by_content_type(request.headers(), error);
             }
         },
     };
@@ -75,7 +72,7 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Respons
 async fn route(
     daemon: &Arc<Daemon>,
     named_user: Option<User>,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
 ) -> Response<Body> {
     let path = request.uri().path();
     if let Some(procedure) = Procedure::from_path(path) {

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::body::Body;
+use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, auth, plain};
 
@@ -27,7 +27,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub(super) async fn answer(
     daemon: &Arc<Daemon>,
     port: &str,
-    mut request: Request<Incoming>,
+    mut request: Request<Inbound>,
 ) -> Response<Body> {
     let headers = request.headers();
     let given = headers.get(CONTROL_TOKEN_HEADER).map_or(&b""[..], HeaderValue::as_bytes);

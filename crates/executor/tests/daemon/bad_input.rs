@@ -190,3 +190,24 @@ fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
         }
     }
 }
+
+// A connection that is closed with unread bytes is reset, and then its client may never see the answer.
+#[test]
+fn a_client_that_sends_everything_first_gets_its_refusal() {
+    let daemon = Daemon::start();
+    let body = vec![b'x'; 8 << 20];
+    let directory = format!("/files?path={}", daemon.path(""));
+    for (target, status) in [
+        ("/nothing", 404),
+        ("/health", 405),
+        ("/files/compose", 400),
+        ("/files?path=/tmp/x&username=nobody-at-all", 401),
+        (&*directory, 400),
+        (START, 415),
+        (LIST, 415),
+    ] {
+        let headers = [("Content-Type", "application/octet-stream")];
+        let mut stream = daemon.send("POST", target, &headers, &body);
+        assert_eq!(Answer::read_head(&mut stream).status, status, "{target}");
+    }
+}

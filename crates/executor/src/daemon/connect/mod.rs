@@ -7,10 +7,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, EndStream, FLAG_END_STREAM, Form};
@@ -20,7 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::accounts::User;
-use super::body::{Body, Chunks, discard};
+use super::body::{Body, Chunks};
+use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, filesystem, process};
 
@@ -158,7 +157,7 @@ pub(super) async fn answer(
     procedure: Procedure,
     daemon: &Arc<Daemon>,
     named_user: Option<User>,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
 ) -> Response<Body> {
     let form = procedure.form();
     if request.method() != Method::POST {
@@ -183,26 +182,13 @@ pub(super) async fn answer(
         within(deadline, serve(procedure, codec, call, request)).await
     };
     let result = result.await;
-    result.unwrap_or_else(|error| {
-        let mut response = refuse(form, codec, error);
-        if matches!(procedure, Procedure::ProcessStreamInput) {
-            say_that_it_closes(&mut response);
-        }
-        response
-    })
-}
-
-/// For an answer to a request that was not read to its end, with which the connection ends. Whoever keeps
-/// connections for later has to hear of that, or loses its next request.
-pub(super) fn say_that_it_closes(response: &mut Response<Body>) {
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    result.unwrap_or_else(|error| refuse(form, codec, error))
 }
 
 fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response.headers_mut().insert(name, HeaderValue::from_static(value));
-    say_that_it_closes(&mut response);
     response
 }
 
@@ -210,7 +196,7 @@ async fn serve(
     procedure: Procedure,
     codec: Codec,
     call: Call,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
 ) -> Result<Response<Body>, ConnectError> {
     use Procedure::*;
     match procedure {
@@ -220,13 +206,7 @@ async fn serve(
         ProcessSendSignal => unary(codec, call, request, process::send_signal).await,
         ProcessCloseStdin => unary(codec, call, request, process::close_stdin).await,
         ProcessStreamInput => {
-            let daemon = Arc::clone(&call.daemon);
-            let mut messages = Messages::read(codec, request)?;
-            let answer = process::stream_input(call, &mut messages).await;
-            if answer.is_err() {
-                daemon.connections.spawn(discard(messages.into_body()));
-            }
-            let answer = answer?;
+            let answer = process::stream_input(call, Messages::read(codec, request)?).await?;
             let message = wire::message_envelope(codec, &answer)?;
             let end = end_envelope(None).map_err(unwritable)?;
             Ok(respond(Form::Stream, codec, Body::full([message, end].concat())))
@@ -259,7 +239,7 @@ async fn serve(
 async fn unary<Req, Res, F>(
     codec: Codec,
     call: Call,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
     method: impl FnOnce(Call, Req) -> F,
 ) -> Result<Response<Body>, ConnectError>
 where

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use flate2::read::MultiGzDecoder;
 use http_body_util::BodyExt as _;
 use hyper::Request;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, ENVELOPE_HEAD};
@@ -16,6 +16,8 @@ use sandyard_contract::rpc::process::process_event::data_event::Output;
 use sandyard_contract::rpc::process::{ProcessEvent, StartResponse, process_event};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::super::inbound::Inbound;
 
 /// The longest request message. The contract has no limit, but messages are held in memory, and files
 /// have a route that streams them.
@@ -89,13 +91,13 @@ fn refused(error: EnvelopeError) -> ConnectError {
 }
 
 /// Reads the message of a unary request.
-pub(super) async fn unary_message(request: Request<Incoming>) -> Result<Bytes, ConnectError> {
+pub(super) async fn unary_message(request: Request<Inbound>) -> Result<Bytes, ConnectError> {
     let compression = Compression::read(request.headers().get(CONTENT_ENCODING))?;
     compression.decode(collect(request.into_body()).await?)
 }
 
 /// Reads a request's body to its end.
-async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
+async fn collect(mut body: Inbound) -> Result<Bytes, ConnectError> {
     // Nearly every request is one frame, which needs no copy.
     let mut whole = Bytes::new();
     let mut joined = Vec::new();
@@ -121,13 +123,13 @@ async fn collect(mut body: Incoming) -> Result<Bytes, ConnectError> {
 pub(in super::super) struct Messages {
     codec: Codec,
     compression: Compression,
-    body: Incoming,
+    body: Inbound,
     envelopes: Envelopes,
     over: bool,
 }
 
 impl Messages {
-    pub(super) fn read(codec: Codec, request: Request<Incoming>) -> Result<Self, ConnectError> {
+    pub(super) fn read(codec: Codec, request: Request<Inbound>) -> Result<Self, ConnectError> {
         let compression = Compression::read(request.headers().get(STREAM_ENCODING))?;
         let envelopes = Envelopes::new(MESSAGE_LIMIT);
         Ok(Self { codec, compression, body: request.into_body(), envelopes, over: false })
@@ -156,11 +158,6 @@ impl Messages {
             }
         }
         Ok(None)
-    }
-
-    /// What is left of the request.
-    pub(super) fn into_body(self) -> Incoming {
-        self.body
     }
 
     /// The one message of a call whose request is not a stream.

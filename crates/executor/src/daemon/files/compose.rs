@@ -6,11 +6,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, fchown};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use serde::Deserialize;
 
 use super::super::body::Body;
+use super::super::inbound::Inbound;
 use super::super::{Daemon, paths, plain, pool};
 use super::write::Written;
 use super::{Owner, Refusal};
@@ -30,7 +30,7 @@ struct Order {
 /// Answers an order to compose.
 pub(in super::super) async fn compose(
     daemon: &Arc<Daemon>,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
 ) -> Response<Body> {
     match carry_out(daemon, request).await {
         Ok(written) => plain::json(StatusCode::OK, &written),
@@ -38,7 +38,7 @@ pub(in super::super) async fn compose(
     }
 }
 
-async fn carry_out(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Result<Written, Refusal> {
+async fn carry_out(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<Written, Refusal> {
     let body = Limited::new(request.into_body(), LIMIT).collect().await;
     let body = body.map_err(|error| Refusal::invalid(format!("failed to read it: {error}")))?;
     let order: Order = serde_json::from_slice(&body.to_bytes())

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
@@ -14,6 +14,7 @@ use hyper::{Request, Response, StatusCode};
 
 use super::super::auth::Operation;
 use super::super::body::{Body, Chunks};
+use super::super::inbound::Inbound;
 use super::super::{Daemon, paths, plain, pool};
 use super::buffers::Buffers;
 use super::encoding::{self, Encoding};
@@ -29,7 +30,7 @@ const SMALL_BYTES: u64 = 64 << 10;
 /// Answers a download.
 pub(in super::super) async fn download(
     daemon: &Arc<Daemon>,
-    request: &Request<Incoming>,
+    request: &Request<Inbound>,
 ) -> Response<Body> {
     let found = find(daemon, request).await;
     found.unwrap_or_else(Refusal::response)
@@ -49,10 +50,7 @@ struct Source {
     gzip: Gzip,
 }
 
-async fn find(
-    daemon: &Arc<Daemon>,
-    request: &Request<Incoming>,
-) -> Result<Response<Body>, Refusal> {
+async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Response<Body>, Refusal> {
     let headers = request.headers();
     let query = Query::parse(request.uri())?;
     query.check(Operation::Read, daemon, headers)?;

@@ -131,30 +131,50 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
+/// Whose files a request is about, by name.
+struct OwnerName {
+    daemon: Arc<Daemon>,
+    name: String,
+    workdir: Option<String>,
+}
+
 /// Whose files, and where paths without a place begin.
-#[derive(Clone)]
 struct Owner {
     daemon: Arc<Daemon>,
     user: User,
     workdir: Option<String>,
 }
 
+impl OwnerName {
+    /// The user of the query, else the default user.
+    fn new(daemon: &Arc<Daemon>, username: Option<&str>) -> Self {
+        let settings = lock(&daemon.settings);
+        let name = username.filter(|name| !name.is_empty()).unwrap_or(&settings.default_user);
+        let workdir = settings.default_workdir.clone();
+        Self { daemon: Arc::clone(daemon), name: name.to_owned(), workdir }
+    }
+
+    /// Looks the user up. Blocks.
+    fn find(&self) -> Result<Owner, Refusal> {
+        match User::find(&self.name) {
+            Ok(Some(user)) => {
+                let (daemon, workdir) = (Arc::clone(&self.daemon), self.workdir.clone());
+                Ok(Owner { daemon, user, workdir })
+            }
+            Ok(None) => {
+                let message = format!("invalid username: '{}'", self.name);
+                Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
+            }
+            Err(error) => Err(Refusal::system("look up the user", &self.name, &error)),
+        }
+    }
+}
+
 impl Owner {
     /// The user of the query, else the default user.
     async fn find(daemon: &Arc<Daemon>, username: Option<&str>) -> Result<Self, Refusal> {
-        let (name, workdir) = {
-            let settings = lock(&daemon.settings);
-            let name = username.filter(|name| !name.is_empty());
-            (name.unwrap_or(&settings.default_user).to_owned(), settings.default_workdir.clone())
-        };
-        match pool::run(move || (User::find(&name), name)).await {
-            (Ok(Some(user)), _) => Ok(Self { daemon: Arc::clone(daemon), user, workdir }),
-            (Ok(None), name) => {
-                let message = format!("invalid username: '{name}'");
-                Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
-            }
-            (Err(error), name) => Err(Refusal::system("look up the user", &name, &error)),
-        }
+        let name = OwnerName::new(daemon, username);
+        pool::run(move || name.find()).await
     }
 
     /// Makes what is missing above a file, seen by watchers before the file itself is made. Blocks.

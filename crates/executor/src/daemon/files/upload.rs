@@ -1,13 +1,13 @@
 //! `POST /files` (executor 6.5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::write::MultiGzDecoder;
 use http_body_util::BodyExt as _;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use sandyard_contract::upload::{boundary, path_of_part};
@@ -15,63 +15,76 @@ use tokio::sync::Mutex;
 
 use super::super::auth::Operation;
 use super::super::body::Body;
+use super::super::inbound::Inbound;
 use super::super::{Daemon, plain, pool};
 use super::metadata;
-use super::write::{Writer, Written};
-use super::{Owner, Query, Refusal};
+use super::write::{Target, Writer, Written};
+use super::{OwnerName, Query, Refusal};
 
-/// How long a refused upload is still read, so that its client comes to read the refusal instead of
-/// meeting a closed connection.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the bytes after an upload's last part may take, which nobody needs.
+const EPILOGUE: Duration = Duration::from_secs(10);
 
 /// Answers an upload.
 pub(in super::super) async fn upload(
     daemon: &Arc<Daemon>,
-    request: Request<Incoming>,
+    request: Request<Inbound>,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    // Shared, so that what is left of it can be read when the upload was given up.
+    // Shared, since the reader of parts keeps what it reads from and goes no further than the last part.
     let body = Arc::new(Mutex::new(body));
     let result = async {
         let query = Query::parse(&head.uri)?;
-        receive(daemon, &query, &head.headers, &body).await
+        receive(daemon, query, &head.headers, &body).await
     };
     match result.await {
-        Ok(written) => plain::json(StatusCode::OK, &written),
-        Err(refusal) => {
-            let drain = async { while let Some(Ok(_)) = body.lock().await.frame().await {} };
-            // At the limit the connection is closed with the answer.
-            drop(tokio::time::timeout(DRAIN_LIMIT, drain).await);
-            refusal.response()
+        Ok(written) => {
+            let rest = async { while let Some(Ok(_)) = body.lock().await.frame().await {} };
+            // The connection ends with the answer of one that takes longer.
+            drop(tokio::time::timeout(EPILOGUE, rest).await);
+            plain::json(StatusCode::OK, &written)
         }
+        Err(refusal) => refusal.response(),
     }
 }
 
 async fn receive(
     daemon: &Arc<Daemon>,
-    query: &Query,
+    query: Query,
     headers: &HeaderMap,
-    body: &Arc<Mutex<Incoming>>,
+    body: &Arc<Mutex<Inbound>>,
 ) -> Result<Vec<Written>, Refusal> {
     query.check(Operation::Write, daemon, headers)?;
-    let gzip = is_gzip(headers)?;
-    let owner = Owner::find(daemon, query.username.as_deref()).await?;
-    let metadata = Arc::new(metadata::read(headers)?);
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let media_type = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     let source = Source {
         body: Arc::clone(body),
-        decoder: gzip.then(|| MultiGzDecoder::new(Vec::new())),
+        decoder: is_gzip(headers)?.then(|| MultiGzDecoder::new(Vec::new())),
         ended: false,
     };
-    let target = Target { owner, query_path: query.path.clone(), metadata };
+    let owner = OwnerName::new(daemon, query.username.as_deref());
+    let target = Arc::new(Target::new(owner));
+    match files(source, &target, query.path, headers).await {
+        Ok(written) if !written.is_empty() => Ok(written),
+        // That there is no such user comes before what else is wrong with an upload, or missing.
+        other => pool::run(move || target.owner().map(drop)).await.and(other),
+    }
+}
+
+async fn files(
+    source: Source,
+    target: &Arc<Target>,
+    query_path: Option<String>,
+    headers: &HeaderMap,
+) -> Result<Vec<Written>, Refusal> {
+    let metadata = Arc::new(metadata::read(headers)?);
+    let upload = Upload { target: Arc::clone(target), query_path, metadata };
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media_type = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     if media_type == "application/octet-stream" {
-        return target.whole(source).await;
+        return upload.whole(source).await;
     }
     if media_type.starts_with("multipart/") {
         let boundary = boundary(kind)
             .ok_or_else(|| Refusal::invalid(format!("'{kind}' names no boundary")))?;
-        return target.parts(source, boundary).await;
+        return upload.parts(source, boundary).await;
     }
     Err(Refusal::invalid(format!(
         "content type '{kind}' cannot be uploaded: send application/octet-stream or multipart"
@@ -91,7 +104,7 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
 
 /// An upload's bytes, decompressed.
 struct Source {
-    body: Arc<Mutex<Incoming>>,
+    body: Arc<Mutex<Inbound>>,
     decoder: Option<MultiGzDecoder<Vec<u8>>>,
     ended: bool,
 }
@@ -135,25 +148,21 @@ impl Source {
     }
 }
 
-/// Where the files of one upload go.
-struct Target {
-    owner: Owner,
+/// The files of one request.
+struct Upload {
+    target: Arc<Target>,
     query_path: Option<String>,
     metadata: Arc<BTreeMap<String, String>>,
 }
 
-impl Target {
+impl Upload {
     /// The whole body is one file.
     async fn whole(self, mut source: Source) -> Result<Vec<Written>, Refusal> {
         let path = self.query_path.as_deref().filter(|path| !path.is_empty());
         let path = path.ok_or_else(|| Refusal::invalid("the query parameter 'path' is missing"))?;
-        let path = self.owner.resolve(path)?;
-        // A header of the compression that is broken must not leave an empty file.
-        let mut first = source.next().await?;
-        let mut writer = Writer::open(path, &self.owner).await?;
-        while let Some(bytes) = first.take() {
+        let mut writer = Writer::new(&self.target, path);
+        while let Some(bytes) = source.next().await? {
             writer.write(bytes).await?;
-            first = source.next().await?;
         }
         Ok(vec![writer.finish(self.metadata).await?])
     }
@@ -162,7 +171,7 @@ impl Target {
     async fn parts(self, source: Source, boundary: &str) -> Result<Vec<Written>, Refusal> {
         let broken = |error: multer::Error| Refusal::invalid(format!("broken upload: {error}"));
         let mut parts = multer::Multipart::new(stream(source), boundary);
-        let (mut written, mut paths) = (Vec::new(), BTreeSet::new());
+        let mut written = Vec::new();
         let query_path = self.query_path.as_deref();
         while let Some(mut part) = parts.next_field().await.map_err(broken)? {
             let name = path_of_part(query_path, part.name(), part.file_name()).map_err(|_| {
@@ -171,12 +180,7 @@ impl Target {
             let Some(name) = name else {
                 continue;
             };
-            let path = self.owner.resolve(name)?;
-            if !paths.insert(path.clone()) {
-                let message = format!("two parts of the upload are for '{path}'");
-                return Err(Refusal::invalid(message));
-            }
-            let mut writer = Writer::open(path, &self.owner).await?;
+            let mut writer = Writer::new(&self.target, name);
             while let Some(bytes) = part.chunk().await.map_err(broken)? {
                 writer.write(bytes).await?;
             }

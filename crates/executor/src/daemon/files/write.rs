@@ -1,18 +1,19 @@
 //! Writing one file, in the order that watchers see (executor 6.5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, chown, fchown};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use hyper::body::Bytes;
 use serde::Serialize;
 
 use super::super::filesystem::metadata;
+use super::super::tasks::lock;
 use super::super::{paths, pool};
 use super::handle::Handle;
-use super::{CHUNK_BYTES, Owner, Refusal};
+use super::{CHUNK_BYTES, Owner, OwnerName, Refusal};
 
 /// What the answer tells of a written file.
 #[derive(Clone, Debug, Serialize)]
@@ -32,51 +33,76 @@ impl Written {
     }
 }
 
+/// Where the files of one request go.
+pub(super) struct Target {
+    name: OwnerName,
+    owner: OnceLock<Owner>,
+    paths: Mutex<BTreeSet<String>>,
+}
+
 /// A file that is being written. Bytes are gathered, so that a small file is one write and its
-/// watchers hear of one. They are copied for it: the connection can then use its own memory again,
-/// which costs less than new memory for every read.
+/// watchers hear of one, and everything that may block is one job of the pool. They are copied for it:
+/// the connection can then use its own memory again, which costs less than new memory for every read.
 pub(super) struct Writer {
-    path: String,
-    file: Arc<Handle>,
+    target: Arc<Target>,
+    name: String,
     gathered: Vec<u8>,
-    /// A write under way, while more is gathered; it gives its memory back.
-    writing: Option<pool::Running<io::Result<Vec<u8>>>>,
+    file: Option<Opened>,
+    /// A write under way, while more is gathered.
+    writing: Option<Writing>,
+}
+
+/// A write; it gives file and memory back.
+type Writing = pool::Running<Result<(Opened, Vec<u8>), Refusal>>;
+
+/// A file that was made or emptied, and belongs to its owner.
+struct Opened {
+    path: String,
+    file: Handle,
+}
+
+impl Target {
+    pub(super) fn new(name: OwnerName) -> Self {
+        Self { name, owner: OnceLock::new(), paths: Mutex::default() }
+    }
+
+    /// Blocks.
+    pub(super) fn owner(&self) -> Result<&Owner, Refusal> {
+        match self.owner.get() {
+            Some(owner) => Ok(owner),
+            None => {
+                let owner = self.name.find()?;
+                Ok(self.owner.get_or_init(|| owner))
+            }
+        }
+    }
+
+    /// Makes the file or empties it; either way it belongs to the owner afterwards. Blocks.
+    fn open(&self, name: &str) -> Result<Opened, Refusal> {
+        let owner = self.owner()?;
+        let path = owner.resolve(name)?;
+        if !lock(&self.paths).insert(path.clone()) {
+            return Err(Refusal::invalid(format!("two parts of the upload are for '{path}'")));
+        }
+        let file = Handle::new(open(&path, owner)?);
+        Ok(Opened { path, file })
+    }
 }
 
 impl Writer {
-    /// Makes the file or empties it; either way it belongs to the owner afterwards.
-    pub(super) async fn open(path: String, owner: &Owner) -> Result<Self, Refusal> {
-        let owner = owner.clone();
-        pool::run(move || {
-            let file = open(&path, &owner)?;
-            Ok(Self {
-                path,
-                file: Arc::new(Handle::new(file)),
-                gathered: Vec::new(),
-                writing: None,
-            })
-        })
-        .await
+    /// One for the file with this name, which is looked at with its first bytes.
+    pub(super) fn new(target: &Arc<Target>, name: &str) -> Self {
+        let (target, name) = (Arc::clone(target), name.to_owned());
+        Self { target, name, gathered: Vec::new(), file: None, writing: None }
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Refusal> {
         self.gathered.extend_from_slice(&bytes);
         if self.gathered.len() >= CHUNK_BYTES {
-            self.flush().await?;
+            let spare = self.settle().await?;
+            let bytes = std::mem::replace(&mut self.gathered, spare);
+            self.writing = Some(self.begin(bytes));
         }
-        Ok(())
-    }
-
-    /// Waits for the write before, then begins the next.
-    async fn flush(&mut self) -> Result<(), Refusal> {
-        let spare = self.settle().await?;
-        let (file, mut gathered) =
-            (Arc::clone(&self.file), std::mem::replace(&mut self.gathered, spare));
-        self.writing = Some(pool::run(move || {
-            (&**file).write_all(&gathered)?;
-            gathered.clear();
-            Ok(gathered)
-        }));
         Ok(())
     }
 
@@ -85,7 +111,19 @@ impl Writer {
         let Some(writing) = self.writing.take() else {
             return Ok(Vec::new());
         };
-        writing.await.map_err(|error| Refusal::system("write", &self.path, &error))
+        let (file, spare) = writing.await?;
+        self.file = Some(file);
+        Ok(spare)
+    }
+
+    fn begin(&mut self, mut bytes: Vec<u8>) -> Writing {
+        let (target, name, file) = (Arc::clone(&self.target), self.name.clone(), self.file.take());
+        pool::run(move || {
+            let file = file.map_or_else(|| target.open(&name), Ok)?;
+            file.write(&bytes)?;
+            bytes.clear();
+            Ok((file, bytes))
+        })
     }
 
     /// Writes what is left and sets the metadata.
@@ -95,28 +133,33 @@ impl Writer {
     ) -> Result<Written, Refusal> {
         self.settle().await?;
         pool::run(move || {
-            let file = self.file;
-            (&**file)
-                .write_all(&self.gathered)
-                .map_err(|error| Refusal::system("write", &self.path, &error))?;
-            metadata::replace(&file, &metadata).map_err(|error| {
-                match error.raw_os_error() {
-                    // The kernel's words for "does not fit".
-                    Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
-                        hyper::StatusCode::INSUFFICIENT_STORAGE,
-                        format!("the metadata of '{}' does not fit: {error}", self.path),
-                    ),
-                    _ => Refusal::system("set the metadata of", &self.path, &error),
-                }
-            })?;
-            let stored = metadata::of_file(&file);
-            // Before the answer: a file system may store a file when it is closed.
-            if let Some(file) = Arc::into_inner(file) {
-                file.close();
-            }
-            Ok(Written::new(self.path, stored))
+            let file = self.file.map_or_else(|| self.target.open(&self.name), Ok)?;
+            file.write(&self.gathered)?;
+            file.finish(&metadata)
         })
         .await
+    }
+}
+
+impl Opened {
+    fn write(&self, bytes: &[u8]) -> Result<(), Refusal> {
+        (&*self.file).write_all(bytes).map_err(|error| Refusal::system("write", &self.path, &error))
+    }
+
+    /// Sets the metadata and closes the file.
+    fn finish(self, metadata: &BTreeMap<String, String>) -> Result<Written, Refusal> {
+        metadata::replace(&self.file, metadata).map_err(|error| match error.raw_os_error() {
+            // The kernel's words for "does not fit".
+            Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
+                hyper::StatusCode::INSUFFICIENT_STORAGE,
+                format!("the metadata of '{}' does not fit: {error}", self.path),
+            ),
+            _ => Refusal::system("set the metadata of", &self.path, &error),
+        })?;
+        let stored = metadata::of_file(&self.file);
+        // Before the answer: a file system may store a file when it is closed.
+        self.file.close();
+        Ok(Written::new(self.path, stored))
     }
 }
 

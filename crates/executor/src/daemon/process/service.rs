@@ -121,7 +121,7 @@ pub(in super::super) async fn send_input(
 /// Writes each message as it comes; the first says to which process (executor 4.8).
 pub(in super::super) async fn stream_input(
     call: Call,
-    messages: &mut Messages,
+    mut messages: Messages,
 ) -> Result<StreamInputResponse, ConnectError> {
     let mut selected = None;
     while let Some(request) = messages.next::<StreamInputRequest>().await? {
