@@ -70,7 +70,8 @@ impl Names {
 fn read(path: &str) -> io::Result<String> {
     // Whatever root in the sandbox puts there, opening it must not block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut bytes = Vec::new();
+    // Enough for most, so that it is one read.
+    let mut bytes = Vec::with_capacity(8 << 10);
     match file.and_then(|file| file.take(16 << 20).read_to_end(&mut bytes)) {
         Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
