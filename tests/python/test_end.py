@@ -6,7 +6,7 @@ import threading
 import uuid
 
 import pytest
-from conftest import Server, until
+from conftest import Server, docker, until
 from e2b import Sandbox
 from e2b.exceptions import SandboxNotRunningException
 
@@ -91,3 +91,13 @@ def test_who_joined_a_command_hears_of_the_end_too(server: Server, session: str)
     for handle in (started, joined):
         with pytest.raises(SandboxNotRunningException):
             handle.wait()
+
+
+def test_a_sandbox_that_somebody_froze_loses_nothing(server: Server, session: str) -> None:
+    """design 6.3: also with the engine's pause, a kill ends the processes and stores what they wrote."""
+    sandbox = server.create(metadata={"session": session})
+    listener = Listener(sandbox)
+    docker("pause", sandbox.sandbox_id)
+    assert sandbox.kill()
+    listener.heard_of_the_end()
+    assert saved(server, {"session": session})

@@ -106,6 +106,8 @@ def test_doctor_finds_everything_here(server: Server) -> None:
     found = server.command("doctor")
     assert "everything a sandbox needs is there" in found.stdout
     assert found.stdout.count("ok  ") == 7, found.stdout
+    limit = int(pathlib.Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    assert (f"{limit} at once, shared by all sandboxes" in found.stdout) == (limit < 1024)
 
 
 def test_doctor_names_what_is_missing(server: Server, tmp_path: pathlib.Path) -> None:

@@ -136,6 +136,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// is made again and announced as [`RuntimeEvent::Resync`].
     fn watch(&self) -> BoxStream<'static, RuntimeEvent>;
 
+    /// Lets a container go on that somebody froze with the engine; without effect on any other.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn thaw(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
     /// Asks PID 1 of the container to end and waits for it, `limit_secs` at most. For a container whose
     /// `init` does not answer calls; without effect on one that does not run.
     ///

@@ -291,6 +291,19 @@ impl Runtime for DockerRuntime {
         crate::events::watch(self.docker.clone(), &self.settings.installation)
     }
 
+    async fn thaw(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let failed = |error| failed(&self.endpoint, "thaw a container", error);
+        let found = match self.docker.inspect_container(id.as_str(), None).await {
+            Err(error) if is_not_found(&error) => return Ok(()),
+            found => found.map_err(failed)?,
+        };
+        if found.state.and_then(|state| state.paused) != Some(true) {
+            return Ok(());
+        }
+        info!(sandbox.id = %id, "somebody froze the container; it goes on");
+        self.docker.unpause_container(id.as_str()).await.map_err(failed)
+    }
+
     async fn stop(&self, id: &SandboxId, limit_secs: u32) -> Result<(), RuntimeError> {
         let seconds = i32::try_from(limit_secs).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();

@@ -321,6 +321,11 @@ impl Runtime for FakeEngine {
         .boxed()
     }
 
+    async fn thaw(&self, _: &SandboxId) -> Result<(), RuntimeError> {
+        // Nobody freezes these.
+        Ok(())
+    }
+
     async fn stop(&self, id: &SandboxId, _: u32) -> Result<(), RuntimeError> {
         const WHAT: &str = "stop the container";
         self.begin(Call::Stop, Some(id)).await.map_err(refused(WHAT))?;

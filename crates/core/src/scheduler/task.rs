@@ -285,7 +285,15 @@ async fn end(shared: Arc<Shared>, instance: Instance, flush: bool, delay: Durati
     tokio::time::sleep(delay).await;
     let mut left = None;
     if flush {
-        left = match parts.executor.stop(&instance, parts.limits.flush).await {
+        // Nothing in a frozen container answers. Both at once, for nearly none is.
+        let (stopped, thawed) = tokio::join!(
+            parts.executor.stop(&instance, parts.limits.flush),
+            parts.runtime.thaw(&instance.id),
+        );
+        if let Err(error) = thawed {
+            warn!(%error, "cannot see whether the container is frozen");
+        }
+        left = match stopped {
             Ok(Flushed::Complete) => None,
             Ok(Flushed::Incomplete { bytes_left }) => Some(bytes_left),
             Err(error) => stop_by_engine(&shared, &instance, &error).await,

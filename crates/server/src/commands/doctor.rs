@@ -16,6 +16,9 @@ use crate::domain::Domain;
 use crate::grants::SchedulerGrants;
 use crate::installation::{Installation, connect, open_backend};
 
+/// Watchers of one machine that leave each of some dozens of sandboxes several.
+const ENOUGH_WATCHERS: u32 = 1024;
+
 /// Tries each part and prints a line for it.
 ///
 /// # Errors
@@ -48,6 +51,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     report.step("object store", check_store(config, &data).await);
     report.step("/dev/fuse here", fuse());
     check_names(config, &mut report).await;
+    check_watchers(&report);
     if engine_there {
         let _lock = data.lock()?;
         match Installation::start(&trial, data).await {
@@ -141,6 +145,22 @@ async fn check_names(config: &Config, report: &mut Report) {
             report.step(&what, Err(anyhow::Error::new(error).context(advice)));
         }
     }
+}
+
+/// All sandboxes watch directories as the host's root, and share what the kernel allows one user.
+fn check_watchers(report: &Report) {
+    const LIMIT: &str = "/proc/sys/fs/inotify/max_user_instances";
+    let limit =
+        std::fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    // Without it the kernel has no inotify, or this is another system; a watch says so itself.
+    let Some(limit) = limit.filter(|limit| *limit < ENOUGH_WATCHERS) else {
+        return;
+    };
+    let advice = format!(
+        "{limit} at once, shared by all sandboxes of this machine; for more, \
+         'sysctl fs.inotify.max_user_instances={ENOUGH_WATCHERS}'"
+    );
+    report.note("watched directories", &advice);
 }
 
 async fn create(installation: &Installation, workspace: bool) -> anyhow::Result<String> {
