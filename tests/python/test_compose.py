@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shlex
 import shutil
 import socket
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from conftest import ROOT, docker, until
 from e2b import CommandExitException, Sandbox
+from test_tls import run as run_client
 
 FILE = ROOT / "compose" / "compose.yaml"
 USER, PASSWORD = "sandyard", "sandyard-local"
@@ -153,6 +155,21 @@ def test_env_prints_what_works_on_the_host(project: Project, sandbox: Sandbox) -
     assert body.read() == b"1"
     # The commands beside the server do not go the clients' way: it does not lead into its own container.
     assert sandbox.sandbox_id in project.server("sandyard", "ls")
+
+
+def test_clients_on_the_host_come_by_tls_too(project: Project, sandbox: Sandbox, folder: pathlib.Path) -> None:
+    # README, "Over TLS": what is printed, and copies of the certificates.
+    server = ["exec", "-T", "server"]
+    printed = project.compose(*server, "sandyard", "env", "--tls", "--certificates", str(folder))
+    variables = dict(shlex.split(line)[1].split("=", 1) for line in printed.splitlines())
+    for file in ("ca.pem", "ca-bundle.pem"):
+        (folder / file).write_text(project.compose(*server, "cat", f"/data/tls/{file}"))
+    assert variables["E2B_DOMAIN"].endswith(f":{project.environment['SANDYARD_PROXY_PORT']}")
+    run_client("from e2b import Sandbox\n"
+               f"box = Sandbox.connect({sandbox.sandbox_id!r})\n"
+               "assert box.commands.run('echo over; echo tls').stdout == 'over\\ntls\\n'\n"
+               "box.files.write('x', b'x' * 100_000)\n"
+               "assert len(box.files.read('x', format='bytes')) == 100_000\n", variables)
 
 
 def test_only_the_server_has_the_docker_socket(project: Project, sandbox: Sandbox) -> None:
