@@ -161,7 +161,8 @@ def test_clients_on_the_host_come_by_tls_too(project: Project, sandbox: Sandbox,
     # README, "Over TLS": what is printed, and copies of the certificates.
     server = ["exec", "-T", "server"]
     printed = project.compose(*server, "sandyard", "env", "--tls", "--certificates", str(folder))
-    variables = dict(shlex.split(line)[1].split("=", 1) for line in printed.splitlines())
+    exports = [line for line in printed.splitlines() if line.startswith("export ")]
+    variables = dict(shlex.split(line)[1].split("=", 1) for line in exports)
     for file in ("ca.pem", "ca-bundle.pem"):
         (folder / file).write_text(project.compose(*server, "cat", f"/data/tls/{file}"))
     assert variables["E2B_DOMAIN"].endswith(f":{project.environment['SANDYARD_PROXY_PORT']}")

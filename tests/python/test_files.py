@@ -289,6 +289,9 @@ def test_metadata_lives_with_the_file(box: Sandbox, folder: str) -> None:
     box.commands.run("python3 -c \"import os; os.setxattr('n', 'user.e2b.author', b'you')\"",
                      cwd=f"/home/user/{folder}")
     assert files.get_info(f"{folder}/n").metadata == {"author": "you"}
+    # Each is a header; of more the disk's file system would say that they do not fit.
+    many = {f"k{number}": "v" for number in range(100)}
+    assert files.write(f"{folder}/many", "1", metadata=many).metadata == many
     with pytest.raises(InvalidArgumentException):
         files.write(path, "x", metadata={"big": "v" * 4096})
     assert not files.exists(path)

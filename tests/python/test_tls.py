@@ -91,6 +91,7 @@ asyncio.run(main())
 
 def exports(server: Server, *arguments: str) -> dict[str, str]:
     lines = server.command("env", "--tls", *arguments).stdout.splitlines()
+    lines = [line for line in lines if not line.startswith("unset ")]
     return dict(line.removeprefix("export ").split("=", 1) for line in lines)
 
 
@@ -147,6 +148,9 @@ def test_env_prints_what_clients_need(server: Server, variables: dict[str, str])
     # A client elsewhere has copies.
     copied = exports(server, "--certificates", "/some where")
     assert copied["SSL_CERT_FILE"] == "'/some where/ca-bundle.pem'"
+    # Its shell cannot be looked at from here, so that nothing lingers in it either.
+    printed = server.command("env", "--tls", "--certificates", "/some where").stdout.splitlines()
+    assert printed[:2] == ["unset E2B_API_URL", "unset E2B_SANDBOX_URL"]
 
 
 @pytest.mark.parametrize("version", ["2", "1.1"])

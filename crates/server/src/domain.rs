@@ -119,6 +119,18 @@ mod tests {
         {
             assert_eq!(text.parse::<Domain>(), Err(InvalidDomain::Form), "{text}");
         }
-        assert_eq!("e2b.app".parse::<Domain>(), Err(InvalidDomain::Hosted));
+        // control-plane 5.2
+        for text in [
+            "e2b.app",
+            "e2b.dev",
+            "e2b.pro",
+            "e2b-staging.dev",
+            "e2b-tango.dev",
+            "e2b-juliett.dev",
+            "foxtrot-2.e2b.dev",
+            "E2B.dev:443",
+        ] {
+            assert_eq!(text.parse::<Domain>(), Err(InvalidDomain::Hosted), "{text}");
+        }
     }
 }

@@ -50,6 +50,7 @@ pub struct Seen {
 /// | `/health` | 204 |
 /// | `/echo` | sends the body back while it arrives |
 /// | `/seen` | 200 with a [`Seen`] as JSON |
+/// | `/many-headers` | 200 with the headers of the request |
 /// | `/endless` | one piece of a body, and never its end |
 /// | `/silent` | never answers |
 /// | `/hang-up` | closes the connection without an answer |
@@ -179,8 +180,10 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
     });
     let mut after = JoinSet::new();
     {
-        let connection =
-            http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let connection = http1::Builder::new()
+            .max_headers(512)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let mut connection = pin!(connection);
         loop {
             tokio::select! {
@@ -259,6 +262,14 @@ async fn answer(
         "/seen" => {
             let body = json!({"method": seen.method, "uri": seen.uri, "headers": seen.headers});
             Ok(Response::new(full(body.to_string())))
+        }
+        "/many-headers" => {
+            let mut response = plain(StatusCode::OK);
+            for (name, value) in request.headers() {
+                response.headers_mut().insert(name.clone(), value.clone());
+            }
+            response.headers_mut().remove(hyper::header::HOST);
+            Ok(response)
         }
         "/endless" => {
             let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"tick")))]);

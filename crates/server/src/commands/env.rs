@@ -33,8 +33,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 pub fn run_tls(config: &Config, certificates: Option<&Path>) -> anyhow::Result<()> {
     let (data, running) = find(config)?;
     let domain: Domain = running.domain.parse()?;
-    let lingering = WINNERS.iter().filter(|name| std::env::var_os(name).is_some());
-    for name in lingering {
+    // With copies of the certificates the shell is another one, which cannot be looked at from here.
+    let elsewhere = certificates.is_some();
+    let winners = WINNERS.iter().filter(|name| elsewhere || std::env::var_os(name).is_some());
+    for name in winners {
         println!("unset {name}");
     }
     print(&[("E2B_API_KEY", key(config, &data)?), ("E2B_DOMAIN", running.domain.clone())]);

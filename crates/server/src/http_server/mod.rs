@@ -33,6 +33,12 @@ const IDLE: Duration = Duration::from_secs(620);
 /// on one, and the JavaScript SDK allows itself this many (control-plane 5.1).
 const MAX_STREAMS: u32 = 1000;
 
+/// Headers of one message, a client's or a service's. The metadata of an upload comes in headers, up to 4096
+/// bytes of it, as some 400 of them (executor 6.5).
+pub(crate) const MAX_HEADERS: usize = 512;
+/// The same for HTTP/2, which counts 32 bytes for each beside its name and value.
+const MAX_HEADER_LIST: u32 = 64 << 10;
+
 /// Takes connections until `stop` is cancelled, then waits for what is under way. A stream may never end
 /// by itself: the caller limits that wait by dropping the future, which closes every connection.
 pub(crate) async fn accept<F>(
@@ -90,8 +96,13 @@ pub(crate) async fn serve<S, B>(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Who has closed only its own side still gets its answer. The price: the library does not look at the
     // connection any more while a request is under way, so we do.
-    builder.http1().half_close(true).timer(TokioTimer::new()).header_read_timeout(IDLE);
-    builder.http2().max_concurrent_streams(MAX_STREAMS);
+    builder
+        .http1()
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_headers(MAX_HEADERS);
+    builder.http2().max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADER_LIST);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(transport), service);
     let mut connection = pin!(connection);
     let mut stopping = false;
@@ -128,6 +139,9 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+
+    /// control-plane 5.1 and 5.5: idle connections outlast the clients' 300 s and the original's 600 s.
+    const _: () = assert!(IDLE.as_secs() > 600);
 
     /// Time jumps to the limit, because nothing else is there to be waited for.
     #[tokio::test(start_paused = true)]

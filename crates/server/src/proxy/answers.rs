@@ -44,7 +44,7 @@ pub(super) enum Refusal {
     PortClosed(Target),
     /// The service took the request and hung up.
     NoAnswer(Target),
-    /// The daemon did not do what the server asked.
+    /// The daemon did not do what the server asked, or gave no answer though it runs.
     Daemon { id: SandboxId, reason: String },
 }
 
@@ -107,7 +107,7 @@ impl Refusal {
             Self::Daemon { id, reason } => json!({
                 "code": code,
                 "sandboxId": id,
-                "message": format!("the sandbox's executor did not open the port: {reason}"),
+                "message": format!("the sandbox's executor failed: {reason}"),
             }),
         }
     }
@@ -210,6 +210,11 @@ mod tests {
         assert!(wants(&[AGENT]));
         assert!(wants(&[AGENT, ("accept", "text/html,application/json")]));
         assert!(wants(&[AGENT, ("x-requested-with", "a"), ("sec-fetch-mode", "navigate")]));
+        for agent in
+            ["MOZILLA", "a Chrome b", "safari", "firefox/1", "Edge", "opera", "MSIE 6", "mozilla"]
+        {
+            assert!(wants(&[("user-agent", agent)]), "{agent}");
+        }
         assert!(!wants(&[]));
         assert!(!wants(&[("user-agent", "python-httpx/0.27")]));
         assert!(!wants(&[AGENT, ("accept", "application/json")]));

@@ -1,8 +1,7 @@
 //! From a request to the sandbox's answer (control-plane 5.5).
 
 use std::error::Error;
-use std::panic::resume_unwind;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::HOST;
@@ -15,6 +14,8 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sandyard_contract::control::CONTROL_PORT;
 use sandyard_contract::daemon::DAEMON_PORT;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
 
 use super::Routes;
@@ -28,7 +29,7 @@ use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
-use crate::http_server::requested_host;
+use crate::http_server::{MAX_HEADERS, requested_host};
 
 /// The daemon never closes an idle connection by itself, and each costs it some memory.
 const DAEMON_IDLE: Duration = Duration::from_secs(10);
@@ -45,6 +46,30 @@ pub(super) struct Proxy {
     routes: Arc<dyn Routes>,
     daemons: Client<Connector, Incoming>,
     services: Client<Connector, Incoming>,
+    starts: Starts,
+}
+
+/// Requests that go on though their client gave up. They end with the proxy.
+#[derive(Default)]
+struct Starts(Mutex<JoinSet<()>>);
+
+impl Starts {
+    /// Runs to the end of `work`, whoever still waits. `None` if it panicked.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(async move {
+                // Without a receiver the client has given up.
+                let _ = sender.send(work.await);
+            });
+        }
+        receiver.await.ok()
+    }
 }
 
 impl Proxy {
@@ -55,11 +80,13 @@ impl Proxy {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(idle)
                 .pool_max_idle_per_host(MAX_IDLE)
+                .http1_max_headers(MAX_HEADERS)
                 // Services see the host that the client asked for.
                 .set_host(false)
                 .build(connector)
         };
-        Self { daemons: client(DAEMON_IDLE), services: client(SERVICE_IDLE), routes }
+        let (daemons, services) = (client(DAEMON_IDLE), client(SERVICE_IDLE));
+        Self { daemons, services, starts: Starts::default(), routes }
     }
 
     /// Answers a request of the connection with this scope.
@@ -81,7 +108,7 @@ impl Proxy {
             match &answer {
                 Ok(response) => debug!(status = response.status().as_u16(), "forwarded"),
                 Err(Refusal::Daemon { id, reason }) => {
-                    warn!(sandbox.id = %id, reason, "the executor did not open a port");
+                    warn!(sandbox.id = %id, reason, "the executor failed");
                 }
                 Err(refusal) => debug!(?refusal, "not forwarded"),
             }
@@ -140,14 +167,18 @@ impl Proxy {
             let starts = of_daemon && request.uri().path() == START_PATH;
             let client = if of_daemon { &self.daemons } else { &self.services };
             let answer = client.request(request);
-            match if starts { detached(answer).await } else { answer.await } {
+            let answer = match starts {
+                true => self.starts.run(answer).await,
+                false => Some(answer.await),
+            };
+            match answer.ok_or_else(|| no_answer(target.clone()))? {
                 Ok(response) => response,
                 Err(error) => return Err(self.refusal(target, &error).await),
             }
         };
         match self.answer_from(response, &target, downstream, scope).await {
             Some(answer) => Ok(answer),
-            None => Err(Refusal::NoAnswer(target)),
+            None => Err(no_answer(target)),
         }
     }
 
@@ -161,13 +192,19 @@ impl Proxy {
             Err(refused) => refused,
         };
         let signed = match refused {
-            Unaddressed::Host => SignedUrl::of(request.method(), request.uri()),
-            Unaddressed::MissingHeader(_) | Unaddressed::Port | Unaddressed::Id => None,
+            // Also for a name in a local network that only looks like a sandbox's, as `build-machine.lan`.
+            Unaddressed::Host | Unaddressed::Port | Unaddressed::Id => {
+                SignedUrl::of(request.method(), request.uri())
+            }
+            Unaddressed::MissingHeader(_) => None,
         };
         let Some(url) = signed else {
             return Err(Refusal::Unaddressed(refused));
         };
-        let id = url.sandbox(self.routes.as_ref()).await.ok_or(Refusal::Signature)?;
+        let id = url.sandbox(self.routes.as_ref()).await.ok_or(match refused {
+            Unaddressed::Host => Refusal::Signature,
+            other => Refusal::Unaddressed(other),
+        })?;
         let port = DAEMON_PORT;
         Ok(Target { id, port })
     }
@@ -218,22 +255,21 @@ impl Proxy {
         debug!(?error, "the connection ended before the answer");
         // Did the service hang up, or the whole sandbox end?
         if daemon_answers(self.routes.as_ref(), &target).await {
-            Refusal::NoAnswer(target)
+            no_answer(target)
         } else {
             Refusal::NotFound(target.id)
         }
     }
 }
 
-/// Runs work to its end, also if nobody waits for it any more.
-async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(work).await {
-        Ok(done) => done,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // Only the end of the runtime, which is ours too, cancels it.
-            Err(_) => std::future::pending().await,
-        },
+/// Whatever took the request and gave no answer still runs.
+fn no_answer(target: Target) -> Refusal {
+    match target.port {
+        DAEMON_PORT => {
+            let reason = "it closed the connection without an answer".to_owned();
+            Refusal::Daemon { id: target.id, reason }
+        }
+        _ => Refusal::NoAnswer(target),
     }
 }
 

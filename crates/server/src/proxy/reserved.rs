@@ -57,6 +57,16 @@ mod tests {
         assert!(reserved("/sandyard").is_some());
     }
 
+    /// control-plane 5.5 (3)
+    #[test]
+    fn the_contracts_paths_are_reserved() {
+        for path in
+            ["/init", "/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade"]
+        {
+            assert_eq!(reserved(path).as_deref(), Some(path));
+        }
+    }
+
     #[test]
     fn what_only_looks_like_it_passes() {
         for path in [

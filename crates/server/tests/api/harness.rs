@@ -139,7 +139,7 @@ impl Harness {
             proxy,
             stop,
             ca: data.path().join(CA_FILE),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: Client::builder(TokioExecutor::new()).http1_max_headers(512).build_http(),
             tasks,
             _folder: folder,
         })

@@ -7,7 +7,7 @@ use sandyard_contract::daemon::TUNNEL_PATH;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::harness::{Answer, Harness};
+use crate::harness::{Answer, Harness, OTHER_KEY};
 
 const PORT: u16 = 8000;
 
@@ -58,6 +58,8 @@ async fn a_service_is_reached_through_the_tunnel() -> anyhow::Result<()> {
         // For one connection only; and what the executor demands is not for services.
         assert_eq!(headers.get("x-mine"), None);
         assert!(!headers.keys().any(|name| name.contains("sandyard")));
+        // control-plane 5.5: without a mask no header tells of the proxy.
+        assert!(!headers.keys().any(|n| n.contains("forwarded") || n == "via"), "{headers:?}");
     }
     assert_eq!(service.connections(), 1, "the tunnel was kept");
     Ok(())
@@ -104,6 +106,33 @@ async fn the_servers_own_paths_are_nobody_elses() -> anyhow::Result<()> {
         answer.error(502)?;
     }
     assert!(server.daemon(&id)?.seen().is_empty());
+    // On other ports the paths are the services'.
+    let (id, service) = server.with_service(PORT).await?;
+    for path in ["/init", "/upgrade"] {
+        routed(&server, id.as_str(), &PORT.to_string(), path).await?;
+        service.saw(path).await;
+    }
+    Ok(())
+}
+
+/// control-plane 5.5, executor 6.5: metadata of an upload comes in some 400 headers, and services have many too.
+#[tokio::test]
+async fn many_headers_pass() -> anyhow::Result<()> {
+    const NAMES: usize = 400;
+    let server = Harness::start().await?;
+    let (id, service) = server.with_service(PORT).await?;
+    for (port, upstream) in [(49983, &*server.daemon(&id)?), (PORT, &service)] {
+        let mut request = Request::get(format!("http://{}/many-headers", server.proxy))
+            .header("host", format!("{port}-{id}.localhost"));
+        for number in 0..NAMES {
+            request = request.header(format!("x-{number}"), "v");
+        }
+        let answer = server.send(request.body(Full::default())?).await?;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        assert_eq!(answer.headers.keys().filter(|n| n.as_str().starts_with("x-")).count(), NAMES);
+        let seen = upstream.seen().pop().expect("it arrived");
+        assert_eq!(seen.headers.keys().filter(|name| name.starts_with("x-")).count(), NAMES);
+    }
     Ok(())
 }
 
@@ -163,6 +192,9 @@ async fn a_service_that_hangs_up_is_no_dead_sandbox() -> anyhow::Result<()> {
     let host = format!("{PORT}-{id}.localhost");
     let message = server.proxied(&host, "/hang-up", &[]).await?.error(502)?;
     assert!(message.contains("closed the connection"), "{message}");
+    // Of the daemon a 502 would mean that the sandbox is gone (executor 9.4).
+    let message = routed(&server, id.as_str(), "49983", "/hang-up").await?.error(500)?;
+    assert!(message.contains("closed the connection"), "{message}");
     Ok(())
 }
 
@@ -205,7 +237,10 @@ fn signed(path: &str, operation: &str, token: &str) -> String {
 #[tokio::test]
 async fn a_signed_url_finds_its_sandbox_by_the_signature() -> anyhow::Result<()> {
     let server = Harness::start().await?;
-    let id = server.create(json!({})).await?;
+    // Of whichever team.
+    let body = Some(json!({"templateID": "base"}));
+    let created = server.call_as(OTHER_KEY, Method::POST, "/v2/sandboxes", body).await?;
+    let id = created.json()?["sandboxID"].as_str().expect("id").parse()?;
     server.create(json!({})).await?;
     let token = format!("envd{id}");
     let url = signed("a b.txt", "read", &token);
@@ -221,6 +256,13 @@ async fn a_signed_url_finds_its_sandbox_by_the_signature() -> anyhow::Result<()>
         .body(Full::from("content"))?;
     server.send(request).await?;
     assert_eq!(server.daemon(&id)?.seen().len(), 2);
+
+    // A name in a local network that looks like a sandbox's host and is none.
+    for host in ["build-machine.lan", "80-Machine.lan"] {
+        server.proxied(host, &url, &[]).await?;
+        assert_eq!(server.daemon(&id)?.seen().pop().expect("it came").headers["host"], host);
+        server.proxied(host, "/files?path=a&signature=v1_x", &[]).await?.error(400)?;
+    }
 
     for wrong in [upload, signed("a b.txt", "read", "envdiunknown")] {
         let answer = server.proxied("localhost", &wrong, &[]).await?;
