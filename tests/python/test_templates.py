@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from conftest import Server, inspect
 from e2b import CommandExitException, Sandbox
@@ -41,7 +42,7 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
     made.kill()
 
 
-def test_limits_and_privileges_are_the_containers(sandbox: Sandbox) -> None:
+def test_limits_and_privileges_are_the_containers(server: Server, sandbox: Sandbox) -> None:
     host = inspect(sandbox.sandbox_id)["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 256 << 20
     assert (host["NanoCpus"], host["PidsLimit"]) == (1_000_000_000, 200)
@@ -49,6 +50,12 @@ def test_limits_and_privileges_are_the_containers(sandbox: Sandbox) -> None:
     assert host["Privileged"] is False and not host["Binds"]
     info = sandbox.get_info()
     assert (info.name, info.cpu_count, info.memory_mb) == ("platform", 1, 256)
+    # executor 6.2: what the sandbox tells of itself is the container's, not the machine's.
+    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983",
+               "X-Access-Token": sandbox._envd_access_token or ""}
+    metrics = httpx.get(f"{server.sandbox_url}/metrics", headers=headers).json()
+    assert (metrics["mem_total"], metrics["mem_total_mib"], metrics["cpu_count"]) == (256 << 20, 256, 1)
+    assert 0 < metrics["mem_used"] < metrics["mem_total"]
 
 
 def test_directory_environment_and_no_sudo(sandbox: Sandbox) -> None:

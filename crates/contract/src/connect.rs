@@ -139,6 +139,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn codes_have_their_names_and_statuses() {
+        // executor 2.4
+        for (code, name, status) in [
+            (Code::Canceled, "canceled", 499),
+            (Code::Unknown, "unknown", 500),
+            (Code::InvalidArgument, "invalid_argument", 400),
+            (Code::DeadlineExceeded, "deadline_exceeded", 504),
+            (Code::NotFound, "not_found", 404),
+            (Code::AlreadyExists, "already_exists", 409),
+            (Code::PermissionDenied, "permission_denied", 403),
+            (Code::ResourceExhausted, "resource_exhausted", 429),
+            (Code::Aborted, "aborted", 409),
+            (Code::OutOfRange, "out_of_range", 400),
+            (Code::Unimplemented, "unimplemented", 501),
+            (Code::Internal, "internal", 500),
+            (Code::Unavailable, "unavailable", 503),
+            (Code::DataLoss, "data_loss", 500),
+            (Code::Unauthenticated, "unauthenticated", 401),
+            (Code::FailedPrecondition, "failed_precondition", 400),
+        ] {
+            assert_eq!(serde_json::to_value(code).unwrap(), name);
+            assert_eq!(code.http_status(), status, "{name}");
+        }
+    }
+
+    #[test]
     fn codes_are_snake_case_on_the_wire() {
         let error = ConnectError::new(Code::NotFound, "no");
         let end = EndStream { error: Some(error) };

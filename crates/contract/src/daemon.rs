@@ -41,9 +41,10 @@ pub fn init_signing_input(instance: &InstanceId, body: &[u8]) -> Vec<u8> {
     input
 }
 
-/// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7).
+/// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7). The others are refused: no
+/// caller but our server is obeyed, and it sends none of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InitBody {
     /// Token that RPC and `/files` demand from now on; absent: everything is open (executor 3.2).
     #[serde(default, skip_serializing_if = "Option::is_none")]

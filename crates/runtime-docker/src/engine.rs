@@ -300,7 +300,7 @@ impl Runtime for DockerRuntime {
         if found.state.and_then(|state| state.paused) != Some(true) {
             return Ok(());
         }
-        info!(sandbox.id = %id, "somebody froze the container; it goes on");
+        info!(sandbox.id = %id, "somebody froze the container: letting it go on");
         self.docker.unpause_container(id.as_str()).await.map_err(failed)
     }
 

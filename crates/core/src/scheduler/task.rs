@@ -291,7 +291,7 @@ async fn end(shared: Arc<Shared>, instance: Instance, flush: bool, delay: Durati
             parts.runtime.thaw(&instance.id),
         );
         if let Err(error) = thawed {
-            warn!(%error, "cannot see whether the container is frozen");
+            warn!(%error, "cannot see to it that the container is not frozen");
         }
         left = match stopped {
             Ok(Flushed::Complete) => None,

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 type Producer = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// An answer's body. Dropped when the client goes away, and the future in it with it.
+/// An answer's body. Dropped, and the future in it with it, when nothing can be sent any more; one that follows
+/// events at its client's FIN already.
 pub(super) enum Body {
     /// All of it; `None` once it was taken.
     Full(Option<Bytes>),

@@ -18,8 +18,8 @@ use super::settings::Settings;
 use super::tasks::lock;
 use super::{Daemon, plain, pool};
 
-/// The longest body.
-const LIMIT: usize = 1 << 20;
+/// The longest body: the server takes 1 MiB from a client, and adds the image's and the template's variables.
+const LIMIT: usize = 8 << 20;
 
 /// Where programs in the sandbox find who they are in, as files.
 const IDENTITY_FILES: &str = "/run/e2b";

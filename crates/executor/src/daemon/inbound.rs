@@ -15,7 +15,7 @@ use super::Daemon;
 /// For how long a request that was answered is still read. A client that sends for longer is cut off, and so
 /// is one that pauses.
 const DISCARD: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// A request's body. If it is dropped before its end, the rest is read and thrown away: a connection that is
 /// closed with unread bytes is reset, and then its client may lose the answer.

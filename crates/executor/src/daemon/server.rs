@@ -72,22 +72,22 @@ pub(super) async fn accept(listener: &TcpListener, daemon: &Arc<Daemon>) -> anyh
 }
 
 /// Serves one connection. A request that has arrived is carried out also if its client leaves, for nothing
-/// tells the client how far it got; of what is left, only a stream of events ends with its client, which is
-/// noticed without anything to send (executor 2.7).
+/// tells the client how far it got. Only a stream of events ends with its client, and that at its FIN,
+/// without anything to send (executor 2.7).
 async fn connection(stream: TcpStream, daemon: Arc<Daemon>) {
     if let Err(error) = stream.set_nodelay(true) {
         // The client may have left already; then serving it says so too.
         log!("failed to turn off delays of a connection: {error}");
     }
     let socket = Socket::new(stream);
-    let streams = watch::Sender::new(false);
+    let follows_events = watch::Sender::new(false);
     let service = service_fn(|request| {
-        streams.send_replace(false);
+        follows_events.send_replace(false);
         let daemon = &daemon;
-        let streams = &streams;
+        let follows_events = &follows_events;
         async move {
             let response = router::answer(daemon, request).await;
-            streams.send_replace(response.body().follows_events());
+            follows_events.send_replace(response.body().follows_events());
             Ok::<_, Infallible>(response)
         }
     });
@@ -102,7 +102,7 @@ async fn connection(stream: TcpStream, daemon: Arc<Daemon>) {
     let unheard = async {
         socket.closed_its_side().await;
         // An error is the sender gone, which this function holds.
-        drop(streams.subscribe().wait_for(|streams| *streams).await);
+        drop(follows_events.subscribe().wait_for(|follows| *follows).await);
     };
     tokio::select! {
         biased;

@@ -43,7 +43,7 @@ impl Streaming {
 
     /// The answer to a call that is not over on this side.
     fn early_answer(mut self) -> Answer {
-        Answer::read(&mut self.0)
+        Answer::read_whole(&mut self.0)
     }
 }
 
@@ -207,6 +207,39 @@ fn a_write_that_waits_holds_the_next_and_ends_with_the_process() {
     let second = Answer::read(&mut second);
     // It may have come after the process's end.
     assert!(matches!(second.status, 500 | 404), "{}", second.text());
+}
+
+// executor 4.8: the daemon itself lives on; it is written to a pipe that nobody will ever read.
+#[test]
+fn a_process_that_closed_its_input_is_an_error() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.stream(START, &shell("exec 0<&-; echo closed; exec sleep 30"), &[]);
+    let pid = stream.pid();
+    stream.until("closed");
+    let input = json!({"process": {"pid": pid}, "input": {"stdin": STANDARD.encode("x")}});
+    let refused = daemon.unary("/process.Process/SendInput", &input);
+    assert_eq!((refused.status, &refused.json()["code"]), (500, &json!("internal")));
+    assert_eq!(daemon.get("/health").status, 204);
+}
+
+// executor 2.5: a deadline ends calls of every form.
+#[test]
+fn a_write_that_waits_ends_at_its_calls_deadline() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.stream(START, &shell("exec sleep 30"), &[]);
+    let pid = stream.pid();
+    let much = "x".repeat(1 << 20);
+    let input = json!({"process": {"pid": pid}, "input": {"stdin": STANDARD.encode(&much)}});
+    let over =
+        daemon.unary_with("/process.Process/SendInput", &input, &[("Connect-Timeout-Ms", "300")]);
+    assert_eq!((over.status, &over.json()["code"]), (504, &json!("deadline_exceeded")));
+    let body: Vec<u8> = [start(pid), data(&much)]
+        .iter()
+        .flat_map(|message| envelope(message.to_string().as_bytes()))
+        .collect();
+    let headers = [("Content-Type", JSON), ("Connect-Timeout-Ms", "300")];
+    let over = daemon.call("POST", STREAM, &headers, &body);
+    assert_eq!(error(&over)["code"], "deadline_exceeded");
 }
 
 // executor 2.7: a client that vanishes in the middle leaves the process as it is.

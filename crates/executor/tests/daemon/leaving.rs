@@ -1,6 +1,6 @@
 //! Clients that leave, or close their side, before they have their answer (executor 2.7).
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
 /// Many, because what is pinned here are races.
 const CLIENTS: usize = 50;
 
-/// How a client leaves: with what it was sent unread or not, its system says FIN or RST.
+/// How a client leaves: its system says FIN, or RST as for one that is killed with something unread.
 fn leave(socket: TcpStream, abruptly: bool) {
     if abruptly {
         set_socket_linger(socket.as_fd(), Some(Duration::ZERO)).expect("a socket can linger");
@@ -31,7 +31,7 @@ fn leave(socket: TcpStream, abruptly: bool) {
 // first; and "disconnect must be noticed while idle".
 #[test]
 fn a_process_starts_though_its_client_has_left() {
-    let daemon = Daemon::start();
+    let mut daemon = Daemon::start();
     let sockets = || daemon.open_files("socket:");
     let before = sockets();
     let mut body = shell("exec sleep 60");
@@ -53,6 +53,40 @@ fn a_process_starts_though_its_client_has_left() {
         }
     }
     until("no connection is left", || sockets() == before);
+    // Its end is its processes'.
+    daemon.terminate();
+    assert!(daemon.wait().success());
+}
+
+// Also after a stream on the same connection, which would have ended with its client.
+#[test]
+fn an_upload_on_a_kept_connection_is_carried_out_too() {
+    let daemon = Daemon::start();
+    for number in 0..CLIENTS {
+        let mut socket = daemon.connect();
+        let body = envelope(shell("true").to_string().as_bytes());
+        let head = |target: &str, kind: &str, length| {
+            format!(
+                "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+            )
+        };
+        let start = head(START, "application/connect+json", body.len());
+        socket.write_all(&[start.as_bytes(), &body].concat()).expect("it is sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n0\r\n\r\n") {
+            let mut buffer = [0; 4096];
+            let length = socket.read(&mut buffer).expect("it comes in time");
+            assert_ne!(length, 0, "the connection is not kept");
+            answer.extend_from_slice(&buffer[..length]);
+        }
+        let path = daemon.path(&number.to_string());
+        let upload = head(&format!("/files?path={path}"), "application/octet-stream", 4);
+        socket.write_all(&[upload.as_bytes(), b"kept"].concat()).expect("it is sent");
+        drop(socket);
+        until("the upload is there", || {
+            std::fs::read(&path).is_ok_and(|content| content == b"kept")
+        });
+    }
 }
 
 // Nobody told these clients that it was not done.

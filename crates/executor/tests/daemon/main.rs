@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod files;
+mod files_edges;
 mod filesystem;
 mod inputs;
 mod leaving;

@@ -236,6 +236,69 @@ fn a_deadline_ends_the_call_and_the_process() {
     assert_eq!(other.finish().2["status"], "signal: killed");
 }
 
+// executor 2.7, 4.4, 4.7: the deadline stays though the caller left, is for one process, and waits for no pipe.
+#[test]
+fn a_deadline_stays_without_its_caller() {
+    let daemon = Daemon::start();
+    let headers = [("Connect-Timeout-Ms", "700")];
+    let left = daemon.path("left");
+    let script = format!("sleep 30 & echo $! > {left}; echo begun; wait");
+    let mut first = daemon.stream(START, &shell(&script), &headers);
+    let pid = first.pid();
+    first.until("begun");
+    let second = daemon.stream(CONNECT, &json!({"process": {"pid": pid}}), &[]);
+    drop(first);
+    assert_eq!(second.finish().2["status"], "signal: killed");
+    let grandchild = std::fs::read_to_string(left).unwrap();
+    assert_eq!(daemon.run(&format!("kill {grandchild}")).2["status"], "exit status 0");
+}
+
+// executor 2.6: each message begins the silence anew, on both kinds of streams.
+#[test]
+fn a_keepalive_comes_only_after_silence() {
+    let daemon = Daemon::start();
+    let every_second = [("Keepalive-Ping-Interval", "1")];
+    let script = "for n in 1 2 3 4 5 6; do echo $n; sleep 0.4; done; exec sleep 30";
+    let mut started = daemon.stream(START, &shell(script), &every_second);
+    let pid = started.pid();
+    let request = json!({"process": {"pid": pid}});
+    let mut connected = daemon.stream(CONNECT, &request, &every_second);
+    connected.pid();
+    for stream in [&mut started, &mut connected] {
+        let mut lines = 0;
+        let last = loop {
+            let (_, message) = stream.next();
+            if message["event"]["data"].is_null() {
+                break message;
+            }
+            lines += 1;
+        };
+        assert!(lines >= 4, "{lines} pieces of output before the first keepalive");
+        assert_eq!(last, json!({"event": {"keepalive": {}}}));
+    }
+}
+
+// executor 4.1, 5.1: a command's own path counts from its directory; the default directory is for no path at all.
+#[test]
+fn relative_paths_begin_where_they_should() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let daemon = Daemon::start();
+    let tool = daemon.path("tool");
+    std::fs::write(&tool, "#!/bin/sh\npwd\n").unwrap();
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = daemon.path("");
+    let directory = directory.trim_end_matches('/');
+    let request = json!({"process": {"cmd": "./tool", "cwd": directory}, "stdin": false});
+    assert_eq!(daemon.stream(START, &request, &[]).finish().0, format!("{directory}\n"));
+    let settings = json!({"defaultWorkdir": directory, "timestamp": "2026-01-01T00:00:00Z"});
+    assert_eq!(daemon.init(&settings).status, 204);
+    assert_eq!(daemon.run("pwd").0, format!("{directory}\n"));
+    let stat =
+        |path: &str| daemon.unary("/filesystem.Filesystem/Stat", &json!({"path": path})).json();
+    assert_eq!(stat("")["entry"]["path"], directory);
+    assert_eq!(stat("no-such-file")["message"], "path '/root/no-such-file' does not exist");
+}
+
 #[test]
 fn a_process_outlives_its_caller() {
     let daemon = Daemon::start();

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
+use flate2::write::GzEncoder;
 use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, INIT_SIGNATURE_HEADER};
 use serde_json::json;
 
@@ -54,6 +55,80 @@ fn unary_calls_mirror_the_codec_and_fail_as_json() {
         let answer = daemon.unary_with(LIST, &json!({}), &[("Connect-Timeout-Ms", timeout)]);
         assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
     }
+}
+
+// executor 2.2: compressed requests are read, answers offer that, and are never compressed themselves.
+#[test]
+fn requests_may_be_compressed() {
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let daemon = Daemon::start();
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Encoding", "gzip"),
+        ("Accept-Encoding", "gzip"),
+    ];
+    let list = daemon.call("POST", LIST, &headers, &gzip(b"{}"));
+    assert_eq!((list.status, list.text()), (200, "{}"));
+    assert_eq!(list.header("accept-encoding").as_deref(), Some("gzip"));
+    assert_eq!(list.header("content-encoding"), None);
+    let headers =
+        [("Content-Type", "application/connect+json"), ("Connect-Content-Encoding", "gzip")];
+    let mut body = envelope(&gzip(shell("echo packed").to_string().as_bytes()));
+    body[0] = 1;
+    let start = daemon.call("POST", START, &headers, &body);
+    assert_eq!(start.header("connect-accept-encoding").as_deref(), Some("gzip"));
+    assert_eq!(start.header("connect-content-encoding"), None);
+    assert!(find(&start.body, b"cGFja2VkCg==").is_some(), "{start:?}");
+}
+
+// executor 8: generated code of old refuses members that it does not know.
+#[test]
+fn legacy_clients_are_told_three_members_of_an_entry() {
+    let daemon = Daemon::start();
+    for (agent, is_legacy) in [("connect-python", true), ("connect-python/0.1", false)] {
+        let ask = |procedure: &str, message| {
+            daemon.unary_with(procedure, &message, &[("User-Agent", agent)])
+        };
+        let stat = ask("/filesystem.Filesystem/Stat", json!({"path": "/etc/hosts"}));
+        let list = ask("/filesystem.Filesystem/ListDir", json!({"path": "/etc"}));
+        for (answer, entry) in [(&stat, &stat.json()["entry"]), (&list, &list.json()["entries"][0])]
+        {
+            let mut names: Vec<&String> = entry.as_object().unwrap().keys().collect();
+            names.sort();
+            assert_eq!(names == ["name", "path", "type"], is_legacy, "{agent}: {names:?}");
+            let marked = answer.header("x-e2b-legacy-sdk").as_deref() == Some("true");
+            assert_eq!(marked, is_legacy, "{agent}");
+        }
+        assert_eq!(ask(LIST, json!({})).header("x-e2b-legacy-sdk"), None);
+    }
+}
+
+// executor 7, 6.3: who a program is in, as variables that nobody can change, and as files.
+#[test]
+fn the_identity_is_in_the_environment_and_in_files() {
+    let daemon = Daemon::start_within("mount -t tmpfs none /run");
+    let settings = json!({
+        "sandboxID": "iabc", "templateID": "tabc", "envVars": {"E2B_SANDBOX": "no", "A": "1"},
+        "timestamp": "2026-01-01T00:00:00Z",
+    });
+    assert_eq!(daemon.init(&settings).status, 204);
+    let known = [("E2B_SANDBOX", "true"), ("E2B_SANDBOX_ID", "iabc"), ("E2B_TEMPLATE_ID", "tabc")];
+    let variables = daemon.get("/envs").json();
+    assert_eq!(variables["A"], "1");
+    for (name, value) in known {
+        assert_eq!(variables[name], value);
+        // In the daemon's own mounts.
+        let file = format!("/proc/{}/root/run/e2b/.{name}", daemon.pid());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), value);
+    }
+    let unknown = json!({"caBundle": "x", "timestamp": "2026-01-02T00:00:00Z"});
+    let refused = daemon.init(&unknown);
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("caBundle"), "{}", refused.text());
 }
 
 #[test]
@@ -123,7 +198,17 @@ fn preflights_need_no_token_and_answers_name_origins() {
     assert_eq!(header("access-control-max-age"), "7200");
     let health = daemon.call("GET", "/health", &[("Origin", "https://a.b")], b"");
     assert_eq!(health.header("access-control-allow-origin").as_deref(), Some("*"));
-    assert!(health.header("access-control-expose-headers").unwrap().contains("Grpc-Status"));
+    assert_eq!(
+        health.header("access-control-expose-headers").unwrap(),
+        "Grpc-Status, Grpc-Message, Grpc-Status-Details-Bin, Location, Cache-Control, \
+         X-Content-Type-Options"
+    );
+    for method in ["HEAD", "GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"] {
+        let asked = [("Origin", "https://a.b"), ("Access-Control-Request-Method", method)];
+        let answer = daemon.call("OPTIONS", LIST, &asked, b"");
+        let allowed = answer.header("access-control-allow-methods").unwrap_or_default();
+        assert_eq!(allowed.contains(method), method != "TRACE", "{method}: {allowed}");
+    }
 }
 
 /// Sets the access token `tok`.
@@ -197,6 +282,9 @@ fn tunnels_lead_to_ports_and_need_the_control_token() {
     assert_eq!(daemon.get(&target).status, 401);
     let body = json!({"controlToken": "ctl", "timestamp": "2026-01-01T00:00:00Z"});
     assert_eq!(daemon.init(&body).status, 204);
+    for wrong in [vec![], vec![(CONTROL_TOKEN_HEADER, "another")]] {
+        assert_eq!(daemon.call("GET", &target, &wrong, b"").status, 401);
+    }
     let echo = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         let mut text = String::new();
@@ -229,6 +317,9 @@ fn tunnels_lead_to_ports_and_need_the_control_token() {
 #[test]
 fn metrics_have_every_field() {
     let daemon = Daemon::start();
+    for target in ["/metrics", "/envs"] {
+        assert_eq!(daemon.get(target).header("cache-control").as_deref(), Some("no-store"));
+    }
     let metrics = daemon.get("/metrics").json();
     for field in [
         "ts",

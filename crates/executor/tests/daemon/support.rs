@@ -238,6 +238,15 @@ impl Answer {
         Self { status: status(&head), head, body: Vec::new() }
     }
 
+    /// Reads as much as the head announces: the connection may stay open.
+    pub(crate) fn read_whole(stream: &mut TcpStream) -> Self {
+        let mut answer = Self::read_head(stream);
+        let length = answer.header("content-length").and_then(|text| text.parse().ok());
+        answer.body = vec![0; length.expect("the answer tells its length")];
+        stream.read_exact(&mut answer.body).expect("the answer comes in time");
+        answer
+    }
+
     /// All values of a header, joined by a comma.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         header(&self.head, name)

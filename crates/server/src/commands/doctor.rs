@@ -16,7 +16,7 @@ use crate::domain::Domain;
 use crate::grants::SchedulerGrants;
 use crate::installation::{Installation, connect, open_backend};
 
-/// Watchers of one machine that leave each of some dozens of sandboxes several.
+/// So many that each of some dozens of sandboxes can have several.
 const ENOUGH_WATCHERS: u32 = 1024;
 
 /// Tries each part and prints a line for it.

@@ -108,6 +108,8 @@ pub(crate) async fn serve<S, B>(
     let mut stopping = false;
     loop {
         tokio::select! {
+            // What has arrived is taken up before its client's end.
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     // A client that leaves and a sandbox that dies look like this.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{
+    ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, EndStream, FLAG_END_STREAM, Form};
@@ -29,6 +31,10 @@ const TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 const STREAM_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("connect-accept-encoding");
 const KEEPALIVE: HeaderName = HeaderName::from_static("keepalive-ping-interval");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+
+/// How the Python SDKs call themselves whose generated code refuses unknown members (executor 8).
+const LEGACY_AGENT: &str = "connect-python";
+const LEGACY_SDK: HeaderName = HeaderName::from_static("x-e2b-legacy-sdk");
 
 /// Seconds between keepalives for clients that ask for none (executor 2.6).
 const DEFAULT_KEEPALIVE: u64 = 90;
@@ -79,6 +85,23 @@ impl Procedure {
         })
     }
 
+    fn is_of_files(self) -> bool {
+        use Procedure::*;
+        match self {
+            ProcessList | ProcessConnect | ProcessStart | ProcessUpdate | ProcessStreamInput
+            | ProcessSendInput | ProcessSendSignal | ProcessCloseStdin => false,
+            FilesystemStat
+            | FilesystemMakeDir
+            | FilesystemMove
+            | FilesystemListDir
+            | FilesystemRemove
+            | FilesystemWatchDir
+            | FilesystemCreateWatcher
+            | FilesystemGetWatcherEvents
+            | FilesystemRemoveWatcher => true,
+        }
+    }
+
     fn form(self) -> Form {
         match self {
             Self::ProcessConnect
@@ -98,6 +121,8 @@ pub(super) struct Call {
     pub named_user: Option<User>,
     /// When the call, and a process it starts, are over.
     pub deadline: Option<Instant>,
+    /// Whether the client is of the generation that knows an entry's name, type and path only (executor 8).
+    pub is_legacy: bool,
     keepalive: Duration,
 }
 
@@ -174,15 +199,18 @@ pub(super) async fn answer(
             return bare(StatusCode::UNSUPPORTED_MEDIA_TYPE, ACCEPT_POST, accepted);
         }
     };
-    let mut deadline = None;
+    let is_legacy = request.headers().get(USER_AGENT).is_some_and(|agent| agent == LEGACY_AGENT);
     let result = async {
-        deadline = read_deadline(request.headers())?;
+        let deadline = read_deadline(request.headers())?;
         let keepalive = read_keepalive(request.headers());
-        let call = Call { daemon: Arc::clone(daemon), named_user, deadline, keepalive };
+        let call = Call { daemon: Arc::clone(daemon), named_user, deadline, is_legacy, keepalive };
         within(deadline, serve(procedure, codec, call, request)).await
     };
-    let result = result.await;
-    result.unwrap_or_else(|error| refuse(form, codec, error))
+    let mut response = result.await.unwrap_or_else(|error| refuse(form, codec, error));
+    if is_legacy && procedure.is_of_files() {
+        response.headers_mut().insert(LEGACY_SDK, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {

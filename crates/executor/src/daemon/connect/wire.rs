@@ -181,10 +181,37 @@ where
 {
     match codec {
         Codec::Json => serde_json::from_slice(bytes)
+            .or_else(|error| without_nulls(bytes).ok_or(error))
             .map_err(|error| invalid(format!("failed to read the JSON message: {error}"))),
         Codec::Proto => M::decode(bytes.clone())
             .map_err(|error| invalid(format!("failed to read the binary message: {error}"))),
     }
+}
+
+/// Reads a message of which `null` members say that they are not set: proto3's JSON allows that, and the
+/// generated readers do for some kinds of members only. `None` if there are none, or it is no message without.
+fn without_nulls<M: DeserializeOwned>(bytes: &Bytes) -> Option<M> {
+    fn remove(value: &mut serde_json::Value) -> bool {
+        match value {
+            serde_json::Value::Object(members) => {
+                let before = members.len();
+                members.retain(|_, member| !member.is_null());
+                let mut removed = members.len() < before;
+                for (name, member) in members {
+                    // The one map among requests: its entries are no members, and need values.
+                    removed |= name != "envs" && remove(member);
+                }
+                removed
+            }
+            // None of the requests has a list of messages.
+            _ => false,
+        }
+    }
+    let mut value = serde_json::from_slice(bytes).ok()?;
+    if !remove(&mut value) {
+        return None;
+    }
+    serde_json::from_value(value).ok()
 }
 
 pub(super) fn encode<M>(codec: Codec, message: &M) -> Result<Bytes, ConnectError>
@@ -298,6 +325,28 @@ mod tests {
             let bytes = Bytes::from_static(bad.as_bytes());
             let error = decode::<SendInputRequest>(Codec::Json, &bytes).unwrap_err();
             assert_eq!(error.code, Code::InvalidArgument, "{bad}");
+        }
+    }
+
+    #[test]
+    fn null_members_of_json_are_not_set() {
+        use sandyard_contract::rpc::process::StartRequest;
+        let read = |text: &'static str| {
+            decode::<StartRequest>(Codec::Json, &Bytes::from_static(text.as_bytes()))
+        };
+        let plain = read(r#"{"process":{"cmd":"x"}}"#).unwrap();
+        for same in [
+            r#"{"process":{"cmd":"x","args":null,"envs":null,"cwd":null},"pty":null,"tag":null}"#,
+            r#"{"process":{"cmd":"x","args":null},"stdin":null}"#,
+        ] {
+            assert_eq!(read(same).unwrap(), plain, "{same}");
+        }
+        for bad in [
+            r#"{"process":{"cmd":"x","args":[null]}}"#,
+            r#"{"process":{"cmd":"x","envs":{"A":null}}}"#,
+            r#"{"process":{"cmd":3,"args":null}}"#,
+        ] {
+            assert_eq!(read(bad).unwrap_err().code, Code::InvalidArgument, "{bad}");
         }
     }
 

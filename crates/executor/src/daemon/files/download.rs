@@ -43,7 +43,8 @@ type Compressed = (Bytes, Option<(Encoder, u64)>);
 struct Source {
     content: Content,
     name: String,
-    size: u64,
+    /// `None` for one that does not tell: the kernel makes its content as it is read, as of `/proc/meminfo`.
+    size: Option<u64>,
     modified_seconds: i64,
     /// All of a small file.
     start: Bytes,
@@ -71,7 +72,10 @@ async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Respon
         Ok(Encoding::Gzip { identity }) if !identity || !matches!(source.gzip, Gzip::NotWorth) => {
             compressed(&mut source)
         }
-        _ => plain_bytes(&source, headers),
+        _ => match source.size {
+            Some(size) => plain_bytes(&source, size, headers),
+            None => until_its_end(&source),
+        },
     };
     let headers = response.headers_mut();
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
@@ -100,17 +104,30 @@ fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
         let message = "it is neither a file nor a directory, so it has no content to send";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let is_small = found.size() <= SMALL_BYTES;
-    let length = if is_small { found.size() as usize } else { content::SNIFF_BYTES };
+    let told = found.size();
+    let is_small = told <= SMALL_BYTES;
+    let length = match told {
+        // Empty, or it does not tell.
+        0 => SMALL_BYTES as usize + 1,
+        _ if is_small => told as usize,
+        _ => content::SNIFF_BYTES,
+    };
     let mut start = vec![0; length];
     let length = read_full(&file, &mut start, 0)?;
     start.truncate(length);
-    // It may have become shorter meanwhile.
-    let size = if is_small { length as u64 } else { found.size() };
-    let gzip = match (wants_gzip, is_small) {
+    let size = match is_small {
+        // It may have become shorter meanwhile.
+        true => Some(length as u64).filter(|length| *length <= SMALL_BYTES),
+        false => Some(told),
+    };
+    let gzip = match (wants_gzip, size) {
         (false, _) => Gzip::NotWorth,
-        (true, true) => Gzip::of_all(&start)?,
-        (true, false) => Gzip::of_samples(size, |buffer, offset| read_full(&file, buffer, offset))?,
+        (true, Some(_)) if is_small => Gzip::of_all(&start)?,
+        (true, Some(size)) => {
+            Gzip::of_samples(size, |buffer, offset| read_full(&file, buffer, offset))?
+        }
+        // Such are texts.
+        (true, None) => Gzip::Worth,
     };
     Ok(Source {
         content: Content { file: Arc::new(Handle::new(file)), buffers: Arc::default() },
@@ -143,16 +160,16 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// The file, or parts of it, as it is.
-fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
+fn plain_bytes(source: &Source, size: u64, asked: &HeaderMap) -> Response<Body> {
     let modified = preconditions::last_modified(source.modified_seconds);
-    let (outcome, size) = (preconditions::check(asked, modified), source.size);
+    let outcome = preconditions::check(asked, modified);
     let range = asked.get(RANGE).and_then(|value| value.to_str().ok());
     let kind = content::by_extension(&source.name).unwrap_or_else(|| content::sniff(&source.start));
     let mut response = match (outcome, range) {
         (Outcome::NotModified, _) => plain::status(StatusCode::NOT_MODIFIED),
         (Outcome::Failed, _) => plain::status(StatusCode::PRECONDITION_FAILED),
         (Outcome::Send { ranges: true }, Some(range)) => match ranges::parse(range, size) {
-            Ok(parts) => answer_parts(source, &parts, kind),
+            Ok(parts) => answer_parts(source, size, &parts, kind),
             Err(error) => {
                 let mut response =
                     plain::text(StatusCode::RANGE_NOT_SATISFIABLE, format!("{error}\n"));
@@ -160,7 +177,7 @@ fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
                 response
             }
         },
-        (Outcome::Send { .. }, _) => answer_parts(source, &[], kind),
+        (Outcome::Send { .. }, _) => answer_parts(source, size, &[], kind),
     };
     let headers = response.headers_mut();
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -171,13 +188,13 @@ fn plain_bytes(source: &Source, asked: &HeaderMap) -> Response<Body> {
 }
 
 /// No part: the whole file. Several: a body of parts, each with its own headers.
-fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response<Body> {
-    let whole = Part { start: 0, length: source.size };
+fn answer_parts(source: &Source, size: u64, parts: &[Part], kind: &'static str) -> Response<Body> {
+    let whole = Part { start: 0, length: size };
     let content = source.content.clone();
     match *parts {
         [] | [_] => {
             let part = parts.first().copied().unwrap_or(whole);
-            let body = if source.start.len() as u64 == source.size {
+            let body = if source.start.len() as u64 == size {
                 // Parts lie in the file, and its size is that of memory here.
                 let (start, end) = (part.start as usize, (part.start + part.length) as usize);
                 Body::full(source.start.slice(start..end))
@@ -189,13 +206,12 @@ fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
             headers.insert(CONTENT_LENGTH, part.length.into());
             if !parts.is_empty() {
-                set(headers, CONTENT_RANGE, &part.content_range(source.size));
+                set(headers, CONTENT_RANGE, &part.content_range(size));
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             }
             response
         }
         _ => {
-            let size = source.size;
             let boundary = format!("sandyard-{:x}-{size:x}", source.modified_seconds);
             let head = |part: &Part| {
                 let range = part.content_range(size);
@@ -222,6 +238,26 @@ fn answer_parts(source: &Source, parts: &[Part], kind: &'static str) -> Response
             response
         }
     }
+}
+
+/// The whole of a file that does not tell its size. It has no parts that anybody could ask for.
+fn until_its_end(source: &Source) -> Response<Body> {
+    let content = source.content.clone();
+    let body = Body::made(|chunks| async move {
+        let mut offset = 0;
+        loop {
+            let chunk = content.read(offset, u64::MAX).await?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            offset += chunk.len() as u64;
+            chunks.send(chunk).await?;
+        }
+    });
+    let mut response = Response::new(body);
+    let kind = content::by_extension(&source.name).unwrap_or_else(|| content::sniff(&source.start));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 /// What is in a file, and the memory it is read into.

@@ -161,10 +161,16 @@ impl Upload {
         let path = self.query_path.as_deref().filter(|path| !path.is_empty());
         let path = path.ok_or_else(|| Refusal::invalid("the query parameter 'path' is missing"))?;
         let mut writer = Writer::new(&self.target, path);
-        while let Some(bytes) = source.next().await? {
-            writer.write(bytes).await?;
+        let gathered = async {
+            while let Some(bytes) = source.next().await? {
+                writer.write(bytes).await?;
+            }
+            Ok(())
+        };
+        match gathered.await {
+            Ok(()) => Ok(vec![writer.finish(self.metadata).await?]),
+            Err(refusal) => Err(writer.given_up(refusal).await),
         }
-        Ok(vec![writer.finish(self.metadata).await?])
     }
 
     /// Every part named `file` is one file.
@@ -181,10 +187,16 @@ impl Upload {
                 continue;
             };
             let mut writer = Writer::new(&self.target, name);
-            while let Some(bytes) = part.chunk().await.map_err(broken)? {
-                writer.write(bytes).await?;
+            let gathered = async {
+                while let Some(bytes) = part.chunk().await.map_err(broken)? {
+                    writer.write(bytes).await?;
+                }
+                Ok(())
+            };
+            match gathered.await {
+                Ok(()) => written.push(writer.finish(Arc::clone(&self.metadata)).await?),
+                Err(refusal) => return Err(writer.given_up(refusal).await),
             }
-            written.push(writer.finish(Arc::clone(&self.metadata)).await?);
         }
         Ok(written)
     }

@@ -41,7 +41,7 @@ pub(super) struct Target {
 }
 
 /// A file that is being written. Bytes are gathered, so that a small file is one write and its
-/// watchers hear of one, and everything that may block is one job of the pool. They are copied for it:
+/// watchers hear of one, and all that may block for it is one job of the pool. They are copied for it:
 /// the connection can then use its own memory again, which costs less than new memory for every read.
 pub(super) struct Writer {
     target: Arc<Target>,
@@ -90,7 +90,7 @@ impl Target {
 }
 
 impl Writer {
-    /// One for the file with this name, which is looked at with its first bytes.
+    /// One for the file with this name, which is looked at once 256 KiB are gathered or at the end.
     pub(super) fn new(target: &Arc<Target>, name: &str) -> Self {
         let (target, name) = (Arc::clone(target), name.to_owned());
         Self { target, name, gathered: Vec::new(), file: None, writing: None }
@@ -124,6 +124,13 @@ impl Writer {
             bytes.clear();
             Ok((file, bytes))
         })
+    }
+
+    /// Waits for what was begun, so that nothing is done to the file after its request was refused.
+    pub(super) async fn given_up(mut self, refusal: Refusal) -> Refusal {
+        // The first failure is the one to tell.
+        drop(self.settle().await);
+        refusal
     }
 
     /// Writes what is left and sets the metadata.

@@ -29,7 +29,7 @@ pub(super) use watch::{Watchers, create_watcher, remove_watcher, watch_dir, watc
 pub(super) async fn stat(call: Call, request: StatRequest) -> Result<StatResponse, ConnectError> {
     with_user(call, move |scope| {
         let path = scope.resolve(&request.path)?;
-        Ok(StatResponse { entry: Some(describe(&path)?) })
+        Ok(StatResponse { entry: Some(scope.describe(&path)?) })
     })
     .await
 }
@@ -55,7 +55,7 @@ pub(super) async fn make_dir(
         directories::make(&path, &scope.user)
             .map_err(|error| failed("make directory", &path, &error))?;
         scope.daemon.watchers.catch_up(Path::new(&path));
-        Ok(MakeDirResponse { entry: Some(describe(&path)?) })
+        Ok(MakeDirResponse { entry: Some(scope.describe(&path)?) })
     })
     .await
 }
@@ -71,7 +71,7 @@ pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveRespo
             _ => failed(&format!("move '{source}' to"), &destination, &error),
         })?;
         scope.daemon.watchers.catch_up(Path::new(&destination));
-        Ok(MoveResponse { entry: Some(describe(&destination)?) })
+        Ok(MoveResponse { entry: Some(scope.describe(&destination)?) })
     })
     .await
 }
@@ -97,6 +97,7 @@ pub(super) async fn list_dir(
         let names = Names::load().map_err(|error| failed("read the users for", &path, &error))?;
         let entries = walk::list(&path, request.depth.max(1), &names)
             .map_err(|error| failed("list", &path, &error))?;
+        let entries = entries.into_iter().map(|entry| scope.told(entry)).collect();
         Ok(ListDirResponse { entries })
     })
     .await
@@ -119,9 +120,30 @@ struct Scope {
     daemon: Arc<Daemon>,
     user: User,
     workdir: Option<String>,
+    is_legacy: bool,
 }
 
 impl Scope {
+    fn describe(&self, path: &str) -> Result<EntryInfo, ConnectError> {
+        let entry = Names::load().and_then(|names| entry::describe(path, &names));
+        let entry = entry.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => missing(path),
+            _ => failed("look at", path, &error),
+        })?;
+        Ok(self.told(entry))
+    }
+
+    /// What the client is told of an entry: legacy clients refuse members that they do not know (executor 8).
+    fn told(&self, entry: EntryInfo) -> EntryInfo {
+        match self.is_legacy {
+            false => entry,
+            true => {
+                let EntryInfo { name, r#type, path, .. } = entry;
+                EntryInfo { name, r#type, path, ..EntryInfo::default() }
+            }
+        }
+    }
+
     fn resolve(&self, path: &str) -> Result<String, ConnectError> {
         paths::resolve(path, &self.user.home, self.workdir.as_deref())
             .map_err(|error| ConnectError::new(Code::InvalidArgument, error.to_string()))
@@ -135,17 +157,10 @@ async fn with_user<T: Send + 'static>(
     pool::run(move || {
         let user = call.user()?;
         let workdir = lock(&call.daemon.settings).default_workdir.clone();
-        work(Scope { daemon: Arc::clone(&call.daemon), user, workdir })
+        let (daemon, is_legacy) = (Arc::clone(&call.daemon), call.is_legacy);
+        work(Scope { daemon, user, workdir, is_legacy })
     })
     .await
-}
-
-fn describe(path: &str) -> Result<EntryInfo, ConnectError> {
-    let entry = Names::load().and_then(|names| entry::describe(path, &names));
-    entry.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => missing(path),
-        _ => failed("look at", path, &error),
-    })
 }
 
 fn missing(path: &str) -> ConnectError {

@@ -68,5 +68,22 @@ mod tests {
         let dumped = "signal: segmentation fault (core dumped)";
         assert_eq!(event(11 | 0x80), (-1, false, dumped.into(), text(dumped)));
         assert_eq!(event(31).2, "signal: signal 31");
+        for (signal, words) in [
+            (1, "hangup"),
+            (2, "interrupt"),
+            (3, "quit"),
+            (4, "illegal instruction"),
+            (5, "trace/breakpoint trap"),
+            (6, "aborted"),
+            (7, "bus error"),
+            (8, "floating point exception"),
+            (10, "user defined signal 1"),
+            (12, "user defined signal 2"),
+            (13, "broken pipe"),
+            (14, "alarm clock"),
+            (15, "terminated"),
+        ] {
+            assert_eq!(event(signal).2, format!("signal: {words}"));
+        }
     }
 }
