@@ -10,10 +10,10 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use sandyard_contract::ENVD_VERSION;
 use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, InitBody, init_signing_input};
+use sandyard_http::Inbound;
 
 use super::args::Identity;
 use super::body::Body;
-use super::inbound::Inbound;
 use super::settings::Settings;
 use super::tasks::lock;
 use super::{Daemon, plain, pool};

@@ -13,7 +13,6 @@ mod cors;
 mod files;
 mod filesystem;
 mod handshake;
-mod inbound;
 mod metrics;
 mod paths;
 mod plain;

@@ -1,6 +1,7 @@
 //! What every request passes on its way (executor 2.1): CORS, then the access token, then the user,
 //! then its route.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -8,17 +9,24 @@ use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use sandyard_contract::connect::{Code, ConnectError};
 use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
+use sandyard_http::{Discard, Inbound};
 
 use super::accounts::User;
 use super::body::Body;
 use super::connect::{self, Procedure};
-use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, auth, cors, files, handshake, metrics, plain, pool, tunnel};
 
+impl Discard for Daemon {
+    fn run(&self, reading: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.connections.spawn(reading);
+    }
+}
+
 /// Answers a request; every failure is an answer too.
 pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
-    let request = request.map(|body| Inbound::new(daemon, body));
+    let owner: Arc<dyn Discard> = Arc::clone(daemon) as _;
+    let request = request.map(|body| Inbound::new(body, owner));
     let unread = request.body().unread();
     let mut response = dispatch(daemon, request).await;
     if unread.get() {

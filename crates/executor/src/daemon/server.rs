@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, shutdown};
-use sandyard_socket::Socket;
+use sandyard_http::Socket;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 

@@ -10,11 +10,11 @@ use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, TUNNEL_PROTOCOL};
+use sandyard_http::Inbound;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::body::Body;
-use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, auth, plain};
 

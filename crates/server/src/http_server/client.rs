@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Deref;
 use std::time::Duration;
 
-use sandyard_socket::Socket;
+use sandyard_http::Socket;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 

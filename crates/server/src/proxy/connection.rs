@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use sandyard_http::Discard;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,21 @@ use crate::http_server::{self, Client, Transport, requested_host};
 /// Where a connection's requests leave what outlives them: upgraded connections, and those to services that
 /// the next request can use.
 pub(super) type Work = mpsc::Sender<BoxFuture<'static, ()>>;
+
+/// Leaves a connection's work to it for as long as it is there.
+pub(super) struct Beside(pub(super) mpsc::WeakSender<BoxFuture<'static, ()>>);
+
+impl Discard for Beside {
+    fn run(&self, reading: BoxFuture<'static, ()>) {
+        // Without the connection there is nothing to be read. On HTTP/1.1 the requests come one by one, so that
+        // there is room.
+        if let Some(work) = self.0.upgrade()
+            && work.try_send(reading).is_err()
+        {
+            debug!("what is left of a request is not read");
+        }
+    }
+}
 
 /// Work that may wait to be taken up, which the connection does at once.
 const WAITING: usize = 1;

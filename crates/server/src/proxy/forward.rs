@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{CONNECTION, HOST};
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Either;
@@ -14,6 +14,7 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sandyard_contract::control::CONTROL_PORT;
 use sandyard_contract::daemon::DAEMON_PORT;
+use sandyard_http::Inbound;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
@@ -22,7 +23,7 @@ use super::Routes;
 use super::access::{check, put_mask};
 use super::answers::{ProxyBody, Refusal, wants_html};
 use super::connect::{ConnectError, Connector, daemon_answers, pool_uri};
-use super::connection::{Scope, upgraded};
+use super::connection::{Beside, Scope, upgraded};
 use super::headers::{prepare_request, put_upgrade, remove_hop_by_hop, wanted_upgrade};
 use super::http2::{Failure, is_grpc};
 use super::reserved::reserved;
@@ -44,8 +45,8 @@ const START_PATH: &str = "/process.Process/Start";
 /// Forwards requests.
 pub(super) struct Proxy {
     routes: Arc<dyn Routes>,
-    daemons: Client<Connector, Incoming>,
-    services: Client<Connector, Incoming>,
+    daemons: Client<Connector, Inbound>,
+    services: Client<Connector, Inbound>,
     starts: Starts,
 }
 
@@ -96,6 +97,14 @@ impl Proxy {
         scope: &Scope,
     ) -> Response<ProxyBody> {
         let browser = wants_html(request.headers());
+        let request = match request.version() {
+            Version::HTTP_2 => request.map(Inbound::of_stream),
+            _ => {
+                let discard = Arc::new(Beside(scope.work.downgrade()));
+                request.map(|body| Inbound::new(body, discard))
+            }
+        };
+        let unread = request.body().unread();
         // Neither path nor query: both may hold secrets.
         let span = debug_span!(
             "proxy",
@@ -112,7 +121,12 @@ impl Proxy {
                 }
                 Err(refusal) => debug!(?refusal, "not forwarded"),
             }
-            answer.unwrap_or_else(|refusal| refusal.respond(browser))
+            let mut answer = answer.unwrap_or_else(|refusal| refusal.respond(browser));
+            if unread.get() {
+                // Whoever keeps connections for later has to hear that this one ends.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
         }
         .instrument(span)
         .await
@@ -120,7 +134,7 @@ impl Proxy {
 
     async fn forward(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Inbound>,
         scope: &Scope,
     ) -> Result<Response<ProxyBody>, Refusal> {
         if *request.method() == Method::CONNECT {
@@ -184,7 +198,7 @@ impl Proxy {
 
     async fn target(
         &self,
-        request: &Request<Incoming>,
+        request: &Request<Inbound>,
         host: Option<&Authority>,
     ) -> Result<Target, Refusal> {
         let refused = match target_of(host.map(Authority::as_str), request.headers()) {

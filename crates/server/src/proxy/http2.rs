@@ -11,6 +11,7 @@ use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use sandyard_http::Inbound;
 use tracing::debug;
 
 use super::Routes;
@@ -38,17 +39,17 @@ pub(super) enum Failure {
 
 /// Connections to services, kept as long as the client's own connection, which gRPC keeps for long.
 #[derive(Default)]
-pub(super) struct Http2Services(Mutex<HashMap<Target, SendRequest<Incoming>>>);
+pub(super) struct Http2Services(Mutex<HashMap<Target, SendRequest<Inbound>>>);
 
 impl Http2Services {
-    fn kept(&self) -> MutexGuard<'_, HashMap<Target, SendRequest<Incoming>>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<Target, SendRequest<Inbound>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request on, whose `Host` says what the service is to see.
     pub(super) async fn send(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Inbound>,
         target: &Target,
         routes: &dyn Routes,
         work: &Work,
@@ -73,7 +74,7 @@ async fn open(
     target: &Target,
     routes: &dyn Routes,
     work: &Work,
-) -> Result<SendRequest<Incoming>, Failure> {
+) -> Result<SendRequest<Inbound>, Failure> {
     let stream = connect(routes, target).await.map_err(Failure::Connect)?;
     let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
     let (service, connection) = shaken.map_err(Failure::Http)?;

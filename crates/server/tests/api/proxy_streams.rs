@@ -106,6 +106,28 @@ async fn an_upgrade_passes_with_half_closes() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_everything_first_gets_its_refusal() -> anyhow::Result<()> {
+    const LENGTH: usize = 16 << 20;
+    let server = Harness::start().await?;
+    let id = server.create(json!({})).await?;
+    for (host, expected) in [
+        ("49983-iunknown.localhost".to_owned(), "The sandbox was not found"),
+        (format!("{PORT}-{id}.localhost"), "port is not open"),
+        ("localhost".to_owned(), "Invalid host"),
+    ] {
+        let length = format!("Content-Length: {LENGTH}\r\n");
+        let mut stream = server.raw(&head("POST", "/x", &host, &length)).await?;
+        // Neither this nor the reading meets a reset.
+        stream.write_all(&vec![b'x'; LENGTH]).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        assert!(answer.contains(expected), "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_upgrade_that_is_refused_is_a_plain_answer() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let (hosts, _service) = both_hosts(&server).await?;

@@ -15,13 +15,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use sandyard_contract::connect::{Code, Codec, ConnectError, EndStream, FLAG_END_STREAM, Form};
 use sandyard_contract::rpc::process::process_event::data_event::Output;
+use sandyard_http::Inbound;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::accounts::User;
 use super::body::{Body, Chunks};
-use super::inbound::Inbound;
 use super::tasks::lock;
 use super::{Daemon, filesystem, process};
 

@@ -14,10 +14,9 @@ use sandyard_contract::connect::{Code, Codec, ConnectError, ENVELOPE_HEAD};
 use sandyard_contract::envelope::{Envelope, EnvelopeError, Envelopes};
 use sandyard_contract::rpc::process::process_event::data_event::Output;
 use sandyard_contract::rpc::process::{ProcessEvent, StartResponse, process_event};
+use sandyard_http::Inbound;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use super::super::inbound::Inbound;
 
 /// The longest request message. The contract has no limit, but messages are held in memory, and files
 /// have a route that streams them.

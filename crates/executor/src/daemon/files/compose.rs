@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{Request, Response, StatusCode};
+use sandyard_http::Inbound;
 use serde::Deserialize;
 
 use super::super::body::Body;
-use super::super::inbound::Inbound;
 use super::super::{Daemon, paths, plain, pool};
 use super::write::Written;
 use super::{Owner, Refusal};

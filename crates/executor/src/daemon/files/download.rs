@@ -11,10 +11,10 @@ use hyper::header::{
     CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
 };
 use hyper::{Request, Response, StatusCode};
+use sandyard_http::Inbound;
 
 use super::super::auth::Operation;
 use super::super::body::{Body, Chunks};
-use super::super::inbound::Inbound;
 use super::super::{Daemon, paths, plain, pool};
 use super::buffers::Buffers;
 use super::encoding::{self, Encoding};

@@ -11,11 +11,11 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use sandyard_contract::upload::{boundary, path_of_part};
+use sandyard_http::Inbound;
 use tokio::sync::Mutex;
 
 use super::super::auth::Operation;
 use super::super::body::Body;
-use super::super::inbound::Inbound;
 use super::super::{Daemon, plain, pool};
 use super::metadata;
 use super::write::{Target, Writer, Written};

@@ -10,39 +10,50 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-use super::Daemon;
-
 /// For how long a request that was answered is still read. A client that sends for longer is cut off, and so
 /// is one that pauses.
 const DISCARD: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(3);
 
+/// Owner of the tasks that read what nobody wants.
+pub trait Discard: Send + Sync {
+    /// Runs a task beside the connection, which it does not outlive.
+    fn run(&self, reading: Pin<Box<dyn Future<Output = ()> + Send>>);
+}
+
 /// A request's body. If it is dropped before its end, the rest is read and thrown away: a connection that is
 /// closed with unread bytes is reset, and then its client may lose the answer.
-pub(super) struct Inbound {
+pub struct Inbound {
     /// `None` at its end.
     body: Option<Incoming>,
     unread: Unread,
-    daemon: Arc<Daemon>,
+    discard: Option<Arc<dyn Discard>>,
 }
 
-/// Whether a body was given up before its end.
-#[derive(Clone, Default)]
-pub(super) struct Unread(Arc<AtomicBool>);
+/// Whether a body was given up before its end, so that the connection has to end with the answer.
+#[derive(Clone, Debug, Default)]
+pub struct Unread(Arc<AtomicBool>);
 
 impl Unread {
-    pub(super) fn get(&self) -> bool {
+    /// True from the moment on when it was given up.
+    pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 impl Inbound {
-    pub(super) fn new(daemon: &Arc<Daemon>, body: Incoming) -> Self {
-        Self { body: Some(body), unread: Unread::default(), daemon: Arc::clone(daemon) }
+    /// A body of an HTTP/1.1 request, whose rest is read by a task of `discard`.
+    pub fn new(body: Incoming, discard: Arc<dyn Discard>) -> Self {
+        Self { body: Some(body), unread: Unread::default(), discard: Some(discard) }
+    }
+
+    /// A body of an HTTP/2 request: its stream ends alone.
+    pub fn of_stream(body: Incoming) -> Self {
+        Self { body: Some(body), unread: Unread::default(), discard: None }
     }
 
     /// Tells also after the body is gone.
-    pub(super) fn unread(&self) -> Unread {
+    pub fn unread(&self) -> Unread {
         self.unread.clone()
     }
 }
@@ -76,13 +87,15 @@ impl Body for Inbound {
 
 impl Drop for Inbound {
     fn drop(&mut self) {
-        if let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) {
+        let left = self.body.take().filter(|body| !body.is_end_stream());
+        if let (Some(mut body), Some(discard)) = (left, &self.discard) {
             self.unread.0.store(true, Ordering::Relaxed);
-            self.daemon.connections.spawn(async move {
+            discard.run(Box::pin(async move {
                 let reading =
                     async { while let Ok(Some(Ok(_))) = timeout(PAUSE, body.frame()).await {} };
-                drop(timeout(DISCARD, reading).await);
-            });
+                // Whether it came to its end or to the limit, it is over.
+                let _: Result<(), _> = timeout(DISCARD, reading).await;
+            }));
         }
     }
 }
