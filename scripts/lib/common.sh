@@ -51,9 +51,10 @@ heartbeat=''
 # step NAME TEXT COMMAND...: a part of the set-up that takes a while. Its output goes to
 # .sandyard/log/NAME.log, and its end is shown if it fails.
 #
-# COMMAND is not run as `COMMAND || …`: that would switch strict mode off inside it.
+# COMMAND is not run as `COMMAND || …`: that would switch strict mode off inside it. It is run in a subshell:
+# if it ended this shell, what is said then would go where its output goes.
 step() {
-    local name=$1 text=$2 start=$SECONDS
+    local name=$1 text=$2 start=$SECONDS code
     shift 2
     step_log=$STATE/log/$name.log
     say "[set-up] $text ..."
@@ -68,7 +69,15 @@ step() {
         done
     ) &
     heartbeat=$!
-    "$@" >"$step_log" 2>&1
+    set +e
+    (
+        trap - EXIT
+        set -e
+        "$@"
+    ) >"$step_log" 2>&1
+    code=$?
+    set -e
+    if [ "$code" -ne 0 ]; then exit "$code"; fi
     stop_heartbeat
     step_log=''
     say "[set-up] $text: done, $((SECONDS - start)) s"
