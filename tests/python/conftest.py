@@ -235,6 +235,19 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
     made.kill()
 
 
+def module_sandbox(session: str = "", **options: object) -> Callable[[Server], Iterator[Sandbox]]:
+    """A fixture `shared` for a module: one sandbox, with a workspace if `session` begins its name."""
+
+    @pytest.fixture(scope="module")
+    def shared(server: Server) -> Iterator[Sandbox]:
+        metadata = {"session": f"{session}-{time.time_ns()}"} if session else {}
+        made = server.create(metadata=metadata, timeout=600, **options)
+        yield made
+        made.kill()
+
+    return shared
+
+
 @pytest.fixture
 def box(shared: Sandbox) -> Iterator[Sandbox]:
     """A module's own `shared` sandbox, in which each test leaves no process."""

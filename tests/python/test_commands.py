@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import Server, until
+from conftest import Server, module_sandbox, until
 from e2b import (AsyncSandbox, CommandExitException, InvalidArgumentException, NotFoundException,
                  Sandbox, TimeoutException)
 from e2b.exceptions import AuthenticationException, SandboxException
@@ -20,11 +20,7 @@ from e2b.exceptions import AuthenticationException, SandboxException
 UNKNOWN = 999_999
 
 
-@pytest.fixture(scope="module")
-def shared(server: Server) -> Iterator[Sandbox]:
-    made = server.create(envs={"GLOBAL": "global"}, timeout=600)
-    yield made
-    made.kill()
+shared = module_sandbox(envs={"GLOBAL": "global"})
 
 
 def test_run_gives_output_of_both_streams_and_the_exit_code(box: Sandbox) -> None:

@@ -7,12 +7,11 @@ import datetime
 import hashlib
 import io
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
-from conftest import Server
+from conftest import module_sandbox
 from e2b import AsyncSandbox, FileType, InvalidArgumentException, Sandbox
 from e2b.exceptions import (AuthenticationException, FileNotFoundException, NotEnoughSpaceException,
                             SandboxException)
@@ -21,11 +20,7 @@ LINES = "".join(f"line {n} of a log\n" for n in range(20_000))
 NOISE = os.urandom(300_000)
 
 
-@pytest.fixture(scope="module")
-def box(server: Server) -> Iterator[Sandbox]:
-    made = server.create(metadata={"session": f"files-{time.time_ns()}"})
-    yield made
-    made.kill()
+shared = module_sandbox("files")
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import json
 import socket
 import struct
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import h2.config
 import h2.connection
 import h2.errors
 import h2.events
 import pytest
-from conftest import Server, until
+from conftest import Server, module_sandbox, until
 from e2b import Sandbox
 
 START = "/process.Process/Start"
@@ -21,11 +21,7 @@ START = "/process.Process/Start"
 CLIENTS = 20
 
 
-@pytest.fixture(scope="module")
-def shared(server: Server) -> Iterator[Sandbox]:
-    made = server.create(timeout=600)
-    yield made
-    made.kill()
+shared = module_sandbox()
 
 
 def start_request(tag: str) -> bytes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from conftest import Server
+from conftest import module_sandbox
 from e2b import AsyncSandbox, FilesystemEvent, FilesystemEventType, InvalidArgumentException, Sandbox
 from e2b.exceptions import FileNotFoundException, SandboxException, TimeoutException
 
@@ -16,11 +15,7 @@ CREATE, WRITE, CHMOD, REMOVE, RENAME = (
     FilesystemEventType.REMOVE, FilesystemEventType.RENAME)
 
 
-@pytest.fixture(scope="module")
-def box(server: Server) -> Iterator[Sandbox]:
-    made = server.create(metadata={"session": f"watch-{time.time_ns()}"})
-    yield made
-    made.kill()
+shared = module_sandbox("watch")
 
 
 @pytest.fixture

@@ -6,3 +6,7 @@ mod socket;
 
 pub use inbound::{Discard, Inbound, Unread};
 pub use socket::{Socket, SocketStream};
+
+/// Headers of one message: of a client, a service, or on the way between. The metadata of an upload comes in
+/// headers, up to 4096 bytes of it, as some 400 of them (executor 6.5).
+pub const MAX_HEADERS: usize = 512;

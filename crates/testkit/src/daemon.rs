@@ -20,6 +20,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, DAEMON_PORT, TUNNEL_PATH, TUNNEL_PROTOCOL};
+use sandyard_http::MAX_HEADERS;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -181,7 +182,7 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
     let mut after = JoinSet::new();
     {
         let connection = http1::Builder::new()
-            .max_headers(512)
+            .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = pin!(connection);

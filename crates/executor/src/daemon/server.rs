@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, shutdown};
-use sandyard_http::Socket;
+use sandyard_http::{MAX_HEADERS, Socket};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
@@ -20,9 +20,6 @@ use super::{Daemon, log, router};
 
 /// How long a connection without a request stays, longer than any proxy in front keeps it.
 const IDLE: Duration = Duration::from_secs(640);
-
-/// Metadata of uploads comes in headers, up to 4096 bytes of it (executor 6.5).
-const MAX_HEADERS: usize = 512;
 
 /// How long to wait before accepting again when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -167,8 +167,7 @@ fn half_a_request_starts_nothing() {
 #[test]
 fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
     let daemon = Daemon::start();
-    let token = json!({"accessToken": "secret", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&token).status, 204);
+    daemon.demand_token("secret");
     for (target, status) in [
         ("/process.Process/List", 401),
         ("/files?path=/tmp/x", 401),

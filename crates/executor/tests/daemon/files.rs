@@ -174,8 +174,7 @@ fn parts_and_conditions() {
 #[test]
 fn signatures_open_one_path_for_one_operation_and_time() {
     let daemon = Daemon::start();
-    let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&init).status, 204);
+    daemon.demand_token("tok");
     let path = daemon.path("signed");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let target = |operation: &str, expiration: u64| {
@@ -393,8 +392,7 @@ fn checks_of_a_download_come_in_order() {
     assert_eq!(status("path=/none"), 404);
     assert_eq!(status("path=/tmp"), 400);
     assert_eq!(status("path=/etc/hosts"), 406);
-    let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&init).status, 204);
+    daemon.demand_token("tok");
     assert_eq!(status("path=~bob&username=no-such-user"), 401);
     let unreadable = daemon.get("/files?path=x&signature=v1_x&signature_expiration=soon");
     assert_eq!(unreadable.status, 400);
@@ -405,8 +403,7 @@ fn checks_of_a_download_come_in_order() {
 fn a_signature_ends_with_its_second() {
     // executor 3.3: strictly less than now
     let daemon = Daemon::start();
-    let init = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&init).status, 204);
+    daemon.demand_token("tok");
     let path = daemon.path("f");
     std::fs::write(&path, "x").unwrap();
     let target = |expiration: u64| {

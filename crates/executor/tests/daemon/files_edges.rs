@@ -4,7 +4,6 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 
 use flate2::read::GzDecoder;
-use serde_json::json;
 
 use super::support::{Answer, Daemon, basic};
 
@@ -76,8 +75,7 @@ fn what_is_wrong_with_an_upload_is_told_in_order() {
     let kind = ("Content-Type", "multipart/form-data; boundary=X");
     let nothing = daemon.call("POST", &format!("/files?{unknown}"), &[kind], b"--X--\r\n");
     told(nothing, 401, "invalid username");
-    let token = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&token).status, 204);
+    daemon.demand_token("tok");
     told(ask(unknown, &[encoding]), 401, "missing signature");
     assert!(!std::fs::exists(&path).expect("its directory is ours"));
 }

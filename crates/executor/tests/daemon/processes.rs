@@ -257,12 +257,12 @@ fn a_deadline_stays_without_its_caller() {
 #[test]
 fn a_keepalive_comes_only_after_silence() {
     let daemon = Daemon::start();
-    let every_second = [("Keepalive-Ping-Interval", "1")];
-    let script = "for n in 1 2 3 4 5 6; do echo $n; sleep 0.4; done; exec sleep 30";
-    let mut started = daemon.stream(START, &shell(script), &every_second);
+    let interval = [("Keepalive-Ping-Interval", "2")];
+    let script = "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 0.4; done; exec sleep 30";
+    let mut started = daemon.stream(START, &shell(script), &interval);
     let pid = started.pid();
     let request = json!({"process": {"pid": pid}});
-    let mut connected = daemon.stream(CONNECT, &request, &every_second);
+    let mut connected = daemon.stream(CONNECT, &request, &interval);
     connected.pid();
     for stream in [&mut started, &mut connected] {
         let mut lines = 0;
@@ -273,7 +273,7 @@ fn a_keepalive_comes_only_after_silence() {
             }
             lines += 1;
         };
-        assert!(lines >= 4, "{lines} pieces of output before the first keepalive");
+        assert!(lines >= 6, "{lines} pieces of output before the first keepalive");
         assert_eq!(last, json!({"event": {"keepalive": {}}}));
     }
 }

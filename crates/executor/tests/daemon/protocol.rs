@@ -180,7 +180,7 @@ fn the_binary_codec_speaks_the_same_protocol() {
 #[test]
 fn preflights_need_no_token_and_answers_name_origins() {
     let daemon = Daemon::start();
-    token(&daemon);
+    daemon.demand_token("tok");
     let answer = daemon.call(
         "OPTIONS",
         LIST,
@@ -211,16 +211,10 @@ fn preflights_need_no_token_and_answers_name_origins() {
     }
 }
 
-/// Sets the access token `tok`.
-fn token(daemon: &Daemon) {
-    let body = json!({"accessToken": "tok", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&body).status, 204);
-}
-
 #[test]
 fn a_token_covers_everything_but_the_open_routes() {
     let daemon = Daemon::start();
-    token(&daemon);
+    daemon.demand_token("tok");
     for target in ["/metrics", "/envs", "/nothing", LIST] {
         let answer = daemon.get(target);
         assert_eq!((answer.status, &answer.json()["code"]), (401, &json!(401)), "{target}");

@@ -206,6 +206,14 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// Demands an access token from now on.
+    pub(crate) fn demand_token(&self, token: &str) {
+        let settings = json!({"accessToken": token, "timestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(self.init(&settings).status, 204);
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.child.kill().expect("it is ours");

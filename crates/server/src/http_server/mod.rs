@@ -13,6 +13,7 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use sandyard_http::MAX_HEADERS;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -33,10 +34,7 @@ const IDLE: Duration = Duration::from_secs(620);
 /// on one, and the JavaScript SDK allows itself this many (control-plane 5.1).
 const MAX_STREAMS: u32 = 1000;
 
-/// Headers of one message, a client's or a service's. The metadata of an upload comes in headers, up to 4096
-/// bytes of it, as some 400 of them (executor 6.5).
-pub(crate) const MAX_HEADERS: usize = 512;
-/// The same for HTTP/2, which counts 32 bytes for each beside its name and value.
+/// [`MAX_HEADERS`] for HTTP/2, which counts 32 bytes for each beside its name and value.
 const MAX_HEADER_LIST: u32 = 64 << 10;
 
 /// Takes connections until `stop` is cancelled, then waits for what is under way. A stream may never end

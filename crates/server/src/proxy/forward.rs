@@ -14,7 +14,7 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sandyard_contract::control::CONTROL_PORT;
 use sandyard_contract::daemon::DAEMON_PORT;
-use sandyard_http::Inbound;
+use sandyard_http::{Inbound, MAX_HEADERS};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
@@ -30,7 +30,7 @@ use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
-use crate::http_server::{MAX_HEADERS, requested_host};
+use crate::http_server::requested_host;
 
 /// The daemon never closes an idle connection by itself, and each costs it some memory.
 const DAEMON_IDLE: Duration = Duration::from_secs(10);

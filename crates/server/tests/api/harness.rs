@@ -19,6 +19,7 @@ use sandyard::proxy::{Port, SchedulerRoutes, serve};
 use sandyard::tls::{CA_FILE, Tls};
 use sandyard_contract::control::Secret;
 use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
+use sandyard_http::MAX_HEADERS;
 use sandyard_testkit::{FakeDaemon, FakeEngine};
 use sandyard_types::{Cache, SandboxId, TeamId, Template, TemplateKind};
 use serde_json::{Value, json};
@@ -139,7 +140,9 @@ impl Harness {
             proxy,
             stop,
             ca: data.path().join(CA_FILE),
-            client: Client::builder(TokioExecutor::new()).http1_max_headers(512).build_http(),
+            client: Client::builder(TokioExecutor::new())
+                .http1_max_headers(MAX_HEADERS)
+                .build_http(),
             tasks,
             _folder: folder,
         })

@@ -34,6 +34,8 @@ const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 
 /// How the Python SDKs call themselves whose generated code refuses unknown members (executor 8).
 const LEGACY_AGENT: &str = "connect-python";
+/// The service whose answers are others for them, as paths begin with it.
+const FILESYSTEM: &str = "/filesystem.";
 const LEGACY_SDK: HeaderName = HeaderName::from_static("x-e2b-legacy-sdk");
 
 /// Seconds between keepalives for clients that ask for none (executor 2.6).
@@ -85,23 +87,6 @@ impl Procedure {
         })
     }
 
-    fn is_of_files(self) -> bool {
-        use Procedure::*;
-        match self {
-            ProcessList | ProcessConnect | ProcessStart | ProcessUpdate | ProcessStreamInput
-            | ProcessSendInput | ProcessSendSignal | ProcessCloseStdin => false,
-            FilesystemStat
-            | FilesystemMakeDir
-            | FilesystemMove
-            | FilesystemListDir
-            | FilesystemRemove
-            | FilesystemWatchDir
-            | FilesystemCreateWatcher
-            | FilesystemGetWatcherEvents
-            | FilesystemRemoveWatcher => true,
-        }
-    }
-
     fn form(self) -> Form {
         match self {
             Self::ProcessConnect
@@ -121,7 +106,7 @@ pub(super) struct Call {
     pub named_user: Option<User>,
     /// When the call, and a process it starts, are over.
     pub deadline: Option<Instant>,
-    /// Whether the client is of the generation that knows an entry's name, type and path only (executor 8).
+    /// Whether the client knows an entry's name, type and path only (executor 8).
     pub is_legacy: bool,
     keepalive: Duration,
 }
@@ -199,7 +184,8 @@ pub(super) async fn answer(
             return bare(StatusCode::UNSUPPORTED_MEDIA_TYPE, ACCEPT_POST, accepted);
         }
     };
-    let is_legacy = request.headers().get(USER_AGENT).is_some_and(|agent| agent == LEGACY_AGENT);
+    let is_legacy = request.uri().path().starts_with(FILESYSTEM)
+        && request.headers().get(USER_AGENT).is_some_and(|agent| agent == LEGACY_AGENT);
     let result = async {
         let deadline = read_deadline(request.headers())?;
         let keepalive = read_keepalive(request.headers());
@@ -207,7 +193,7 @@ pub(super) async fn answer(
         within(deadline, serve(procedure, codec, call, request)).await
     };
     let mut response = result.await.unwrap_or_else(|error| refuse(form, codec, error));
-    if is_legacy && procedure.is_of_files() {
+    if is_legacy {
         response.headers_mut().insert(LEGACY_SDK, HeaderValue::from_static("true"));
     }
     response

@@ -51,6 +51,13 @@ struct Source {
     gzip: Gzip,
 }
 
+impl Source {
+    /// The content type of its bytes as they are.
+    fn kind(&self) -> &'static str {
+        content::by_extension(&self.name).unwrap_or_else(|| content::sniff(&self.start))
+    }
+}
+
 async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Response<Body>, Refusal> {
     let headers = request.headers();
     let query = Query::parse(request.uri())?;
@@ -164,7 +171,7 @@ fn plain_bytes(source: &Source, size: u64, asked: &HeaderMap) -> Response<Body> 
     let modified = preconditions::last_modified(source.modified_seconds);
     let outcome = preconditions::check(asked, modified);
     let range = asked.get(RANGE).and_then(|value| value.to_str().ok());
-    let kind = content::by_extension(&source.name).unwrap_or_else(|| content::sniff(&source.start));
+    let kind = source.kind();
     let mut response = match (outcome, range) {
         (Outcome::NotModified, _) => plain::status(StatusCode::NOT_MODIFIED),
         (Outcome::Failed, _) => plain::status(StatusCode::PRECONDITION_FAILED),
@@ -255,8 +262,7 @@ fn until_its_end(source: &Source) -> Response<Body> {
         }
     });
     let mut response = Response::new(body);
-    let kind = content::by_extension(&source.name).unwrap_or_else(|| content::sniff(&source.start));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(source.kind()));
     response
 }
 

@@ -167,10 +167,8 @@ impl Upload {
             }
             Ok(())
         };
-        match gathered.await {
-            Ok(()) => Ok(vec![writer.finish(self.metadata).await?]),
-            Err(refusal) => Err(writer.given_up(refusal).await),
-        }
+        let gathered = gathered.await;
+        Ok(vec![writer.finish(gathered, self.metadata).await?])
     }
 
     /// Every part named `file` is one file.
@@ -193,10 +191,8 @@ impl Upload {
                 }
                 Ok(())
             };
-            match gathered.await {
-                Ok(()) => written.push(writer.finish(Arc::clone(&self.metadata)).await?),
-                Err(refusal) => return Err(writer.given_up(refusal).await),
-            }
+            let gathered = gathered.await;
+            written.push(writer.finish(gathered, Arc::clone(&self.metadata)).await?);
         }
         Ok(written)
     }

@@ -126,19 +126,17 @@ impl Writer {
         })
     }
 
-    /// Waits for what was begun, so that nothing is done to the file after its request was refused.
-    pub(super) async fn given_up(mut self, refusal: Refusal) -> Refusal {
-        // The first failure is the one to tell.
-        drop(self.settle().await);
-        refusal
-    }
-
-    /// Writes what is left and sets the metadata.
+    /// Writes what is left and sets the metadata, if everything was `gathered`. Also if not, it waits for what
+    /// was begun: nothing is done to a file after its request was refused.
     pub(super) async fn finish(
         mut self,
+        gathered: Result<(), Refusal>,
         metadata: Arc<BTreeMap<String, String>>,
     ) -> Result<Written, Refusal> {
-        self.settle().await?;
+        let settled = self.settle().await;
+        // The first failure is the one to tell.
+        gathered?;
+        settled?;
         pool::run(move || {
             let file = self.file.map_or_else(|| self.target.open(&self.name), Ok)?;
             file.write(&self.gathered)?;
