@@ -131,18 +131,24 @@ impl Watch {
         state
     }
 
-    /// Collects events until a failure.
-    async fn follow(self: &Arc<Self>) {
+    /// Collects events until a failure, or until it is stopped. Nothing that it began holds the watch then.
+    async fn follow(self: &Arc<Self>, stopped: &mut oneshot::Receiver<()>) {
         loop {
-            if let Err(error) = self.readable().await {
+            let ready = tokio::select! {
+                _ = &mut *stopped => return,
+                ready = self.readable() => ready,
+            };
+            if let Err(error) = ready {
                 lock(&self.state).failure = Some(WatchError::Read(error));
-                return;
+                break;
             }
             let watch = Arc::clone(self);
             if pool::run(move || watch.collect().failure.is_some()).await {
-                return;
+                break;
             }
         }
+        // The failure stays to be asked for.
+        drop(stopped.await);
     }
 }
 
@@ -254,10 +260,7 @@ pub(in super::super) async fn create_watcher(
     let following = Arc::clone(&watch);
     // Beyond the request (executor 2.7).
     daemon.tasks.spawn(async move {
-        tokio::select! {
-            _ = &mut stopped => {}
-            () = following.follow() => drop(stopped.await),
-        }
+        following.follow(&mut stopped).await;
         pool::run(move || drop(following)).await;
         drop(end);
     });
