@@ -1,10 +1,13 @@
 //! The control channel: signed calls from the server to `init`, PID 1 of a sandbox's container.
 //!
-//! `init` listens on TCP port [`CONTROL_PORT`] of the container. Messages are JSON, one a line, at
-//! most [`MAX_LINE_BYTES`] long. `init` speaks first and says a fresh [`Hello`] (a nonce) on connect
-//! and after each [`Reply`]; the server sends [`SignedCall`]s. Nothing on this channel is encrypted: it
-//! runs on the engine's bridge, which nothing in a sandbox can sniff (NET_RAW is gone, design 6.1 (5)),
-//! and a signature is worth nothing for another container or a second time.
+//! `init` listens on TCP port [`CONTROL_PORT`] of the container. Messages are JSON, one a line; a call has
+//! at most [`MAX_CALL_BYTES`], a reply [`MAX_LINE_BYTES`]. `init` speaks first and says a fresh [`Hello`]
+//! (a nonce) on connect and after each [`Reply`]; the server sends [`SignedCall`]s, the first within
+//! [`SIGNED_CALL_LIMIT`]. Nothing on this channel is encrypted: it runs on the engine's bridge, which
+//! nothing in a sandbox can sniff (NET_RAW is gone, design 6.1 (5)), and a signature is worth nothing for
+//! another container or a second time.
+
+use std::time::Duration;
 
 use sandyard_types::{Access, BucketName, Cache, Driver, InstanceId, KeyPrefix, TargetPath};
 use serde::{Deserialize, Serialize};
@@ -12,7 +15,13 @@ use serde::{Deserialize, Serialize};
 /// TCP port of `init` in every sandbox. The proxy never routes to it.
 pub const CONTROL_PORT: u16 = 49982;
 
-/// The longest line either side accepts, in bytes.
+/// How long `init` waits on a new connection for the first valid call. Then it closes the connection.
+pub const SIGNED_CALL_LIMIT: Duration = Duration::from_secs(1);
+
+/// The longest line with a call, in bytes: a stranger can send as much before its signature is looked at.
+pub const MAX_CALL_BYTES: usize = 64 << 10;
+
+/// The longest line with a reply, in bytes.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// What `init` says on connect and after each reply: the nonce the next call must be signed over.

@@ -20,6 +20,13 @@ pub const INIT_PATH: &str = "/init";
 /// address, and must not be able to set the token first.
 pub const INIT_SIGNATURE_HEADER: &str = "x-sandyard-signature";
 
+/// Header of [`INIT_PATH`] with the SHA-256 of the body, 64 hex digits. The signature covers it and
+/// `Content-Length`, so a caller is known before a byte of its body is read.
+pub const INIT_BODY_HASH_HEADER: &str = "x-sandyard-body-sha256";
+
+/// The longest body of [`INIT_PATH`], in bytes. A longer one is answered 413, unread.
+pub const INIT_BODY_LIMIT: u64 = 64 << 10;
+
 /// Path prefix of tunnels: `GET /sandyard/tunnel/<port>` with `Connection: Upgrade` and
 /// `Upgrade: sandyard-tunnel`. 101 once the port was dialled on 127.0.0.1, then ::1, and bytes follow
 /// both ways with half-closes; 503 if nothing listens on either (executor 9.3 (b)).
@@ -33,12 +40,9 @@ pub const TUNNEL_PROTOCOL: &str = "sandyard-tunnel";
 pub const CONTROL_TOKEN_HEADER: &str = "x-sandyard-control";
 
 /// The bytes the signature of a call to [`INIT_PATH`] is made over: the instance, so that a call for
-/// another sandbox means nothing here, and the body as sent. The body's `timestamp` makes an old call
-/// harmless: the daemon skips whatever is not newer than the newest it has seen.
-pub fn init_signing_input(instance: &InstanceId, body: &[u8]) -> Vec<u8> {
-    let mut input = format!("sandyard init v1\n{instance}\n").into_bytes();
-    input.extend_from_slice(body);
-    input
+/// another sandbox means nothing here, and the body's length and SHA-256 in lower-case hex.
+pub fn init_signing_input(instance: &InstanceId, length: u64, hash: &str) -> Vec<u8> {
+    format!("sandyard init v2\n{instance}\n{length}\n{hash}").into_bytes()
 }
 
 /// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7). The others are refused: no
@@ -46,9 +50,8 @@ pub fn init_signing_input(instance: &InstanceId, body: &[u8]) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InitBody {
-    /// Token that RPC and `/files` demand from now on; absent: everything is open (executor 3.2).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access_token: Option<Secret>,
+    /// Token that RPC and `/files` demand from now on (executor 3.2). Every sandbox has one.
+    pub access_token: Secret,
     /// Replaces all user variables; absent: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env_vars: Option<BTreeMap<String, String>>,
@@ -58,7 +61,8 @@ pub struct InitBody {
     /// Directory of processes that name none; absent or empty: unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_workdir: Option<String>,
-    /// Orders calls: what is not newer than the newest seen changes nothing. Never sets the clock.
+    /// Names the call: the first one is obeyed, the same one again is answered as before, and any other
+    /// is refused with 409. Never sets the clock.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub timestamp: Option<OffsetDateTime>,
     /// Our own: the sandbox's id, for `E2B_SANDBOX_ID`.

@@ -1,5 +1,6 @@
 //! Wire forms: what goes between clients, server and executor, and nothing that acts on it.
 //!
+//! - [`boundary`] is what user code may not do, for the two parts that see to it.
 //! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
 //! - [`rest`] is the REST API's bodies.
@@ -8,6 +9,7 @@
 //! - `rpc`, `connect` and `envelope` (feature `rpc`) are the in-sandbox API that clients use: messages and protocol.
 #![deny(missing_docs)]
 
+pub mod boundary;
 #[cfg(feature = "rpc")]
 pub mod connect;
 pub mod control;

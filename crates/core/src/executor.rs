@@ -15,8 +15,6 @@ pub struct Claim {
     pub id: SandboxId,
     /// The template's id, likewise.
     pub template_id: TemplateId,
-    /// Whether RPC and files demand the sandbox's access token.
-    pub secure: bool,
     /// Environment of every process: image, template and request, merged.
     pub env: BTreeMap<String, String>,
     /// User of requests that name none.

@@ -17,12 +17,13 @@ mod workspaces;
 pub use executor::{Claim, ExecutorClient, ExecutorError, Flushed};
 pub use lifecycle::{Op, Plan, State};
 pub use runtime::{
-    ContainerSpec, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    ContainerSpec, DiskSpace, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
 };
 pub use scheduler::{
-    CreateSandbox, Limits, Sandbox, SandboxError, Scheduler, SchedulerParts, ShutdownReport,
+    CreateSandbox, Limits, ReachableWorkspace, Sandbox, SandboxError, Scheduler, SchedulerParts,
+    ShutdownReport,
 };
-pub use store::{ApiKeyHash, Store, StoreError, Team};
+pub use store::{ApiKeyHash, FIRST_TEAM, Store, StoreError, Team};
 pub use templates::{InvalidReference, TemplateReference, Templates, UnknownTemplate};
 pub use time_text::now;
 pub use workspaces::{WorkspaceError, Workspaces};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use sandyard_types::{Cache, InstanceId, SandboxId, Template};
+use sandyard_types::{Cache, InstanceId, Template};
 
 /// What a container gets at its creation and cannot get later: devices and capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,9 +20,8 @@ pub enum Profile {
 /// later, with [`crate::Claim`].
 #[derive(Clone, Debug)]
 pub struct ContainerSpec {
-    /// The sandbox, which names the container.
-    pub id: SandboxId,
-    /// The container's own name for itself.
+    /// Names the container, to the engine, to itself and to us. It means nothing to anybody else: neighbours can
+    /// ask the engine's name server for the names of containers, and sandbox ids are what guards public ports.
     pub instance: InstanceId,
     /// Image, limits and privileges.
     pub template: Template,
@@ -35,14 +34,19 @@ pub struct ContainerSpec {
 /// A container that exists on the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// The sandbox it is.
-    pub id: SandboxId,
-    /// The container's own name for itself.
-    pub instance: InstanceId,
+    /// Its name. The store knows which sandbox it is.
+    pub id: InstanceId,
     /// Where its ports are reached; `None` when it does not run.
     pub address: Option<IpAddr>,
-    /// Devices and capabilities it was made with.
-    pub profile: Profile,
+}
+
+/// Space on the disk that containers write to, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// All of it.
+    pub total: u64,
+    /// What is free for users without special rights.
+    pub free: u64,
 }
 
 /// What an image says about itself (design 3).
@@ -58,7 +62,7 @@ pub struct ImageFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
     /// A container of ours ended or was removed.
-    Died(SandboxId),
+    Died(InstanceId),
     /// Events may have been missed: compare with [`Runtime::list`].
     Resync,
 }
@@ -140,25 +144,38 @@ pub trait Runtime: Send + Sync + 'static {
     ///
     /// # Errors
     /// The engine's failure.
-    async fn thaw(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError>;
 
     /// Asks PID 1 of the container to end and waits for it, `limit_secs` at most. For a container whose
     /// `init` does not answer calls; without effect on one that does not run.
     ///
     /// # Errors
     /// The engine's failure.
-    async fn stop(&self, id: &SandboxId, limit_secs: u32) -> Result<(), RuntimeError>;
+    async fn stop(&self, id: &InstanceId, limit_secs: u32) -> Result<(), RuntimeError>;
 
     /// Removes the container and its anonymous volumes. Idempotent: one that is already gone counts as
     /// deleted.
     ///
     /// # Errors
     /// The engine's failure.
-    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Whether the engine itself bounds what a container writes, so that nobody needs to watch it.
+    fn bounds_disk(&self) -> bool;
+
+    /// What each container of this installation has written on the engine's disk, in bytes. Looks through all
+    /// that was written: for a watch, not for a request.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError>;
+
+    /// The disk that containers write to; `None` where it cannot be seen from here.
+    fn disk_space(&self) -> Option<DiskSpace>;
 
     /// The last lines that `init` and the daemon printed, for an error's text.
     ///
     /// # Errors
     /// The engine's failure.
-    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError>;
+    async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError>;
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use sandyard_types::{InstanceId, Network, SandboxId, SessionId, TeamId, Template, WorkspaceSpec};
+use sandyard_types::{
+    InstanceId, InvalidWorkspace, KeyPrefix, Network, SandboxId, SessionId, TeamId, Template,
+    WorkspaceSpec,
+};
 use sqlx::Row as _;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
@@ -39,6 +42,9 @@ pub enum StoreError {
         reason: String,
     },
 }
+
+/// The slug of the team that an installation begins with.
+pub const FIRST_TEAM: &str = "default";
 
 /// SHA-256 of an API key, hex: what is stored in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,28 +202,58 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the session for the team if nobody has it yet, and returns the team that has it.
+    /// Where the objects of a team's session are. Decided when the team first uses it, and the same for good:
+    /// `sessions/<id>/` for the first team, `teams/<slug>/sessions/<id>/` for the others, and for whom the
+    /// place is taken.
     ///
     /// # Errors
-    /// [`StoreError`]
-    pub async fn claim_session(
+    /// [`StoreError`], also if there is no such team.
+    pub async fn session_prefix(
         &self,
-        session: &SessionId,
         team: TeamId,
-    ) -> Result<TeamId, StoreError> {
-        let row = sqlx::query(
-            // The update changes nothing; it makes the row that is there come back.
-            "INSERT INTO sessions (id, team_id, created_at) VALUES (?, ?, ?) \
-             ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING team_id",
-        )
-        .bind(session.as_str())
-        .bind(team.to_string())
-        .bind(to_micros(now()))
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed("claim a session"))?;
-        let owner: String = row.try_get(0).map_err(failed("read a session's team"))?;
-        parse_team(&owner)
+        session: &SessionId,
+    ) -> Result<KeyPrefix, StoreError> {
+        let own = self.slug(team).await?;
+        let unusable = |reason: InvalidWorkspace| corrupt(session.as_str(), &reason);
+        let mut candidates = vec![KeyPrefix::team_session(&own, session).map_err(unusable)?];
+        if own == FIRST_TEAM {
+            candidates.insert(0, KeyPrefix::session(session));
+        }
+        for candidate in candidates {
+            // Whatever keeps the row out is there then: this session, or another one at the same place.
+            sqlx::query(
+                "INSERT INTO sessions (team_id, id, prefix, created_at) VALUES (?, ?, ?, ?) \
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(team.to_string())
+            .bind(session.as_str())
+            .bind(candidate.as_str())
+            .bind(to_micros(now()))
+            .execute(&self.pool)
+            .await
+            .map_err(failed("add a session"))?;
+            let row = sqlx::query("SELECT prefix FROM sessions WHERE team_id = ? AND id = ?")
+                .bind(team.to_string())
+                .bind(session.as_str())
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(failed("look up a session"))?;
+            if let Some(row) = row {
+                let prefix: String = row.try_get(0).map_err(failed("read a session"))?;
+                return prefix.parse().map_err(unusable);
+            }
+        }
+        Err(corrupt(session.as_str(), &"another session has its place"))
+    }
+
+    async fn slug(&self, team: TeamId) -> Result<String, StoreError> {
+        let row = sqlx::query("SELECT slug FROM teams WHERE id = ?")
+            .bind(team.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("look up a team"))?;
+        let row = row.ok_or_else(|| corrupt(&team.to_string(), &"there is no such team"))?;
+        row.try_get(0).map_err(failed("read a team"))
     }
 
     pub(crate) async fn insert(&self, record: &Record) -> Result<(), StoreError> {
@@ -398,16 +434,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_stays_with_the_team_that_first_used_it() -> anyhow::Result<()> {
+    async fn sessions_are_named_within_teams_and_keep_their_place() -> anyhow::Result<()> {
         let (folder, store) = open().await?;
-        let (one, two) = (team("one"), team("two"));
-        store.add_team(&one).await?;
-        store.add_team(&two).await?;
+        let (first, other) = (team(FIRST_TEAM), team("two"));
+        store.add_team(&first).await?;
+        store.add_team(&other).await?;
         let session: SessionId = "s1".parse()?;
-        assert_eq!(store.claim_session(&session, one.id).await?, one.id);
+        let place = async |store: &Store, team: &Team| {
+            store.session_prefix(team.id, &session).await.map(|prefix| prefix.to_string())
+        };
+        assert_eq!(place(&store, &other).await?, "teams/two/sessions/s1/");
+        assert_eq!(place(&store, &first).await?, "sessions/s1/");
         store.close().await;
         let store = Store::open(&folder.path().join("store.db")).await?;
-        assert_eq!(store.claim_session(&session, two.id).await?, one.id);
+        assert_eq!(place(&store, &other).await?, "teams/two/sessions/s1/");
+        assert_eq!(place(&store, &first).await?, "sessions/s1/");
+        assert!(store.session_prefix(TeamId::random(), &session).await.is_err());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_session_of_an_earlier_version_stays_where_it_is() -> anyhow::Result<()> {
+        let (_folder, store) = open().await?;
+        let (first, other) = (team(FIRST_TEAM), team("two"));
+        store.add_team(&first).await?;
+        store.add_team(&other).await?;
+        // As the migration leaves what another team had used first.
+        sqlx::query("INSERT INTO sessions (team_id, id, prefix, created_at) VALUES (?, 's', 'sessions/s/', 0)")
+            .bind(other.id.to_string())
+            .execute(&store.pool)
+            .await?;
+        let session: SessionId = "s".parse()?;
+        let prefix = store.session_prefix(other.id, &session).await?;
+        assert_eq!(prefix.as_str(), "sessions/s/");
+        let prefix = store.session_prefix(first.id, &session).await?;
+        assert_eq!(prefix.as_str(), "teams/default/sessions/s/");
         Ok(())
     }
 

@@ -131,6 +131,7 @@ mod tests {
             cpu_count: 2,
             memory_mib: 512,
             pids: 1024,
+            disk_mib: 1024,
             user: "user".to_owned(),
             workdir: None,
             env: BTreeMap::new(),

@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sandyard_core::{
-    CreateSandbox, Limits, Sandbox, SandboxError, Scheduler, SchedulerParts, State, Store, Team,
+    CreateSandbox, DiskSpace, FIRST_TEAM, Limits, Sandbox, SandboxError, Scheduler, SchedulerParts, State, Store, Team,
     Templates, now,
 };
 use sandyard_testkit::{Behaviour, Call, FakeEngine};
-use sandyard_types::{Cache, Network, SandboxId, TeamId, Template, TemplateKind};
+use sandyard_types::{Cache, InstanceId, Network, SandboxId, TeamId, Template, TemplateKind};
 use tokio::time::timeout;
 
 /// How long anything in here may take before the test fails instead of hanging.
@@ -32,7 +32,7 @@ impl Host {
         let folder = tempfile::tempdir()?;
         let store = Store::open(&folder.path().join("store.db")).await?;
         let mut teams = Vec::new();
-        for slug in ["one", "two"] {
+        for slug in [FIRST_TEAM, "two"] {
             let team = Team { id: TeamId::random(), slug: slug.to_owned(), name: slug.to_owned() };
             store.add_team(&team).await?;
             teams.push(team.id);
@@ -72,6 +72,7 @@ async fn start(engine: &FakeEngine, store: &Store) -> Result<Scheduler, SandboxE
         cpu_count: 2,
         memory_mib: 512,
         pids: 512,
+        disk_mib: 100,
         user: "user".to_owned(),
         workdir: Some("/work".to_owned()),
         env: [("A", "template"), ("B", "template")]
@@ -90,6 +91,7 @@ async fn start(engine: &FakeEngine, store: &Store) -> Result<Scheduler, SandboxE
             max_length: Duration::from_secs(3600),
             max_sandboxes: 3,
             flush: Duration::from_secs(1),
+            disk_watch: Duration::from_millis(20),
         },
         bucket: "sandyard".parse().expect("valid"),
         cache: Cache::Tmpfs { size_mib: 100 },
@@ -128,7 +130,7 @@ async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Resul
 }
 
 #[tokio::test]
-async fn another_team_sees_nothing_and_cannot_have_the_session() -> anyhow::Result<()> {
+async fn another_team_sees_nothing_and_its_session_of_the_same_name_is_another_one() -> anyhow::Result<()> {
     let host = Host::start().await?;
     let sandbox = host.create(request()).await?;
     let (other, id) = (host.other_team, &sandbox.id);
@@ -140,9 +142,57 @@ async fn another_team_sees_nothing_and_cannot_have_the_session() -> anyhow::Resu
     let set = host.scheduler.set_timeout(other, id, minute).await;
     assert!(matches!(set, Err(SandboxError::NotFound(_))));
     assert!(host.scheduler.list(other).is_empty());
-    let taken = host.scheduler.create(other, request()).await;
-    assert!(matches!(taken, Err(SandboxError::SessionTaken(_))));
-    assert_eq!(host.engine.instances().len(), 1);
+    let own = host.scheduler.create(other, request()).await?;
+    let prefix = |sandbox: &Sandbox| {
+        sandbox.workspace.as_ref().expect("a workspace").mounts[0].prefix.to_string()
+    };
+    assert_eq!(prefix(&sandbox), "sessions/s1/");
+    assert_eq!(prefix(&own), "teams/two/sessions/s1/");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sandbox_that_writes_too_much_is_ended_and_a_full_disk_takes_no_more()
+-> anyhow::Result<()> {
+    const MIB: u64 = 1 << 20;
+    let host = Host::start().await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let watching = host.scheduler.clone();
+    tasks.spawn(async move { watching.watch_disk().await });
+    let (small, large, most) = (
+        host.create(request()).await?,
+        host.create(request()).await?,
+        host.create(request()).await?,
+    );
+    let gone = async |sandbox: &Sandbox| {
+        timeout(LIMIT, async {
+            while host.scheduler.get(host.team, &sandbox.id).is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    };
+    let written = |megabytes: [u64; 3]| {
+        let all = [&small, &large, &most].into_iter().zip(megabytes);
+        all.map(|(sandbox, megabytes)| (sandbox.instance.id.clone(), megabytes * MIB)).collect()
+    };
+    // The template allows 100 MiB.
+    host.engine.fill_disk(written([1, 101, 99]), None);
+    gone(&large).await?;
+    assert!(host.scheduler.get(host.team, &most.id).is_ok());
+    // Room for nobody: whoever has written most goes, who has written little stays.
+    let full = DiskSpace { total: 1000, free: 49 };
+    host.engine.fill_disk(written([1, 0, 99]), Some(full));
+    gone(&most).await?;
+    assert!(host.scheduler.get(host.team, &small.id).is_ok());
+    assert!(matches!(host.create(request()).await, Err(SandboxError::DiskFull)));
+    host.engine.fill_disk(written([1, 0, 0]), Some(DiskSpace { total: 1000, free: 51 }));
+    timeout(LIMIT, async {
+        while host.create(request()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await?;
     Ok(())
 }
 
@@ -219,8 +269,8 @@ async fn a_create_dropped_at_any_await_leaves_nothing_after_the_next_start() -> 
                 // which its team sees and which ends at its time.
                 for whole in host.scheduler.list(host.team) {
                     let calls = host.engine.calls();
-                    let made = |(call, id): &(Call, Option<SandboxId>)| {
-                        *call == Call::Claim && id.as_ref() == Some(&whole.id)
+                    let made = |(call, id): &(Call, Option<InstanceId>)| {
+                        *call == Call::Claim && id.as_ref() == Some(&whole.instance.id)
                     };
                     assert!(calls.iter().any(made), "await {awaits}: half a sandbox is kept");
                     host.scheduler.kill(host.team, &whole.id).await?;
@@ -264,9 +314,9 @@ async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> a
     let dead = host.create(request()).await?;
     // The process is gone; meanwhile one container dies and one that nobody knows appears.
     host.scheduler.shut_down().await;
-    host.engine.die_unseen(&dead.id);
-    let stranger: SandboxId = "istranger".parse()?;
-    host.engine.add(sandyard_core::Instance { id: stranger.clone(), ..lives.instance.clone() });
+    host.engine.die_unseen(&dead.instance.id);
+    let stranger = InstanceId::random();
+    host.engine.add(sandyard_core::Instance { id: stranger, ..lives.instance.clone() });
     while now() < due.end_at {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -278,7 +328,7 @@ async fn a_restart_adopts_what_lives_and_ends_what_is_due_dead_or_nobodys() -> a
     })
     .await?;
     let left = host.engine.instances();
-    assert_eq!(left.iter().map(|i| &i.id).collect::<Vec<_>>(), [&lives.id]);
+    assert_eq!(left.iter().map(|i| &i.id).collect::<Vec<_>>(), [&lives.instance.id]);
     let adopted = host.scheduler.get(host.team, &lives.id)?;
     assert_eq!((adopted.started_at, adopted.end_at), (lives.started_at, lives.end_at));
     assert_eq!(adopted.workspace, lives.workspace);
@@ -298,12 +348,12 @@ async fn a_container_that_dies_ends_its_sandbox() -> anyhow::Result<()> {
     // The watcher may not be there yet, and an event is not repeated.
     timeout(LIMIT, async {
         while host.scheduler.get(host.team, &one.id).is_ok() {
-            host.engine.die(&one.id);
+            host.engine.die(&one.instance.id);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await?;
-    host.engine.die_unseen(&two.id);
+    host.engine.die_unseen(&two.instance.id);
     host.engine.announce(sandyard_core::RuntimeEvent::Resync);
     timeout(LIMIT, host.scheduler.emptied()).await?;
     // Nobody is left to be asked for a flush.
@@ -339,7 +389,7 @@ async fn a_sandbox_that_starts_while_the_engine_says_what_runs_is_not_taken_for_
     let watching = host.scheduler.clone();
     tasks.spawn(async move { watching.watch().await });
     let dead = host.create(request()).await?;
-    host.engine.die_unseen(&dead.id);
+    host.engine.die_unseen(&dead.instance.id);
     // The answer is made before the other sandbox exists, and comes after.
     host.engine.script(Call::List, Behaviour::HangAfter);
     host.engine.announce(sandyard_core::RuntimeEvent::Resync);
@@ -382,8 +432,8 @@ async fn an_executor_that_does_not_stop_is_stopped_by_the_engine() -> anyhow::Re
     let sandbox = host.create(request()).await?;
     host.engine.script(Call::StopExecutor, Behaviour::Fail);
     host.scheduler.kill(host.team, &sandbox.id).await?;
-    let stopped = |(call, id): &(Call, Option<SandboxId>)| {
-        *call == Call::Stop && id.as_ref() == Some(&sandbox.id)
+    let stopped = |(call, id): &(Call, Option<InstanceId>)| {
+        *call == Call::Stop && id.as_ref() == Some(&sandbox.instance.id)
     };
     assert!(host.engine.calls().iter().any(stopped));
     host.assert_empty("stopped by the engine").await

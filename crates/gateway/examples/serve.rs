@@ -18,6 +18,7 @@ use sandyard_gateway::{
     Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantSource, KeyName, Scope,
     SecretKey, Upstream, UpstreamConfig,
 };
+use sandyard_http::Quota;
 use sandyard_types::{Access, BucketName, KeyPrefix, SandboxId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let grant = Grant {
         secret: key.secret.clone(),
         owner: GrantOwner::Sandbox(sandbox),
+        source: None,
         scopes: vec![scope],
     };
     let gateway = Gateway::new(backend, Arc::new(OneKey { id: key.id.clone(), grant }));
@@ -71,6 +73,6 @@ async fn main() -> anyhow::Result<()> {
     gateway.ensure_directories(&bucket, &prefix, &["uploads".to_owned()], 0, 0).await?;
     let listener = TcpListener::bind(address).await?;
     println!("{}:{}", key.id, key.secret.expose());
-    gateway.serve(listener, CancellationToken::new()).await?;
+    gateway.serve(listener, Quota::of_all(1024), CancellationToken::new()).await;
     Ok(())
 }

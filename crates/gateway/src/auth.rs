@@ -44,6 +44,11 @@ impl S3Access for GrantAccess {
         let Some(grant) = self.grants.grant(&credentials.access_key) else {
             return Err(s3_error!(InvalidAccessKeyId, "the access key was revoked"));
         };
+        let passage = cx.extensions_mut().get::<Arc<Passage>>().cloned();
+        let source = passage.as_ref().and_then(|passage| passage.source());
+        if grant.source.is_some() && grant.source != source {
+            return Err(s3_error!(AccessDenied, "the access key is not good from this address"));
+        }
         let counters = match &grant.owner {
             GrantOwner::Sandbox(sandbox) => Some(self.ledger.counters(sandbox)),
             GrantOwner::Installation => None,
@@ -51,7 +56,7 @@ impl S3Access for GrantAccess {
         if let Some(counters) = &counters {
             counters.requests.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(passage) = cx.extensions_mut().get::<Arc<Passage>>() {
+        if let Some(passage) = passage {
             passage.identify(Caller { owner: grant.owner.clone(), counters });
         }
         cx.extensions_mut().insert(Arc::new(grant));

@@ -1,6 +1,5 @@
 //! The gateway as the server sees it.
 
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::service::S3ServiceBuilder;
+use sandyard_http::{Accepted, HeadLimited, HeadLimits, Quota, Requests, accept};
 use sandyard_types::{BucketName, InvalidWorkspace, KeyPrefix, SandboxId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -18,19 +18,15 @@ use crate::auth::{GrantAccess, GrantAuth};
 use crate::backend::{Backend, DirectoryMarker, Store, StoreError};
 use crate::grant::GrantSource;
 use crate::guard::Guard;
-use crate::service::GatewayService;
+use crate::service::{ConnectionService, GatewayService};
 use crate::traffic::{Ledger, Traffic};
 
-/// How long a client may take to send the head of a request, and to be silent between two.
-const HEADER_DEADLINE: Duration = Duration::from_secs(75);
+/// How long a client may be silent between two requests.
+const IDLE: Duration = Duration::from_secs(75);
 
-/// Serving ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The listener is broken.
-    #[error("failed to accept connections for the S3 gateway")]
-    Accept(#[source] io::Error),
-}
+/// What a client may send before its signature is checked: S3's own limit for a head is 8 KiB, and s3fs's heads have
+/// less than 2.
+const HEADS: HeadLimits = HeadLimits { bytes: 16 << 10, time: Duration::from_secs(10) };
 
 /// S3 for sandboxes, in front of one back end. Cheap to clone.
 #[derive(Clone)]
@@ -59,37 +55,21 @@ impl Gateway {
 
     /// Serves HTTP/1.1 on `listener` until `stop`, then lets requests in flight finish; the caller
     /// sets the limit and drops the future when it is over. May run on several listeners at once.
-    ///
-    /// # Errors
-    /// [`ServeError::Accept`] if the listener fails for good.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        stop: CancellationToken,
-    ) -> Result<(), ServeError> {
+    pub async fn serve(&self, listener: TcpListener, quota: Quota, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let report = |error: &_| warn!(%error, "the S3 gateway cannot accept a connection");
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = accept(&listener, &quota, report) => accepted,
                 Some(_) = connections.join_next() => continue,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let connection = connection(stream, self.service(), stop.clone());
-                    let span = tracing::debug_span!("s3 connection", %peer);
-                    connections.spawn(connection.instrument(span));
-                }
-                Err(error) if is_passing(&error) => {
-                    warn!(%error, "the S3 gateway cannot accept a connection right now");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(error) => return Err(ServeError::Accept(error)),
-            }
+            let span = tracing::debug_span!("s3 connection", source = ?accepted.source);
+            let connection = connection(accepted, self.service(), stop.clone());
+            connections.spawn(connection.instrument(span));
         }
         drop(listener);
         while connections.join_next().await.is_some() {}
-        Ok(())
     }
 
     /// Whether the store answers, takes the server's keys and has the bucket. Answers within a few
@@ -166,12 +146,20 @@ fn marker_keys(
     Ok(keys)
 }
 
-async fn connection(stream: TcpStream, service: GatewayService, stop: CancellationToken) {
+async fn connection(
+    accepted: Accepted<TcpStream>,
+    service: GatewayService,
+    stop: CancellationToken,
+) {
+    let Accepted { stream, source, place: _place } = accepted;
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot switch off Nagle's algorithm");
     }
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE);
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE);
+    let requests = Requests::default();
+    let stream = HeadLimited::new(stream, HEADS, requests.clone());
+    let service = ConnectionService { gateway: service, requests, source };
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -183,16 +171,6 @@ async fn connection(stream: TcpStream, service: GatewayService, stop: Cancellati
     if let Err(error) = ended {
         debug!(%error, "an S3 connection broke");
     }
-}
-
-/// Whether accepting may work again after a while: the connection was gone already, or descriptors
-/// or memory ran out.
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, OutOfMemory};
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | OutOfMemory)
-        || matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What an access key may do, and the decisions that follow from it. Pure: no request, no store.
 
+use std::net::IpAddr;
+
 use s3s::auth::SecretKey;
 use sandyard_types::{Access, BucketName, KeyPrefix, SandboxId};
 
@@ -52,6 +54,8 @@ pub struct Grant {
     pub secret: SecretKey,
     /// Who holds the key.
     pub owner: GrantOwner,
+    /// The only address that it is good from; `None`: any.
+    pub source: Option<IpAddr>,
     /// What it opens.
     pub scopes: Vec<Scope>,
 }
@@ -155,6 +159,7 @@ mod tests {
         Grant {
             secret: SecretKey::from("secret"),
             owner: GrantOwner::Installation,
+            source: None,
             scopes: scopes.iter().map(scope).collect(),
         }
     }

@@ -32,7 +32,7 @@ mod upstream;
 
 pub use backend::{Backend, StoreError};
 pub use embedded::{Embedded, EmbeddedError};
-pub use gateway::{Gateway, ServeError};
+pub use gateway::Gateway;
 pub use grant::{Grant, GrantOwner, GrantSource, Scope};
 pub use keys::{AccessKey, GatewayKeys, InvalidAccessKeyId, KeyName};
 pub use s3s::auth::SecretKey;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,9 +10,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use s3s::service::S3Service;
 use s3s::{Body, S3Error, s3_error};
+use sandyard_http::{Requests, UnderWay};
 use tracing::{debug, warn};
 
 use crate::grant::GrantOwner;
@@ -37,24 +39,59 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let s3 = self.s3.clone();
-        Box::pin(async move { Ok(handle(&s3, request).await) })
+        Box::pin(async move { Ok(handle(&s3, request, Origin::default()).await) })
     }
 }
 
-async fn handle<B>(s3: &S3Service, request: Request<B>) -> Response<ResponseBody>
+/// The gateway on one connection.
+#[derive(Clone)]
+pub(crate) struct ConnectionService {
+    pub(crate) gateway: GatewayService,
+    pub(crate) requests: Requests,
+    pub(crate) source: Option<IpAddr>,
+}
+
+impl<B> hyper::service::Service<Request<B>> for ConnectionService
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<B>) -> Self::Future {
+        let s3 = self.gateway.s3.clone();
+        let origin = Origin { source: self.source, under_way: Some(self.requests.begin()) };
+        Box::pin(async move { Ok(handle(&s3, request, origin).await) })
+    }
+}
+
+/// The connection that a request came on.
+#[derive(Debug, Default)]
+struct Origin {
+    source: Option<IpAddr>,
+    under_way: Option<UnderWay>,
+}
+
+async fn handle<B>(s3: &S3Service, request: Request<B>, origin: Origin) -> Response<ResponseBody>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let started = Instant::now();
-    let passage = Arc::new(Passage::default());
+    let passage = Arc::new(Passage::new(origin.source));
+    let under_way = origin.under_way;
     let (mut parts, body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let mut response = match check_form(&parts) {
         Ok(()) => {
             parts.extensions.insert(passage.clone());
-            let body =
-                Body::http_body_unsync(CountedRequest { inner: body, passage: passage.clone() });
+            let body = Body::http_body_unsync(CountedRequest {
+                inner: body,
+                passage: passage.clone(),
+                _under_way: under_way.clone(),
+            });
             match s3.call(Request::from_parts(parts, body)).await {
                 Ok(response) => response,
                 Err(error) => {
@@ -72,6 +109,10 @@ where
     }
     let status = response.status();
     let caller = passage.caller();
+    if caller.is_none() {
+        // Nothing is proven: whoever it is has to come again, and wait for a place again.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let counters = caller.and_then(|caller| caller.counters.clone());
     if let Some(counters) = &counters {
         counters.bytes_in.fetch_add(passage.received(), Ordering::Relaxed);
@@ -92,7 +133,7 @@ where
         elapsed_ms = started.elapsed().as_millis() as u64,
         "s3 request"
     );
-    response.map(|inner| ResponseBody { inner, counters })
+    response.map(|inner| ResponseBody { inner, counters, _under_way: under_way })
 }
 
 /// 404 and 412 are how drivers ask; they are no faults.

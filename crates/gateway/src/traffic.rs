@@ -1,6 +1,7 @@
 //! What each sandbox moved through the gateway.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use s3s::StdError;
+use sandyard_http::UnderWay;
 use sandyard_types::SandboxId;
 
 use crate::grant::GrantOwner;
@@ -68,9 +70,10 @@ impl Ledger {
     }
 }
 
-/// Travels with one request: who sent it, once that is proven, and what it moved.
+/// Travels with one request: from where it came, who sent it, once that is proven, and what it moved.
 #[derive(Debug, Default)]
 pub(crate) struct Passage {
+    source: Option<IpAddr>,
     caller: OnceLock<Caller>,
     received: AtomicU64,
 }
@@ -82,6 +85,15 @@ pub(crate) struct Caller {
 }
 
 impl Passage {
+    pub(crate) fn new(source: Option<IpAddr>) -> Self {
+        Self { source, ..Self::default() }
+    }
+
+    /// The address that the request came from, where that is known.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source
+    }
+
     /// Records who sent the request. The signature is checked once per request, so a second call
     /// changes nothing.
     pub(crate) fn identify(&self, caller: Caller) {
@@ -101,6 +113,7 @@ impl Passage {
 pub(crate) struct CountedRequest<B> {
     pub(crate) inner: B,
     pub(crate) passage: Arc<Passage>,
+    pub(crate) _under_way: Option<UnderWay>,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
@@ -130,6 +143,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
 pub struct ResponseBody {
     pub(crate) inner: s3s::Body,
     pub(crate) counters: Option<Arc<Counters>>,
+    pub(crate) _under_way: Option<UnderWay>,
 }
 
 impl Body for ResponseBody {

@@ -1,9 +1,13 @@
-//! What the server's and the executor's HTTP share: connections whose end can be watched, and bodies of requests
-//! that nobody reads to their end.
+//! What the server's, the gateway's and the executor's HTTP share: taking connections within bounds, heads of bounded
+//! size, connections whose end can be watched, and bodies of requests that nobody reads to their end.
 
+mod accept;
+mod heads;
 mod inbound;
 mod socket;
 
+pub use accept::{Accepted, Listener, Place, Quota, accept};
+pub use heads::{HeadLimited, HeadLimits, Requests, UnderWay};
 pub use inbound::{Discard, Inbound, Unread};
 pub use socket::{Socket, SocketStream};
 

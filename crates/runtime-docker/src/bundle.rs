@@ -1,4 +1,7 @@
 //! How the executor gets into every container: a volume, filled once (design 3).
+//!
+//! Servers of one version share the volume. Each holds it by a container that is never started, so that no
+//! clean-up by another server or by a person takes it away while it is needed.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -82,18 +85,36 @@ impl DockerRuntime {
         };
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         self.docker.create_volume(request).await.map_err(fail("create the executor's volume"))?;
-        let helper = self.create_helper(image, &volume).await?;
-        let filled = self.fill_if_incomplete(&helper, &volume).await;
-        let options = RemoveContainerOptionsBuilder::default().force(true).build();
-        let removed = self.docker.remove_container(&helper, Some(options)).await;
-        filled?;
-        removed.map_err(fail("remove the container that filled the executor's volume"))?;
+        // One from an earlier start may hold another version's, or an image that is to go.
+        self.release_volume().await?;
+        self.hold_volume(image, &volume).await?;
+        self.fill_if_incomplete(&self.holder(), &volume).await?;
         *ready = true;
         Ok(())
     }
 
-    /// Removes executor volumes that no container uses: those of other versions and, with `all`, this
-    /// version's too (it is filled again when needed). Returns their names.
+    /// The name of the container that holds the volume for this installation.
+    fn holder(&self) -> String {
+        format!("sandyard-hold-{}", self.settings.installation)
+    }
+
+    /// Lets go of the volume. Idempotent.
+    ///
+    /// # Errors
+    /// The engine's failure to remove the container that holds it.
+    pub async fn release_volume(&self) -> Result<(), RuntimeError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).build();
+        match self.docker.remove_container(&self.holder(), Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => {
+                Err(failed(&self.endpoint, "let go of the executor's volume", error))
+            }
+        }
+    }
+
+    /// Removes executor volumes that no container uses and no server holds: those of other versions and, with
+    /// `all`, this version's too (it is filled again when needed). Returns their names.
     ///
     /// # Errors
     /// The engine's failure to list or remove.
@@ -124,11 +145,11 @@ impl DockerRuntime {
         Ok(removed)
     }
 
-    async fn create_helper(&self, image: &str, volume: &str) -> Result<String, RuntimeError> {
+    async fn hold_volume(&self, image: &str, volume: &str) -> Result<(), RuntimeError> {
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
             entrypoint: Some(vec!["/never-started".to_owned()]),
-            labels: Some(self.labels("fill")),
+            labels: Some(self.labels("hold")),
             host_config: Some(HostConfig {
                 mounts: Some(vec![Mount {
                     target: Some(MOUNT_POINT.to_owned()),
@@ -140,10 +161,10 @@ impl DockerRuntime {
             }),
             ..ContainerCreateBody::default()
         };
-        let options = CreateContainerOptionsBuilder::default().build();
+        let options = CreateContainerOptionsBuilder::default().name(&self.holder()).build();
         let created = self.docker.create_container(Some(options), body).await;
-        let call = "create the container that fills the executor's volume";
-        Ok(created.map_err(|error| failed(&self.endpoint, call, error))?.id)
+        let call = "create the container that holds the executor's volume";
+        created.map(drop).map_err(|error| failed(&self.endpoint, call, error))
     }
 
     async fn fill_if_incomplete(&self, helper: &str, volume: &str) -> Result<(), RuntimeError> {

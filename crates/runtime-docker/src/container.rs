@@ -6,13 +6,15 @@ use std::net::IpAddr;
 use bollard::models::{
     ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, DeviceMapping,
     EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
-    MountVolumeOptions, NetworkSettings, NetworkingConfig,
+    MountVolumeOptions, NetworkSettings, NetworkingConfig, ResourcesUlimits,
 };
 use bollard::query_parameters::{CreateContainerOptions, CreateContainerOptionsBuilder};
+use sandyard_contract::boundary::{HIDDEN_PROC, READ_ONLY_PROC};
 use sandyard_core::{ContainerSpec, Instance, Profile};
-use sandyard_types::Cache;
+use sandyard_types::{Cache, InstanceId};
 
 use crate::bundle::MOUNT_POINT;
+use crate::seccomp;
 use crate::engine::{DockerRuntime, LABEL_INSTANCE, LABEL_PROFILE, LABEL_TEMPLATE, profile_name};
 
 /// What user code keeps (design 6.1 (5)). Everything else is not even given to the container, but for
@@ -40,11 +42,33 @@ const INIT_CAPABILITIES: [&str; 2] = ["SYS_ADMIN", "MKNOD"];
 /// listen too (executor 9.3). Unknown to a kernel without IPv6.
 pub(crate) const IPV6_LOOPBACK: &str = "net.ipv6.conf.lo.disable_ipv6";
 
+/// The engine's option for the size of a container's writable layer.
+pub(crate) const LAYER_SIZE: &str = "size";
+
+/// Queued signals and bytes of message queues, which the kernel counts per user over all sandboxes: enough for
+/// programs that use them, and so little that the host's own users keep theirs.
+const SIGNALS_PENDING: i64 = 1024;
+const MESSAGE_QUEUE_BYTES: i64 = 256 << 10;
+
+/// What the engine is asked for only where it can do it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Optional {
+    /// `::1` in containers.
+    pub(crate) ipv6_loopback: bool,
+    /// A bound on the writable layer.
+    pub(crate) layer_size: bool,
+}
+
+/// The name of a sandbox's container.
+pub(crate) fn container_name(id: &InstanceId) -> String {
+    format!("sandyard-{id}")
+}
+
 /// The whole request for one container.
 pub(crate) fn plan(
     runtime: &DockerRuntime,
     spec: &ContainerSpec,
-    ipv6_loopback: bool,
+    optional: Optional,
 ) -> (CreateContainerOptions, ContainerCreateBody) {
     let template = &spec.template;
     let workspace = spec.profile == Profile::Workspace;
@@ -73,6 +97,10 @@ pub(crate) fn plan(
         volume_options: Some(no_copy()),
         ..Mount::default()
     }];
+    // `init` masks the /proc that user code gets by itself, and can mount a fresh one only where nothing
+    // covers parts of the one that is there. Without a workspace nothing in the container has that right.
+    let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let (mut masked, mut read_only) = (Vec::new(), Vec::new());
     if workspace {
         command.push("--workspace".to_owned());
         cap_add.extend(INIT_CAPABILITIES.map(str::to_owned));
@@ -97,6 +125,11 @@ pub(crate) fn plan(
                 ..Mount::default()
             });
         }
+    } else {
+        security.push(format!("seccomp={}", seccomp::profile()));
+        masked = texts(&HIDDEN_PROC);
+        masked.push("/sys/firmware".to_owned());
+        read_only = texts(&READ_ONLY_PROC);
     }
     if !template.sudo {
         security.push("no-new-privileges".to_owned());
@@ -115,7 +148,16 @@ pub(crate) fn plan(
         security_opt: Some(security),
         mounts: Some(mounts),
         network_mode: Some(runtime.network.name.clone()),
-        sysctls: ipv6_loopback.then(|| [(IPV6_LOOPBACK.to_owned(), "0".to_owned())].into()),
+        masked_paths: Some(masked),
+        readonly_paths: Some(read_only),
+        ulimits: Some(vec![
+            limit("sigpending", SIGNALS_PENDING),
+            limit("msgqueue", MESSAGE_QUEUE_BYTES),
+        ]),
+        storage_opt: optional
+            .layer_size
+            .then(|| [(LAYER_SIZE.to_owned(), format!("{}M", template.disk_mib))].into()),
+        sysctls: optional.ipv6_loopback.then(|| [(IPV6_LOOPBACK.to_owned(), "0".to_owned())].into()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log_options.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
@@ -140,7 +182,11 @@ pub(crate) fn plan(
         networking_config: Some(NetworkingConfig { endpoints_config: Some(endpoints) }),
         ..ContainerCreateBody::default()
     };
-    (CreateContainerOptionsBuilder::default().name(spec.id.as_str()).build(), body)
+    (CreateContainerOptionsBuilder::default().name(&container_name(&spec.instance)).build(), body)
+}
+
+fn limit(name: &str, value: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) }
 }
 
 /// An image that has files at the target must not get them copied into the volume.
@@ -160,18 +206,11 @@ fn on_network(endpoint: &EndpointSettings) -> Option<IpAddr> {
 /// A listed container as an instance; `None` for one that is none of ours after all.
 pub(crate) fn from_summary(summary: ContainerSummary, network: &str) -> Option<Instance> {
     let labels = summary.labels?;
-    let name = summary.names?.into_iter().next()?;
     let runs = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
     let networks = summary.network_settings.and_then(|settings| settings.networks);
     let address = networks.and_then(|networks| on_network(networks.get(network)?));
     Some(Instance {
-        id: name.trim_start_matches('/').parse().ok()?,
-        instance: labels.get(LABEL_INSTANCE)?.parse().ok()?,
+        id: labels.get(LABEL_INSTANCE)?.parse().ok()?,
         address: address.filter(|_| runs),
-        profile: if labels.get(LABEL_PROFILE)? == profile_name(Profile::Workspace) {
-            Profile::Workspace
-        } else {
-            Profile::Plain
-        },
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,22 +15,22 @@ use bollard::{ClientVersion, Docker};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use sandyard_core::{
-    ContainerSpec, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    ContainerSpec, DiskSpace, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
 };
-use sandyard_types::{InstallationId, SandboxId, Template};
+use sandyard_types::{InstallationId, InstanceId, Template};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use crate::bundle::Bundle;
-use crate::container;
+use crate::bundle::{Bundle, MOUNT_POINT};
+use crate::container::{self, Optional, container_name};
 use crate::error::{DockerError, failed, is_conflict, is_not_found};
-use crate::network::Network;
+use crate::network::{Network, NetworkFacts};
 
 pub(crate) const LABEL_INSTALLATION: &str = "dev.sandyard.installation";
 pub(crate) const LABEL_INSTANCE: &str = "dev.sandyard.instance";
 pub(crate) const LABEL_TEMPLATE: &str = "dev.sandyard.template";
 pub(crate) const LABEL_PROFILE: &str = "dev.sandyard.profile";
-/// What an object is for: `sandbox`, `fill`, `executor`, `network`.
+/// What an object is for: `sandbox`, `hold`, `executor`, `cache`, `network`.
 pub(crate) const LABEL_ROLE: &str = "dev.sandyard.role";
 
 /// The oldest API we are tested with.
@@ -50,6 +51,9 @@ pub struct DockerSettings {
     pub network: Option<String>,
     /// The installation's public key, 64 hex digits, for `init`'s command line.
     pub control_key: String,
+    /// A folder on the disk that containers write to, for an engine whose own folder is not seen from here: the
+    /// server's data is on a volume of the same engine then.
+    pub data_dir: PathBuf,
 }
 
 /// What the engine says about itself, for `doctor`.
@@ -63,6 +67,8 @@ pub struct EngineFacts {
     pub apparmor: bool,
     /// `1` or `2`.
     pub cgroup_version: String,
+    /// Whether users in containers are others than those of the host (`userns-remap`).
+    pub remaps_users: bool,
 }
 
 /// [`Runtime`] over the Docker Engine.
@@ -73,11 +79,15 @@ pub struct DockerRuntime {
     pub(crate) bundle: Bundle,
     pub(crate) facts: EngineFacts,
     pub(crate) network: Network,
-    /// The engine's own address on the network, once that is known to be there.
-    gateway: OnceLock<Option<IpAddr>>,
+    /// Set once the network is known to be there.
+    network_facts: OnceLock<NetworkFacts>,
+    /// Where the disk is that containers write to, if it can be seen from here.
+    disk: PathBuf,
     pub(crate) volume_ready: Mutex<bool>,
     /// Whether the engine's kernel is taken to have IPv6.
     ipv6_loopback: AtomicBool,
+    /// Whether the engine's storage is taken to bound the writable layer of a container.
+    layer_size: AtomicBool,
 }
 
 impl DockerRuntime {
@@ -109,6 +119,19 @@ impl DockerRuntime {
             api_version,
             apparmor: info.security_options.iter().flatten().any(|o| o.contains("name=apparmor")),
             cgroup_version: info.cgroup_version.map(|v| v.to_string()).unwrap_or_default(),
+            remaps_users: info.security_options.iter().flatten().any(|o| o.contains("name=userns")),
+        };
+        let root = info.docker_root_dir.map(PathBuf::from).filter(|root| root.is_dir());
+        let driver = info.driver.unwrap_or_default();
+        let backing = info.driver_status.iter().flatten().any(|pair| {
+            pair.first().is_some_and(|name| name == "Backing Filesystem")
+                && pair.get(1).is_some_and(|value| value == "xfs")
+        });
+        // On others it is not even tried: the engine refuses the whole container.
+        let layer_size = match driver.as_str() {
+            "overlay2" => backing,
+            "btrfs" | "zfs" => true,
+            _ => false,
         };
         Ok(Self {
             docker,
@@ -116,10 +139,12 @@ impl DockerRuntime {
             bundle,
             facts,
             network: Network::of(&settings),
-            gateway: OnceLock::new(),
+            network_facts: OnceLock::new(),
+            disk: root.unwrap_or_else(|| settings.data_dir.clone()),
             settings,
             volume_ready: Mutex::new(false),
             ipv6_loopback: AtomicBool::new(true),
+            layer_size: AtomicBool::new(layer_size),
         })
     }
 
@@ -133,22 +158,34 @@ impl DockerRuntime {
     /// # Errors
     /// The engine's refusal, most often because it has no free address range left.
     pub async fn ensure_network(&self) -> Result<(), RuntimeError> {
-        let gateway = self.network.ensure(&self.docker, &self.settings).await?;
-        self.gateway.get_or_init(|| gateway);
+        let found = self.network.ensure(&self.docker, &self.settings).await?;
+        self.network_facts.get_or_init(|| found);
         Ok(())
     }
 
     /// The engine's own address on the sandboxes' network: where a server on the host is reached from
     /// inside. `None` on a network without one, and before [`Self::ensure_network`].
     pub fn gateway_address(&self) -> Option<IpAddr> {
-        self.gateway.get().copied().flatten()
+        self.network_facts.get()?.gateway
     }
 
-    /// Removes the installation's own network. Sandboxes must be gone.
+    /// Whether sandboxes cannot reach each other on their network. False before [`Self::ensure_network`].
+    pub fn isolates_sandboxes(&self) -> bool {
+        self.network_facts.get().is_some_and(|found| found.isolated)
+    }
+
+    /// The name of the sandboxes' network.
+    pub fn network_name(&self) -> &str {
+        &self.network.name
+    }
+
+    /// Removes what the installation has on the engine besides sandboxes, which must be gone: its hold on the
+    /// executor's volume, and its own network.
     ///
     /// # Errors
     /// The engine's refusal.
-    pub async fn remove_network(&self) -> Result<(), RuntimeError> {
+    pub async fn tear_down(&self) -> Result<(), RuntimeError> {
+        self.release_volume().await?;
         self.network.remove(&self.docker, &self.endpoint).await
     }
 
@@ -158,14 +195,43 @@ impl DockerRuntime {
         labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
     }
 
+    /// What lists this installation's sandboxes.
+    fn sandbox_filters(&self) -> HashMap<&'static str, Vec<String>> {
+        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
+        let role = format!("{LABEL_ROLE}=sandbox");
+        [("label", vec![label, role])].into()
+    }
+
     async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
-        let ipv6_loopback = self.ipv6_loopback.load(Ordering::Relaxed);
-        let (options, body) = container::plan(self, spec, ipv6_loopback);
+        let optional = Optional {
+            ipv6_loopback: self.ipv6_loopback.load(Ordering::Relaxed),
+            layer_size: self.layer_size.load(Ordering::Relaxed),
+        };
+        let (options, body) = container::plan(self, spec, optional);
         let created = self.docker.create_container(Some(options), body).await;
         created.map_err(fail("create a container"))?;
-        let started = self.docker.start_container(spec.id.as_str(), None).await;
+        let started = self.docker.start_container(&container_name(&spec.instance), None).await;
         started.map_err(fail("start a container"))
+    }
+
+    /// Mends what made the engine refuse a container, if it can be mended. True: it is worth another try.
+    async fn mend(&self, refusal: &str, image: &str) -> Result<bool, RuntimeError> {
+        if refusal.contains(container::IPV6_LOOPBACK) {
+            info!("the engine's kernel has no IPv6: sandboxes have no ::1");
+            return Ok(self.ipv6_loopback.swap(false, Ordering::Relaxed));
+        }
+        if refusal.contains("storage-opt") || refusal.contains("pquota") {
+            info!(refusal, "the engine's storage does not bound what a container writes");
+            return Ok(self.layer_size.swap(false, Ordering::Relaxed));
+        }
+        if refusal.contains(&format!("{MOUNT_POINT}/executor")) {
+            warn!("the executor's volume is gone or not whole: making it again");
+            *self.volume_ready.lock().await = false;
+            self.ensure_volume(image).await?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
@@ -183,11 +249,12 @@ impl DockerRuntime {
     }
 
     /// Waits until a container whose removal somebody else began is gone.
-    async fn removed(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+    async fn removed(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        let name = container_name(id);
         let limit = std::time::Duration::from_secs(30);
         let gone = async {
             loop {
-                let found = self.docker.inspect_container(id.as_str(), None).await;
+                let found = self.docker.inspect_container(&name, None).await;
                 match found {
                     Err(error) if is_not_found(&error) => return Ok(()),
                     Err(error) => return Err(failed(&self.endpoint, "inspect a container", error)),
@@ -250,36 +317,26 @@ impl Runtime for DockerRuntime {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
-        let id = spec.id.as_str();
-        if let Err(error) = self.start(spec).await {
-            if !error.to_string().contains(container::IPV6_LOOPBACK) {
+        let name = container_name(&spec.instance);
+        while let Err(error) = self.start(spec).await {
+            if !self.mend(&error.to_string(), &spec.template.image).await? {
                 return Err(error);
             }
-            info!("the engine's kernel has no IPv6: sandboxes have no ::1");
-            self.ipv6_loopback.store(false, Ordering::Relaxed);
-            self.delete(&spec.id).await?;
-            self.start(spec).await?;
+            self.delete(&spec.instance).await?;
         }
-        let found = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
+        let found = self.docker.inspect_container(&name, None::<InspectContainerOptions>).await;
         let found = found.map_err(fail("inspect a container"))?;
         let address = container::address(found.network_settings, &self.network.name);
         if address.is_none() {
-            let lines = self.last_lines(&spec.id).await.unwrap_or_default();
+            let lines = self.last_lines(&spec.instance).await.unwrap_or_default();
             let reason = format!("it ended at once; its last lines: {}", lines.join(" | "));
             return Err(RuntimeError::Failed { call: "keep a container running", reason });
         }
-        Ok(Instance {
-            id: spec.id.clone(),
-            instance: spec.instance.clone(),
-            address,
-            profile: spec.profile,
-        })
+        Ok(Instance { id: spec.instance.clone(), address })
     }
 
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
-        let label = format!("{LABEL_INSTALLATION}={}", self.settings.installation);
-        let role = format!("{LABEL_ROLE}=sandbox");
-        let filters: HashMap<&str, Vec<String>> = [("label", vec![label, role])].into();
+        let filters = self.sandbox_filters();
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.docker.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| failed(&self.endpoint, "list containers", error))?;
@@ -291,23 +348,24 @@ impl Runtime for DockerRuntime {
         crate::events::watch(self.docker.clone(), &self.settings.installation)
     }
 
-    async fn thaw(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        let name = container_name(id);
         let failed = |error| failed(&self.endpoint, "thaw a container", error);
-        let found = match self.docker.inspect_container(id.as_str(), None).await {
+        let found = match self.docker.inspect_container(&name, None).await {
             Err(error) if is_not_found(&error) => return Ok(()),
             found => found.map_err(failed)?,
         };
         if found.state.and_then(|state| state.paused) != Some(true) {
             return Ok(());
         }
-        info!(sandbox.id = %id, "somebody froze the container: letting it go on");
-        self.docker.unpause_container(id.as_str()).await.map_err(failed)
+        info!(instance = %id, "somebody froze the container: letting it go on");
+        self.docker.unpause_container(&name).await.map_err(failed)
     }
 
-    async fn stop(&self, id: &SandboxId, limit_secs: u32) -> Result<(), RuntimeError> {
+    async fn stop(&self, id: &InstanceId, limit_secs: u32) -> Result<(), RuntimeError> {
         let seconds = i32::try_from(limit_secs).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
-        match self.docker.stop_container(id.as_str(), Some(options)).await {
+        match self.docker.stop_container(&container_name(id), Some(options)).await {
             Ok(()) => Ok(()),
             // 304: it does not run.
             Err(bollard::errors::Error::DockerResponseServerError {
@@ -318,9 +376,9 @@ impl Runtime for DockerRuntime {
         }
     }
 
-    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.docker.remove_container(id.as_str(), Some(options)).await {
+        match self.docker.remove_container(&container_name(id), Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
             Err(error) if is_conflict(&error) => {
@@ -331,9 +389,38 @@ impl Runtime for DockerRuntime {
         }
     }
 
-    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
+    fn bounds_disk(&self) -> bool {
+        self.layer_size.load(Ordering::Relaxed)
+    }
+
+    async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {
+        let filters = self.sandbox_filters();
+        let options =
+            ListContainersOptionsBuilder::default().size(true).filters(&filters).build();
+        let listed = self.docker.list_containers(Some(options)).await;
+        let listed = listed
+            .map_err(|error| failed(&self.endpoint, "tell what containers have written", error))?;
+        let read = |summary: bollard::models::ContainerSummary| {
+            let id = summary.labels?.get(LABEL_INSTANCE)?.parse().ok()?;
+            Some((id, u64::try_from(summary.size_rw?).ok()?))
+        };
+        Ok(listed.into_iter().filter_map(read).collect())
+    }
+
+    fn disk_space(&self) -> Option<DiskSpace> {
+        let found = rustix::fs::statvfs(&self.disk)
+            .inspect_err(|error| warn!(%error, disk = %self.disk.display(), "cannot see the disk"));
+        let found = found.ok()?;
+        Some(DiskSpace {
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
+
+    async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
         let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("20").build();
-        let logs = self.docker.logs(id.as_str(), Some(options));
+        let name = container_name(id);
+        let logs = self.docker.logs(&name, Some(options));
         let lines = logs.map_ok(|line| line.to_string().trim_end().to_owned()).boxed();
         let lines = lines.try_collect().await;
         lines.map_err(|error| failed(&self.endpoint, "read a container's log", error))

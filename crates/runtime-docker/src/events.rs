@@ -12,7 +12,7 @@ use sandyard_core::RuntimeEvent;
 use sandyard_types::InstallationId;
 use tracing::warn;
 
-use crate::engine::LABEL_INSTALLATION;
+use crate::engine::{LABEL_INSTALLATION, LABEL_INSTANCE};
 
 /// Between two tries to follow the events of an engine that does not answer.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -58,6 +58,6 @@ fn one_connection(docker: &Docker, label: String) -> BoxStream<'static, RuntimeE
 
 fn died(message: EventMessage) -> Option<RuntimeEvent> {
     let attributes = message.actor?.attributes?;
-    // The name of a container of another role is no sandbox id, or one that nobody knows.
-    attributes.get("name")?.parse().ok().map(RuntimeEvent::Died)
+    // Containers of another role have no such label.
+    attributes.get(LABEL_INSTANCE)?.parse().ok().map(RuntimeEvent::Died)
 }

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod events;
 mod network;
+mod seccomp;
 
 pub use bundle::Bundle;
 pub use engine::{DockerRuntime, DockerSettings, EngineFacts};

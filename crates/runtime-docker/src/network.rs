@@ -1,13 +1,27 @@
-//! The network that sandboxes are on (design 4.1).
+//! The network that sandboxes are on (design 4.1). Its containers do not reach each other: traffic between them
+//! is off, and only the engine's own address, where the server's gateway listens, is there for all.
 
 use std::net::IpAddr;
 
 use bollard::Docker;
-use bollard::models::NetworkCreateRequest;
+use bollard::models::{NetworkCreateRequest, NetworkInspect};
 use sandyard_core::RuntimeError;
+use tracing::info;
 
 use crate::engine::{DockerSettings, LABEL_INSTALLATION, LABEL_ROLE};
 use crate::error::{failed, is_not_found};
+
+/// The bridge's switch for traffic between its containers.
+const BETWEEN_CONTAINERS: &str = "com.docker.network.bridge.enable_icc";
+
+/// What is known of a network that is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NetworkFacts {
+    /// The engine's own address on it.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Whether its containers cannot reach each other.
+    pub(crate) isolated: bool,
+}
 
 /// The sandboxes' network.
 #[derive(Clone, Debug)]
@@ -26,26 +40,40 @@ impl Network {
         }
     }
 
-    /// Makes sure it is there; returns the engine's own address on it.
+    /// Makes sure it is there. One of our own from before, in which containers reach each other, is made anew
+    /// if nothing is on it.
     pub(crate) async fn ensure(
         &self,
         docker: &Docker,
         settings: &DockerSettings,
-    ) -> Result<Option<IpAddr>, RuntimeError> {
+    ) -> Result<NetworkFacts, RuntimeError> {
         let fail = |call| move |error| failed(&settings.host, call, error);
         let found = match docker.inspect_network(&self.name, None).await {
-            Err(error) if is_not_found(&error) && self.owned => {
-                Self::create(docker, settings, &self.name).await?;
-                docker.inspect_network(&self.name, None).await
+            Err(error) if is_not_found(&error) && self.owned => None,
+            found => Some(found.map_err(fail("find the sandboxes' network"))?),
+        };
+        let found = match found {
+            Some(found) if self.owned && !is_isolated(&found) && is_unused(&found) => {
+                info!(network = self.name, "replacing a network whose containers reach each other");
+                self.remove(docker, &settings.host).await?;
+                None
             }
             found => found,
         };
-        let found = found.map_err(fail("find the sandboxes' network"))?;
+        let found = match found {
+            Some(found) => found,
+            None => {
+                Self::create(docker, settings, &self.name).await?;
+                let made = docker.inspect_network(&self.name, None).await;
+                made.map_err(fail("find the sandboxes' network"))?
+            }
+        };
+        let isolated = is_isolated(&found);
         let configs = found.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
         let gateways = configs.into_iter().filter_map(|config| config.gateway);
         // The engine may add a prefix length to the address.
         let parse = |text: String| text.split('/').next().and_then(|a| a.parse().ok());
-        Ok(gateways.filter_map(parse).find(IpAddr::is_ipv4))
+        Ok(NetworkFacts { gateway: gateways.filter_map(parse).find(IpAddr::is_ipv4), isolated })
     }
 
     async fn create(
@@ -58,6 +86,7 @@ impl Network {
         let request = NetworkCreateRequest {
             name: name.to_owned(),
             driver: Some("bridge".to_owned()),
+            options: Some([(BETWEEN_CONTAINERS.to_owned(), "false".to_owned())].into()),
             labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
             ..NetworkCreateRequest::default()
         };
@@ -76,4 +105,13 @@ impl Network {
             Err(error) => Err(failed(endpoint, "remove the sandboxes' network", error)),
         }
     }
+}
+
+fn is_isolated(network: &NetworkInspect) -> bool {
+    let options = network.options.as_ref();
+    options.and_then(|options| options.get(BETWEEN_CONTAINERS)).is_some_and(|on| on == "false")
+}
+
+fn is_unused(network: &NetworkInspect) -> bool {
+    network.containers.as_ref().is_none_or(|containers| containers.is_empty())
 }

@@ -15,10 +15,12 @@ use sandyard_contract::control::{
     SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{
-    DAEMON_PORT, INIT_PATH, INIT_SIGNATURE_HEADER, InitBody, init_signing_input,
+    DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER, InitBody,
+    init_signing_input,
 };
 use sandyard_core::{Claim, ExecutorClient, ExecutorError, Flushed, Instance};
 use sandyard_types::{Cache, WorkspaceSpec};
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -103,7 +105,7 @@ impl NetworkExecutor {
             let mut reader = BufReader::new(reader);
             let hello: Hello = read_line(&mut reader).await?;
             let body = serde_json::to_string(call).context("cannot write the call")?;
-            let input = signing_input(&instance.instance, &hello.nonce, &body);
+            let input = signing_input(&instance.id, &hello.nonce, &body);
             let signature = hex::encode(self.secrets.control().sign(&input).to_bytes());
             let mut line = serde_json::to_vec(&SignedCall { signature, body })?;
             line.push(b'\n');
@@ -122,7 +124,7 @@ impl NetworkExecutor {
     async fn identify(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
         let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
         let body = InitBody {
-            access_token: claim.secure.then(|| self.secrets.envd_access_token(&claim.id)),
+            access_token: self.secrets.envd_access_token(&claim.id),
             env_vars: Some(claim.env.clone()),
             default_user: Some(claim.default_user.clone()),
             default_workdir: claim.default_workdir.clone(),
@@ -131,8 +133,17 @@ impl NetworkExecutor {
             template_id: Some(claim.template_id.to_string()),
             control_token: Some(self.secrets.control_token(&claim.id)),
         };
+        let body = serde_json::to_vec(&body)
+            .map_err(|error| ExecutorError::Refused(format!("cannot write its settings: {error}")))?;
+        if body.len() as u64 > INIT_BODY_LIMIT {
+            return Err(ExecutorError::Refused(format!(
+                "the environment is too large: image, template and request together make {} bytes of settings, and \
+                 {INIT_BODY_LIMIT} are allowed",
+                body.len()
+            )));
+        }
         let stream = connect(address).await?;
-        let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, &body));
+        let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, body));
         let answered = sent.await.map_err(|_| {
             let text = format!("the daemon at {address} gave no answer in {ANSWER_LIMIT:?}");
             ExecutorError::Unreachable(text)
@@ -145,10 +156,10 @@ impl NetworkExecutor {
         stream: TcpStream,
         instance: &Instance,
         address: SocketAddr,
-        body: &InitBody,
+        body: Vec<u8>,
     ) -> anyhow::Result<()> {
-        let body = serde_json::to_vec(body)?;
-        let input = init_signing_input(&instance.instance, &body);
+        let hash = hex::encode(Sha256::digest(&body));
+        let input = init_signing_input(&instance.id, body.len() as u64, &hash);
         let signature = hex::encode(self.secrets.control().sign(&input).to_bytes());
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -156,6 +167,7 @@ impl NetworkExecutor {
             .header(http::header::HOST, address.to_string())
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(INIT_SIGNATURE_HEADER, signature)
+            .header(INIT_BODY_HASH_HEADER, hash)
             .body(Full::new(Bytes::from(body)))?;
         let exchange = async {
             let response = sender.send_request(request).await?;

@@ -17,6 +17,9 @@ const WORKSPACE_OWNER: u32 = 1000;
 pub struct SchedulerGrants {
     secrets: Arc<Secrets>,
     bucket: BucketName,
+    /// Whether a sandbox's key is good from its container's address only. Not where something between them
+    /// changes addresses.
+    by_address: bool,
     /// Set once the scheduler has started; until then only the owner has a grant, and a driver of an
     /// adopted sandbox tries again.
     scheduler: OnceLock<Scheduler>,
@@ -24,8 +27,8 @@ pub struct SchedulerGrants {
 
 impl SchedulerGrants {
     /// Grants of an installation, the owner's for all of `bucket`.
-    pub fn new(secrets: Arc<Secrets>, bucket: BucketName) -> Self {
-        Self { secrets, bucket, scheduler: OnceLock::new() }
+    pub fn new(secrets: Arc<Secrets>, bucket: BucketName, by_address: bool) -> Self {
+        Self { secrets, bucket, by_address, scheduler: OnceLock::new() }
     }
 
     /// From now on sandboxes have grants too. Without effect when called again.
@@ -37,24 +40,31 @@ impl SchedulerGrants {
 impl GrantSource for SchedulerGrants {
     fn grant(&self, access_key_id: &str) -> Option<Grant> {
         let name: KeyName = access_key_id.parse().ok()?;
-        let (owner, scopes) = match &name {
+        let (owner, source, scopes) = match &name {
             KeyName::Owner { .. } => {
                 let all =
                     Scope { bucket: self.bucket.clone(), prefix: None, access: Access::ReadWrite };
-                (GrantOwner::Installation, vec![all])
+                (GrantOwner::Installation, None, vec![all])
             }
             KeyName::Sandbox { sandbox, .. } => {
                 let workspace = self.scheduler.get()?.workspace(sandbox)?;
-                let scopes = workspace.mounts.iter().map(|mount| Scope {
+                // Before its container has an address nothing can use the key.
+                let from = workspace.from?;
+                let scopes = workspace.mounts.mounts.iter().map(|mount| Scope {
                     bucket: mount.bucket.clone(),
                     prefix: Some(mount.prefix.clone()),
                     access: mount.access,
                 });
-                (GrantOwner::Sandbox(sandbox.clone()), scopes.collect())
+                let source = self.by_address.then_some(from);
+                (GrantOwner::Sandbox(sandbox.clone()), source, scopes.collect())
             }
         };
         let secret = self.secrets.key_in_use(&name)?.secret;
-        Some(Grant { secret, owner, scopes })
+        Some(Grant { secret, owner, source, scopes })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.scheduler.get().is_some()
     }
 }
 

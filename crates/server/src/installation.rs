@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use sandyard_contract::control::Secret;
-use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
+use sandyard_core::{FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team, Templates};
 use sandyard_gateway::{Backend, Embedded, Gateway, SecretKey, Upstream, UpstreamConfig};
 use sandyard_runtime_docker::{Bundle, DockerRuntime, DockerSettings};
 use sandyard_types::TeamId;
@@ -18,13 +18,16 @@ use tracing::{info, warn};
 
 use crate::api::hash_api_key;
 use crate::config::{Config, StoreConfig};
+use crate::connection_budget::ConnectionBudget;
 use crate::data_dir::DataDir;
 use crate::executor_client::NetworkExecutor;
 use crate::grants::{GatewayWorkspaces, SchedulerGrants};
 use crate::secrets::Secrets;
 
-/// The team that the first API key belongs to.
-const DEFAULT_TEAM: &str = "default";
+/// What to do about a network whose containers reach each other.
+pub const ISOLATION_ADVICE: &str = "let sandyard make its own network (leave docker.network out), or make that \
+    one with the option com.docker.network.bridge.enable_icc=false; a network of sandyard's own from before is \
+    replaced when no sandbox runs on it";
 
 /// A running installation, without its API and proxy.
 pub struct Installation {
@@ -42,7 +45,7 @@ pub struct Installation {
     embedded: Option<Embedded>,
     /// Ends the gateway, after everything that needs it.
     gateway_stop: CancellationToken,
-    gateway_tasks: JoinSet<anyhow::Result<()>>,
+    gateway_tasks: JoinSet<()>,
 }
 
 /// Binds a listener; the error names the setting.
@@ -61,13 +64,23 @@ impl Installation {
     ///
     /// # Errors
     /// What is missing or refuses, and what to do about it.
-    pub async fn start(config: &Config, data: DataDir) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: &Config,
+        data: DataDir,
+        budget: &ConnectionBudget,
+    ) -> anyhow::Result<Self> {
         let secrets = Arc::new(data.secrets()?);
         let store = Store::open(&data.store_file()).await?;
         ensure_default_team(&store, &data, config.api_key.as_ref()).await?;
 
         let runtime = Arc::new(connect(config, &data).await?);
         runtime.ensure_network().await?;
+        if !runtime.isolates_sandboxes() {
+            warn!(
+                network = runtime.network_name(),
+                "sandboxes on this network can reach each other's addresses: {}", ISOLATION_ADVICE
+            );
+        }
         info!(
             version = runtime.facts().version,
             api = runtime.facts().api_version,
@@ -75,15 +88,22 @@ impl Installation {
         );
 
         let (backend, embedded) = open_backend(config, &data).await?;
-        let grants = Arc::new(SchedulerGrants::new(secrets.clone(), config.bucket.clone()));
+        let grants = Arc::new(SchedulerGrants::new(
+            secrets.clone(),
+            config.bucket.clone(),
+            config.gateway_keys_by_address,
+        ));
         let gateway = Arc::new(Gateway::new(backend, grants.clone()));
         let listeners = gateway_listeners(config, &data, &runtime).await?;
         let gateway_address = listeners.owner.local_addr()?;
         let gateway_stop = CancellationToken::new();
         let mut gateway_tasks = JoinSet::new();
-        for listener in std::iter::once(listeners.owner).chain(listeners.sandboxes) {
+        let sandboxes = listeners.sandboxes.map(|listener| (listener, budget.gateway_sandboxes()));
+        for (listener, quota) in
+            std::iter::once((listeners.owner, budget.gateway_owner())).chain(sandboxes)
+        {
             let (gateway, stop) = (gateway.clone(), gateway_stop.clone());
-            gateway_tasks.spawn(async move { Ok(gateway.serve(listener, stop).await?) });
+            gateway_tasks.spawn(async move { gateway.serve(listener, quota, stop).await });
         }
         if let Err(error) = gateway.ensure_bucket(&config.bucket).await {
             // Sandboxes without a workspace need no object store; a create with one says this again.
@@ -102,6 +122,7 @@ impl Installation {
                 max_length: config.max_length,
                 max_sandboxes: config.max_sandboxes,
                 flush: config.flush,
+                disk_watch: config.disk_watch,
             },
             bucket: config.bucket.clone(),
             cache: config.cache,
@@ -128,7 +149,7 @@ impl Installation {
     /// Why it ended.
     pub async fn gateway_ended(&mut self) -> anyhow::Result<()> {
         match self.gateway_tasks.join_next().await {
-            Some(ended) => ended.context("the S3 gateway died")?.context("the S3 gateway ended"),
+            Some(ended) => ended.context("the S3 gateway died"),
             None => std::future::pending().await,
         }
     }
@@ -165,7 +186,7 @@ impl Installation {
         }
         self.scheduler.shut_down().await;
         if failures.is_empty() {
-            self.runtime.remove_network().await?;
+            self.runtime.tear_down().await?;
             progress("removed the sandboxes' network".to_owned());
         }
         self.close().await?;
@@ -178,7 +199,7 @@ impl Installation {
     async fn close(mut self) -> anyhow::Result<()> {
         self.gateway_stop.cancel();
         while let Some(ended) = self.gateway_tasks.join_next().await {
-            ended.context("the S3 gateway died")??;
+            ended.context("the S3 gateway died")?;
         }
         if let Some(embedded) = &self.embedded {
             embedded.close().await;
@@ -199,6 +220,7 @@ pub async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<DockerRu
         installation: data.installation()?,
         network: config.docker_network.clone(),
         control_key: data.secrets()?.control_public(),
+        data_dir: data.path().to_owned(),
     };
     Ok(DockerRuntime::connect(settings, bundle).await?)
 }
@@ -209,12 +231,12 @@ async fn ensure_default_team(
     configured: Option<&Secret>,
 ) -> anyhow::Result<()> {
     let teams = store.teams().await?;
-    let team = match teams.into_iter().find(|team| team.slug == DEFAULT_TEAM) {
+    let team = match teams.into_iter().find(|team| team.slug == FIRST_TEAM) {
         Some(team) => team,
         None => {
             let team = Team {
                 id: TeamId::random(),
-                slug: DEFAULT_TEAM.to_owned(),
+                slug: FIRST_TEAM.to_owned(),
                 name: "Default".to_owned(),
             };
             store.add_team(&team).await?;

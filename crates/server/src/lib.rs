@@ -4,6 +4,8 @@
 pub mod api;
 pub mod commands;
 pub mod config;
+pub mod connection_budget;
+pub mod control_socket;
 pub mod data_dir;
 pub mod domain;
 pub mod executor_client;

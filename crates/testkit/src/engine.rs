@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use sandyard_core::{
-    Claim, ContainerSpec, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance, Runtime,
-    RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
+    Claim, ContainerSpec, DiskSpace, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance,
+    Runtime, RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
 };
-use sandyard_types::{SandboxId, Template, WorkspaceSpec};
+use sandyard_types::{InstanceId, SandboxId, Template, WorkspaceSpec};
 use tokio::sync::{broadcast, watch};
 
 use crate::FakeDaemon;
@@ -30,6 +30,8 @@ pub enum Call {
     Stop,
     /// [`Runtime::delete`].
     Delete,
+    /// [`Runtime::disk_usage`].
+    DiskUsage,
     /// [`Runtime::last_lines`].
     LastLines,
     /// [`Workspaces::prepare`].
@@ -75,14 +77,16 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    instances: BTreeMap<SandboxId, Instance>,
-    daemons: HashMap<SandboxId, Arc<FakeDaemon>>,
+    instances: BTreeMap<InstanceId, Instance>,
+    daemons: HashMap<InstanceId, Arc<FakeDaemon>>,
     behaviours: HashMap<Call, Behaviour>,
-    calls: Vec<(Call, Option<SandboxId>)>,
+    calls: Vec<(Call, Option<InstanceId>)>,
     claims: Vec<Claim>,
     specs: Vec<ContainerSpec>,
     prepared: Vec<WorkspaceSpec>,
     released: Vec<SandboxId>,
+    disk_usage: Vec<(InstanceId, u64)>,
+    disk_space: Option<DiskSpace>,
 }
 
 /// Events that a slow watcher may be behind.
@@ -132,7 +136,7 @@ impl FakeEngine {
     }
 
     /// All calls so far, in order.
-    pub fn calls(&self) -> Vec<(Call, Option<SandboxId>)> {
+    pub fn calls(&self) -> Vec<(Call, Option<InstanceId>)> {
         self.state().calls.clone()
     }
 
@@ -178,18 +182,25 @@ impl FakeEngine {
     }
 
     /// The daemon of a container.
-    pub fn daemon(&self, id: &SandboxId) -> Option<Arc<FakeDaemon>> {
+    pub fn daemon(&self, id: &InstanceId) -> Option<Arc<FakeDaemon>> {
         self.state().daemons.get(id).cloned()
     }
 
+    /// Has containers have written so many bytes, and the disk be so full.
+    pub fn fill_disk(&self, usage: Vec<(InstanceId, u64)>, space: Option<DiskSpace>) {
+        let mut state = self.state();
+        state.disk_usage = usage;
+        state.disk_space = space;
+    }
+
     /// Ends a container by itself, and says so.
-    pub fn die(&self, id: &SandboxId) {
+    pub fn die(&self, id: &InstanceId) {
         self.die_unseen(id);
         self.announce(RuntimeEvent::Died(id.clone()));
     }
 
     /// Ends a container by itself. Nobody is told.
-    pub fn die_unseen(&self, id: &SandboxId) {
+    pub fn die_unseen(&self, id: &InstanceId) {
         let mut state = self.state();
         if let Some(instance) = state.instances.get_mut(id) {
             instance.address = None;
@@ -205,7 +216,7 @@ impl FakeEngine {
 
     /// Notes a call, and hangs or fails if told to. Every call can be abandoned here, before it has done
     /// anything, and in [`Self::end`].
-    async fn begin(&self, call: Call, id: Option<&SandboxId>) -> Result<(), ()> {
+    async fn begin(&self, call: Call, id: Option<&InstanceId>) -> Result<(), ()> {
         tokio::task::yield_now().await;
         let (behaviour, made) = {
             let mut state = self.state();
@@ -272,7 +283,7 @@ impl Runtime for FakeEngine {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         const WHAT: &str = "create the container";
-        self.begin(Call::Create, Some(&spec.id)).await.map_err(refused(WHAT))?;
+        self.begin(Call::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
         let failed =
             |error: std::io::Error| RuntimeError::Failed { call: WHAT, reason: error.to_string() };
         let daemon = if self.inner.daemons {
@@ -282,17 +293,15 @@ impl Runtime for FakeEngine {
         };
         let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let instance = Instance {
-            id: spec.id.clone(),
-            instance: spec.instance.clone(),
+            id: spec.instance.clone(),
             address: Some(daemon.as_ref().map_or(nobody, |d| d.address().ip())),
-            profile: spec.profile,
         };
         {
             let mut state = self.state();
-            state.instances.insert(spec.id.clone(), instance.clone());
+            state.instances.insert(spec.instance.clone(), instance.clone());
             state.specs.push(spec.clone());
             if let Some(daemon) = daemon {
-                state.daemons.insert(spec.id.clone(), daemon);
+                state.daemons.insert(spec.instance.clone(), daemon);
             }
         }
         self.end(Call::Create).await.map_err(refused(WHAT))?;
@@ -321,19 +330,19 @@ impl Runtime for FakeEngine {
         .boxed()
     }
 
-    async fn thaw(&self, _: &SandboxId) -> Result<(), RuntimeError> {
+    async fn thaw(&self, _: &InstanceId) -> Result<(), RuntimeError> {
         // Nobody freezes these.
         Ok(())
     }
 
-    async fn stop(&self, id: &SandboxId, _: u32) -> Result<(), RuntimeError> {
+    async fn stop(&self, id: &InstanceId, _: u32) -> Result<(), RuntimeError> {
         const WHAT: &str = "stop the container";
         self.begin(Call::Stop, Some(id)).await.map_err(refused(WHAT))?;
         self.die_unseen(id);
         self.end(Call::Stop).await.map_err(refused(WHAT))
     }
 
-    async fn delete(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         const WHAT: &str = "remove the container";
         self.begin(Call::Delete, Some(id)).await.map_err(refused(WHAT))?;
         {
@@ -344,7 +353,23 @@ impl Runtime for FakeEngine {
         self.end(Call::Delete).await.map_err(refused(WHAT))
     }
 
-    async fn last_lines(&self, id: &SandboxId) -> Result<Vec<String>, RuntimeError> {
+    fn bounds_disk(&self) -> bool {
+        false
+    }
+
+    async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {
+        const WHAT: &str = "tell what containers have written";
+        self.begin(Call::DiskUsage, None).await.map_err(refused(WHAT))?;
+        let usage = self.state().disk_usage.clone();
+        self.end(Call::DiskUsage).await.map_err(refused(WHAT))?;
+        Ok(usage)
+    }
+
+    fn disk_space(&self) -> Option<DiskSpace> {
+        self.state().disk_space
+    }
+
+    async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
         const WHAT: &str = "read the container's log";
         self.begin(Call::LastLines, Some(id)).await.map_err(refused(WHAT))?;
         self.end(Call::LastLines).await.map_err(refused(WHAT))?;

@@ -195,7 +195,7 @@ impl FromStr for SessionId {
 /// One container's name for itself, made when the container is created and known to `init` from its
 /// command line. Signed control calls are bound to it, so that a call for one container means
 /// nothing to another (design 6.1 (8)).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceId(String);
 string_id!(InstanceId);
 

@@ -14,7 +14,7 @@ pub use ids::{
     TemplateId, TemplateName,
 };
 pub use network::{HostMask, InvalidHostMask, Network};
-pub use template::{Template, TemplateKind};
+pub use template::{DEFAULT_DISK_MIB, Template, TemplateKind};
 pub use workspace::{
     Access, BucketName, Cache, Driver, InvalidWorkspace, KeyPrefix, MountSpec, TargetPath,
     WorkspaceSpec,

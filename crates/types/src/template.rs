@@ -35,6 +35,9 @@ pub struct Template {
     pub memory_mib: u32,
     /// Processes and threads a sandbox may have at once.
     pub pids: u32,
+    /// What a sandbox may write on the engine's disk beside its workspace, in MiB.
+    #[serde(default = "default_disk_mib")]
+    pub disk_mib: u32,
     /// User that commands run as when a request names none.
     pub user: String,
     /// Directory that commands start in when a request names none; the user's home if absent.
@@ -45,4 +48,12 @@ pub struct Template {
     pub sudo: bool,
     /// Where a session's workspace appears; `{session_id}` in it stands for the session.
     pub workspace_target: TargetPath,
+}
+
+/// [`Template::disk_mib`] where nothing else is said, in MiB.
+pub const DEFAULT_DISK_MIB: u32 = 10 << 10;
+
+/// For records of versions that knew no limit.
+fn default_disk_mib() -> u32 {
+    DEFAULT_DISK_MIB
 }

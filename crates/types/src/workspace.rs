@@ -86,9 +86,17 @@ pub struct KeyPrefix(String);
 checked_text!(KeyPrefix);
 
 impl KeyPrefix {
-    /// The prefix of a session's workspace, `sessions/<id>/`.
+    /// The prefix of a session's workspace, `sessions/<id>/`: those of the installation's own team.
     pub fn session(session: &SessionId) -> Self {
         Self(format!("sessions/{session}/"))
+    }
+
+    /// The same for any team, `teams/<slug>/sessions/<id>/`, so that names never clash.
+    ///
+    /// # Errors
+    /// [`InvalidWorkspace`] if the slug cannot stand in a prefix.
+    pub fn team_session(slug: &str, session: &SessionId) -> Result<Self, InvalidWorkspace> {
+        format!("teams/{slug}/sessions/{session}/").parse()
     }
 
     /// Whether `key` lies inside. The prefix's own marker object (the key equal to it) does.
@@ -226,10 +234,15 @@ pub struct WorkspaceSpec {
 
 impl WorkspaceSpec {
     /// The short form of a workspace: `session = <id>` (design 6).
-    pub fn for_session(session: SessionId, bucket: BucketName, target: TargetPath) -> Self {
+    pub fn for_session(
+        session: SessionId,
+        bucket: BucketName,
+        prefix: KeyPrefix,
+        target: TargetPath,
+    ) -> Self {
         let mount = MountSpec {
             bucket,
-            prefix: KeyPrefix::session(&session),
+            prefix,
             target,
             access: Access::ReadWrite,
             driver: Driver::S3fs,

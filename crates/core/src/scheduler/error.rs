@@ -50,9 +50,11 @@ pub enum SandboxError {
         /// The maximum.
         max: usize,
     },
-    /// Another team has the session.
-    #[error("session '{0}' belongs to another team")]
-    SessionTaken(SessionId),
+    /// The engine's disk has less left than is kept free.
+    #[error(
+        "the disk that sandboxes write to is nearly full: free some of it (docker system prune, sandyard kill)"
+    )]
+    DiskFull,
     /// The workspace would appear where it cannot.
     #[error(transparent)]
     Workspace(#[from] InvalidWorkspace),

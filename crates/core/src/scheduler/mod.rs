@@ -1,11 +1,14 @@
 //! The scheduler: makes sandboxes, keeps a task for each, and brings store and engine together.
 
+mod disk;
 mod error;
 mod provision;
 mod reconcile;
 mod task;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +39,8 @@ pub struct Limits {
     pub max_sandboxes: usize,
     /// How long the durability barrier may take (design 6.3).
     pub flush: Duration,
+    /// Between two looks at what sandboxes have written.
+    pub disk_watch: Duration,
 }
 
 /// Everything the scheduler works with.
@@ -69,7 +74,7 @@ pub struct CreateSandbox {
     pub metadata: BTreeMap<String, String>,
     /// Environment of every process, over the template's and the image's.
     pub env: BTreeMap<String, String>,
-    /// Whether RPC and files demand the sandbox's access token.
+    /// Whether the client shows the sandbox's access token for RPC and files. Where not, the proxy shows it.
     pub secure: bool,
     /// What the client said about internet access, if anything.
     pub internet: Option<bool>,
@@ -96,7 +101,7 @@ pub struct Sandbox {
     pub state: State,
     /// What the client noted about it.
     pub metadata: Arc<BTreeMap<String, String>>,
-    /// Whether RPC and files demand its access token.
+    /// Whether its client shows its access token for RPC and files. Where not, the proxy shows it.
     pub secure: bool,
     /// What the client said about internet access, if anything.
     pub internet: Option<bool>,
@@ -115,6 +120,15 @@ impl Sandbox {
     }
 }
 
+/// What of the object store a sandbox may reach, and from where.
+#[derive(Clone, Debug)]
+pub struct ReachableWorkspace {
+    /// What is mounted in it.
+    pub mounts: Arc<WorkspaceSpec>,
+    /// Its container's address; `None` while that does not exist.
+    pub from: Option<IpAddr>,
+}
+
 /// How an orderly end went.
 #[derive(Debug, Default)]
 pub struct ShutdownReport {
@@ -127,6 +141,10 @@ pub struct ShutdownReport {
 /// What the scheduler keeps in memory of one sandbox.
 struct Entry {
     team: TeamId,
+    /// Names its container, from before that exists.
+    instance: InstanceId,
+    /// Where its container is, from before anything in it needs the object store.
+    address: Option<IpAddr>,
     /// Known before the container exists, so that a mount's key works from its first request.
     workspace: Option<Arc<WorkspaceSpec>>,
     /// `None` while it is being created: nobody but the gateway may see it.
@@ -146,6 +164,8 @@ struct Shared {
     entries: Mutex<HashMap<SandboxId, Entry>>,
     /// Told whenever an entry goes.
     gone: Notify,
+    /// Whether the engine's disk has less left than is kept free.
+    disk_is_full: AtomicBool,
 }
 
 impl Shared {
@@ -178,7 +198,12 @@ impl Scheduler {
     /// # Errors
     /// The store's or the engine's failure to say what they hold.
     pub async fn start(parts: SchedulerParts) -> Result<Self, SandboxError> {
-        let shared = Arc::new(Shared { parts, entries: Mutex::default(), gone: Notify::new() });
+        let shared = Arc::new(Shared {
+            parts,
+            entries: Mutex::default(),
+            gone: Notify::new(),
+            disk_is_full: AtomicBool::new(false),
+        });
         let scheduler = Self { shared, tasks: Arc::default() };
         scheduler.reconcile().await?;
         Ok(scheduler)
@@ -189,11 +214,15 @@ impl Scheduler {
         let mut events = self.shared.parts.runtime.watch();
         while let Some(event) = events.next().await {
             match event {
-                RuntimeEvent::Died(id) => self.report_death(&id).await,
+                RuntimeEvent::Died(instance) => {
+                    if let Some(id) = self.sandbox_of(&instance) {
+                        self.report_death(&id).await;
+                    }
+                }
                 RuntimeEvent::Resync => {
                     // Who runs is asked before the engine is: a sandbox that becomes ready while the engine
                     // answers would be missing in the answer.
-                    let known = self.running();
+                    let known = self.instances();
                     match self.shared.parts.runtime.list().await {
                         Ok(instances) => self.report_missing(known, &instances).await,
                         Err(error) => warn!(%error, "cannot compare sandboxes with the engine"),
@@ -203,6 +232,13 @@ impl Scheduler {
         }
     }
 
+    /// The sandbox that a container is; `None` for one that is nobody's.
+    fn sandbox_of(&self, instance: &InstanceId) -> Option<SandboxId> {
+        let entries = self.shared.entries();
+        let found = entries.iter().find(|(_, entry)| entry.instance == *instance);
+        found.map(|(id, _)| id.clone())
+    }
+
     async fn report_death(&self, id: &SandboxId) {
         if let Some(live) = self.live(id) {
             // A task that has ended knows already.
@@ -210,17 +246,17 @@ impl Scheduler {
         }
     }
 
-    /// All sandboxes that have a task.
-    fn running(&self) -> Vec<SandboxId> {
+    /// All sandboxes that have a task, with their containers.
+    pub fn instances(&self) -> Vec<(SandboxId, InstanceId)> {
         let entries = self.shared.entries();
         let live = entries.iter().filter(|(_, entry)| entry.live.is_some());
-        live.map(|(id, _)| id.clone()).collect()
+        live.map(|(id, entry)| (id.clone(), entry.instance.clone())).collect()
     }
 
     /// Ends those that the engine no longer runs.
-    async fn report_missing(&self, known: Vec<SandboxId>, instances: &[Instance]) {
-        let running = |id: &SandboxId| instances.iter().any(|i| i.id == *id && i.address.is_some());
-        for id in known.iter().filter(|id| !running(id)) {
+    async fn report_missing(&self, known: Vec<(SandboxId, InstanceId)>, instances: &[Instance]) {
+        let runs = |id: &InstanceId| instances.iter().any(|i| i.id == *id && i.address.is_some());
+        for (id, _) in known.iter().filter(|(_, instance)| !runs(instance)) {
             self.report_death(id).await;
         }
     }
@@ -378,8 +414,10 @@ impl Scheduler {
 
     /// What a sandbox may reach of the object store, for the gateway. Known from before the container
     /// exists until after it is gone: a key must outlive its mount.
-    pub fn workspace(&self, id: &SandboxId) -> Option<Arc<WorkspaceSpec>> {
-        self.shared.entries().get(id).and_then(|entry| entry.workspace.clone())
+    pub fn workspace(&self, id: &SandboxId) -> Option<ReachableWorkspace> {
+        let entries = self.shared.entries();
+        let entry = entries.get(id)?;
+        Some(ReachableWorkspace { mounts: entry.workspace.clone()?, from: entry.address })
     }
 
     async fn ask<T>(

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sandyard_types::{InstanceId, SandboxId, TeamId, Template, WorkspaceSpec};
 use tracing::{info, warn};
@@ -28,32 +29,32 @@ pub(super) struct Provision {
 }
 
 impl Provision {
-    fn workspace(&self) -> Result<Option<WorkspaceSpec>, SandboxError> {
+    /// What is to be mounted. A session is the team's own: the same name means another one to another team.
+    async fn workspace(&self) -> Result<Option<WorkspaceSpec>, SandboxError> {
         let Some(session) = &self.request.session else {
             return Ok(None);
         };
         let target = self.template.workspace_target.for_session(session)?;
+        let prefix = self.shared.parts.store.session_prefix(self.team, session).await?;
         let bucket = self.shared.parts.bucket.clone();
-        Ok(Some(WorkspaceSpec::for_session(session.clone(), bucket, target)))
+        Ok(Some(WorkspaceSpec::for_session(session.clone(), bucket, prefix, target)))
     }
 
     /// Takes a place among the team's sandboxes and the session for the team.
     pub(super) async fn reserve(&self) -> Result<(), SandboxError> {
-        let workspace = self.workspace()?;
-        if let Some(workspace) = &workspace {
-            let session = &workspace.session;
-            let owner = self.shared.parts.store.claim_session(session, self.team).await?;
-            if owner != self.team {
-                return Err(SandboxError::SessionTaken(session.clone()));
-            }
+        if self.shared.disk_is_full.load(Ordering::Relaxed) {
+            return Err(SandboxError::DiskFull);
         }
+        let workspace = self.workspace().await?;
         let mut entries = self.shared.entries();
         let max = self.shared.parts.limits.max_sandboxes;
         if entries.values().filter(|entry| entry.team == self.team).count() >= max {
             return Err(SandboxError::TooMany { max });
         }
         let workspace = workspace.map(Arc::new);
-        entries.insert(self.id.clone(), Entry { team: self.team, workspace, live: None });
+        let instance = self.instance.clone();
+        let entry = Entry { team: self.team, instance, address: None, workspace, live: None };
+        entries.insert(self.id.clone(), entry);
         Ok(())
     }
 
@@ -85,7 +86,7 @@ impl Provision {
 
     async fn undo(&self) -> Result<(), SandboxError> {
         let parts = &self.shared.parts;
-        let deleted = parts.runtime.delete(&self.id).await;
+        let deleted = parts.runtime.delete(&self.instance).await;
         // The key dies now, whatever else fails.
         self.shared.forget(&self.id);
         let failed = |source| SandboxError::Runtime { op: "delete", id: self.id.clone(), source };
@@ -95,9 +96,8 @@ impl Provision {
 
     async fn make(&self) -> Result<(Record, Instance), SandboxError> {
         let parts = &self.shared.parts;
-        let workspace = self.workspace()?;
+        let workspace = self.workspace().await?;
         let spec = ContainerSpec {
-            id: self.id.clone(),
             instance: self.instance.clone(),
             template: Template::clone(&self.template),
             profile: if workspace.is_some() { Profile::Workspace } else { Profile::Plain },
@@ -133,6 +133,9 @@ impl Provision {
         let started = async {
             let facts = parts.runtime.ensure_image(&self.template).await.map_err(engine)?;
             let instance = parts.runtime.create(&spec).await.map_err(engine)?;
+            if let Some(entry) = self.shared.entries().get_mut(&self.id) {
+                entry.address = instance.address;
+            }
             Ok::<_, SandboxError>((facts, instance))
         };
         // Not `try_join`: a container that is being made while the other side fails must be finished
@@ -146,7 +149,6 @@ impl Provision {
         let claim = Claim {
             id: self.id.clone(),
             template_id: self.template.id.clone(),
-            secure: self.request.secure,
             env,
             default_user: self.template.user.clone(),
             default_workdir: self.template.workdir.clone().or(facts.workdir),
@@ -174,7 +176,7 @@ impl Provision {
 
     /// What the container printed says why it did not become ready; it goes with the container.
     async fn log_last_lines(&self) {
-        match self.shared.parts.runtime.last_lines(&self.id).await {
+        match self.shared.parts.runtime.last_lines(&self.instance).await {
             Ok(lines) => warn!(?lines, "the sandbox did not become ready; its last lines"),
             Err(error) => {
                 warn!(%error, "the sandbox did not become ready, nor can its log be read")

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sandyard_types::SandboxId;
+use sandyard_types::InstanceId;
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::task::SandboxTask;
@@ -16,15 +16,15 @@ impl Scheduler {
         let parts = &self.shared.parts;
         let records = parts.store.all().await?;
         let instances = parts.runtime.list().await.map_err(SandboxError::Engine)?;
-        let mut instances: HashMap<SandboxId, Instance> =
+        let mut instances: HashMap<InstanceId, Instance> =
             instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect();
         for record in records {
             let span = info_span!("sandbox", sandbox.id = %record.id);
-            let instance = instances.remove(&record.id);
+            let instance = instances.remove(&record.instance);
             self.take_over(record, instance).instrument(span).await?;
         }
         for instance in instances.into_values() {
-            info!(sandbox.id = %instance.id, "removing a container that no record owns");
+            info!(instance = %instance.id, "removing a container that no record owns");
             self.delete(&instance.id).await?;
         }
         Ok(())
@@ -35,8 +35,7 @@ impl Scheduler {
         record: Record,
         instance: Option<Instance>,
     ) -> Result<(), SandboxError> {
-        let lives = instance
-            .filter(|instance| instance.address.is_some() && instance.instance == record.instance);
+        let lives = instance.filter(|instance| instance.address.is_some());
         match (record.stage, lives) {
             (Stage::Running | Stage::Killing, Some(instance)) => {
                 info!("adopted");
@@ -45,11 +44,11 @@ impl Scheduler {
             }
             (Stage::Creating, _) => {
                 warn!("removing a sandbox whose create never ended");
-                self.remove(&record.id).await
+                self.remove(&record).await
             }
             (Stage::Running | Stage::Killing, None) => {
                 warn!("removing a sandbox whose container does not run any more");
-                self.remove(&record.id).await
+                self.remove(&record).await
             }
         }
     }
@@ -58,6 +57,8 @@ impl Scheduler {
         let span = info_span!("sandbox", sandbox.id = %record.id);
         let entry = Entry {
             team: record.team,
+            instance: instance.id.clone(),
+            address: instance.address,
             workspace: record.workspace.clone().map(Arc::new),
             live: None,
         };
@@ -75,13 +76,12 @@ impl Scheduler {
         self.spawn(run.instrument(span));
     }
 
-    async fn delete(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        let failed = |source| SandboxError::Runtime { op: "delete", id: id.clone(), source };
-        self.shared.parts.runtime.delete(id).await.map_err(failed)
+    async fn delete(&self, instance: &InstanceId) -> Result<(), SandboxError> {
+        self.shared.parts.runtime.delete(instance).await.map_err(SandboxError::Engine)
     }
 
-    async fn remove(&self, id: &SandboxId) -> Result<(), SandboxError> {
-        self.delete(id).await?;
-        Ok(self.shared.parts.store.remove(id).await?)
+    async fn remove(&self, record: &Record) -> Result<(), SandboxError> {
+        self.delete(&record.instance).await?;
+        Ok(self.shared.parts.store.remove(&record.id).await?)
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Request {
         timeout: Duration,
         answer: Answer<Arc<Sandbox>>,
     },
+    /// The sandbox uses more than it may, or than there is; the text says of what.
+    Exceeded(String),
     /// The engine says that the container has ended.
     Died,
 }
@@ -175,6 +177,14 @@ impl SandboxTask {
                 reply(answer, result);
                 false
             }
+            Request::Exceeded(what) => match self.state.plan(Op::Kill) {
+                Plan::Begin => {
+                    warn!(reason = what, "ending the sandbox");
+                    true
+                }
+                // It ends already, or cannot end now: whoever watches comes again.
+                Plan::Join | Plan::Wait | Plan::Conflict | Plan::NotFound => false,
+            },
             Request::Died => {
                 if !self.died && self.state != State::Killing {
                     warn!("the container ended by itself");

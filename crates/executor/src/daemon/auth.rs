@@ -5,7 +5,9 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use sandyard_contract::control::Secret;
-use sandyard_contract::daemon::INIT_PATH;
+use sandyard_contract::daemon::{
+    CONTROL_TOKEN_HEADER, INIT_BODY_HASH_HEADER, INIT_PATH, INIT_SIGNATURE_HEADER,
+};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -24,13 +26,26 @@ pub(super) fn equals(secret: &Secret, given: &[u8]) -> bool {
     secret.reveal().as_bytes().ct_eq(given).into()
 }
 
-/// Checks the header that everything but the open routes needs while a token is set.
+/// Headers that say who calls. Two of one kind could be read differently by two readers.
+const CREDENTIALS: [HeaderName; 5] = [
+    ACCESS_TOKEN,
+    AUTHORIZATION,
+    HeaderName::from_static(CONTROL_TOKEN_HEADER),
+    HeaderName::from_static(INIT_SIGNATURE_HEADER),
+    HeaderName::from_static(INIT_BODY_HASH_HEADER),
+];
+
+/// The credential that a request carries more than once, if there is one.
+pub(super) fn repeated_credential(headers: &HeaderMap) -> Option<HeaderName> {
+    CREDENTIALS.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some())
+}
+
+/// Checks the header that everything but the open routes needs. Nothing is right before a token is set.
 pub(super) fn check_token(token: Option<&Secret>, headers: &HeaderMap) -> Result<(), &'static str> {
-    let Some(token) = token else { return Ok(()) };
-    match headers.get(ACCESS_TOKEN) {
-        Some(given) if equals(token, given.as_bytes()) => Ok(()),
-        Some(_) => Err("the access token in X-Access-Token is not this sandbox's"),
-        None => Err("this sandbox needs its access token in X-Access-Token"),
+    match (headers.get(ACCESS_TOKEN), token) {
+        (Some(given), Some(token)) if equals(token, given.as_bytes()) => Ok(()),
+        (Some(_), _) => Err("the access token in X-Access-Token is not this sandbox's"),
+        (None, _) => Err("this sandbox needs its access token in X-Access-Token"),
     }
 }
 
@@ -75,7 +90,7 @@ impl Signed<'_> {
         headers: &HeaderMap,
         now: i64,
     ) -> Result<(), &'static str> {
-        let Some(token) = token else { return Ok(()) };
+        let token = token.ok_or("this sandbox has no access token yet")?;
         if let Some(given) = headers.get(ACCESS_TOKEN).filter(|given| !given.is_empty()) {
             return match equals(token, given.as_bytes()) {
                 true => Ok(()),
@@ -150,7 +165,7 @@ mod tests {
         let forged = Signed { signature: Some("v1_x"), ..signed };
         let token = Some(&token);
 
-        assert_eq!(WRITE.check(None, &none, 0), Ok(()));
+        assert!(WRITE.check(None, &with("tok123"), 0).is_err(), "before the claim");
         assert_eq!(WRITE.check(token, &with("tok123"), 0), Ok(()));
         assert_eq!(
             signed.check(token, &with("wrong"), 0),
@@ -160,6 +175,26 @@ mod tests {
         assert_eq!(WRITE.check(token, &none, 0), Err("missing signature query parameter"));
         assert_eq!(forged.check(token, &none, 2_000_000_000), Err("invalid signature"));
         assert_eq!(signed.check(token, &none, 1_800_000_001), Err("signature is already expired"));
+    }
+
+    #[test]
+    fn nothing_opens_a_sandbox_without_a_token() {
+        let given = HeaderMap::from_iter([(ACCESS_TOKEN, HeaderValue::from_static("tok"))]);
+        assert!(check_token(None, &HeaderMap::new()).is_err());
+        assert!(check_token(None, &given).is_err());
+        assert!(check_token(Some(&Secret::new("tok")), &HeaderMap::new()).is_err());
+        assert_eq!(check_token(Some(&Secret::new("tok")), &given), Ok(()));
+    }
+
+    #[test]
+    fn a_credential_comes_once() {
+        for name in CREDENTIALS {
+            let mut headers = HeaderMap::new();
+            headers.append(&name, HeaderValue::from_static("a"));
+            assert_eq!(repeated_credential(&headers), None);
+            headers.append(&name, HeaderValue::from_static("a"));
+            assert_eq!(repeated_credential(&headers), Some(name));
+        }
     }
 
     #[test]

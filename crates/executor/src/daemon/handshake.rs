@@ -1,4 +1,4 @@
-//! `POST /init` (executor 7): the server gives the sandbox its identity, token and environment.
+//! `POST /init` (executor 7), the claim: the server gives the sandbox its identity, token and environment, once.
 
 use std::fs;
 use std::io;
@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use ed25519_dalek::Signature;
 use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body as _, Bytes};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use sandyard_contract::ENVD_VERSION;
-use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, InitBody, init_signing_input};
+use sandyard_contract::daemon::{
+    INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_SIGNATURE_HEADER, InitBody, init_signing_input,
+};
 use sandyard_http::Inbound;
+use sha2::{Digest as _, Sha256};
 
 use super::args::Identity;
 use super::body::Body;
+use super::server::Peer;
 use super::settings::Settings;
 use super::tasks::lock;
 use super::{Daemon, plain, pool};
-
-/// The longest body: the server takes 1 MiB from a client, and adds the image's and the template's variables.
-const LIMIT: usize = 8 << 20;
 
 /// Where programs in the sandbox find who they are in, as files.
 const IDENTITY_FILES: &str = "/run/e2b";
@@ -27,8 +29,12 @@ const IDENTITY_FILES: &str = "/run/e2b";
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-envd-version");
 
 /// Answers a call to `/init`.
-pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
-    let mut response = match init(daemon, request).await {
+pub(super) async fn answer(
+    daemon: &Arc<Daemon>,
+    peer: &Peer,
+    request: Request<Inbound>,
+) -> Response<Body> {
+    let mut response = match init(daemon, peer, request).await {
         Ok(()) => plain::status(StatusCode::NO_CONTENT),
         Err((status, message)) => plain::text(status, message),
     };
@@ -36,55 +42,86 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Inbound>) -> R
     response
 }
 
-async fn init(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<(), (StatusCode, String)> {
+async fn init(
+    daemon: &Arc<Daemon>,
+    peer: &Peer,
+    request: Request<Inbound>,
+) -> Result<(), (StatusCode, String)> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, LIMIT).collect().await.map_err(|error| {
-        (StatusCode::PAYLOAD_TOO_LARGE, format!("failed to read up to {LIMIT} bytes: {error}"))
-    })?;
-    let body = body.to_bytes();
-    if !is_signed(&daemon.identity, &head.headers, &body) {
-        let message = "access token validation failed: the call is not signed by the server";
-        return Err((StatusCode::UNAUTHORIZED, message.to_owned()));
-    }
+    let body = read_signed(&daemon.identity, &head.headers, body).await?;
+    // Only who has signed comes this far, so that nobody else keeps the server waiting.
+    let Ok(_one_at_a_time) = daemon.claiming.try_lock() else {
+        let message = "another call to /init is being carried out".to_owned();
+        return Err((StatusCode::SERVICE_UNAVAILABLE, message));
+    };
     let bad = |message: String| (StatusCode::BAD_REQUEST, message);
     let body: InitBody = serde_json::from_slice(&body)
         .map_err(|error| bad(format!("failed to read the settings: {error}")))?;
     check(&body).map_err(bad)?;
     let files = {
         let mut settings = lock(&daemon.settings);
-        if body.timestamp <= settings.newest {
-            return Ok(());
+        match settings.claimed_at {
+            None => apply(&mut settings, body),
+            // The answer to the first one was lost.
+            known if known == body.timestamp => return Ok(()),
+            Some(_) => {
+                let message = "the sandbox has been claimed by another call".to_owned();
+                return Err((StatusCode::CONFLICT, message));
+            }
         }
-        apply(&mut settings, body)
     };
+    peer.claim(daemon);
+    daemon.claimed.send_replace(true);
     pool::run(move || write_identity(&files)).await.map_err(|error| {
         let message = format!("failed to write to {IDENTITY_FILES}: {error}");
         (StatusCode::BAD_REQUEST, message)
     })
 }
 
-fn is_signed(identity: &Identity, headers: &HeaderMap, body: &[u8]) -> bool {
-    let mut bytes = [0; Signature::BYTE_SIZE];
-    let Some(given) = headers.get(INIT_SIGNATURE_HEADER) else {
-        return false;
+/// The body, of which nothing is read before the signature over its length and hash was checked.
+async fn read_signed(
+    identity: &Identity,
+    headers: &HeaderMap,
+    body: Inbound,
+) -> Result<Bytes, (StatusCode, String)> {
+    let unsigned = || {
+        let message = "access token validation failed: the call is not signed by the server";
+        (StatusCode::UNAUTHORIZED, message.to_owned())
     };
-    if hex::decode_to_slice(given.as_bytes(), &mut bytes).is_err() {
-        return false;
+    let length = body.size_hint().exact().ok_or_else(|| {
+        (StatusCode::LENGTH_REQUIRED, "the call needs a Content-Length".to_owned())
+    })?;
+    if length > INIT_BODY_LIMIT {
+        let message = format!("the settings have {length} bytes; the limit is {INIT_BODY_LIMIT}");
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, message));
     }
-    let signed = init_signing_input(&identity.instance, body);
-    identity.control_key.verify_strict(&signed, &Signature::from_bytes(&bytes)).is_ok()
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let hash = text(INIT_BODY_HASH_HEADER).ok_or_else(unsigned)?;
+    let mut signature = [0; Signature::BYTE_SIZE];
+    let given = text(INIT_SIGNATURE_HEADER).ok_or_else(unsigned)?;
+    hex::decode_to_slice(given, &mut signature).map_err(|_| unsigned())?;
+    let signed = init_signing_input(&identity.instance, length, hash);
+    let verified = identity.control_key.verify_strict(&signed, &Signature::from_bytes(&signature));
+    verified.map_err(|_| unsigned())?;
+    // The signature bounds it already; this bounds what a fault of ours could read.
+    let limit = usize::try_from(INIT_BODY_LIMIT).unwrap_or(usize::MAX);
+    let body = Limited::new(body, limit).collect().await.map_err(|error| {
+        (StatusCode::BAD_REQUEST, format!("failed to read the settings: {error}"))
+    })?;
+    let body = body.to_bytes();
+    if hex::encode(Sha256::digest(&body)) == hash { Ok(body) } else { Err(unsigned()) }
 }
 
 fn check(body: &InitBody) -> Result<(), String> {
     if body.timestamp.is_none() {
-        // Without one an old call could be played again.
+        // It names the call: without one a second call could not be told from the first.
         return Err("timestamp is missing".to_owned());
     }
-    for (name, token) in
-        [("accessToken", &body.access_token), ("controlToken", &body.control_token)]
-    {
+    let tokens =
+        [("accessToken", Some(&body.access_token)), ("controlToken", body.control_token.as_ref())];
+    for (name, token) in tokens {
         let invalid = |text: &str| text.is_empty() || text.contains('\\');
-        if token.as_ref().is_some_and(|token| invalid(token.reveal())) {
+        if token.is_some_and(|token| invalid(token.reveal())) {
             return Err(format!("{name} must not be empty or hold a backslash"));
         }
     }
@@ -97,13 +134,11 @@ fn check(body: &InitBody) -> Result<(), String> {
     Ok(())
 }
 
-/// Applies a call that is newer than all before; returns the identity's files.
+/// Applies the claim; returns the identity's files.
 fn apply(settings: &mut Settings, body: InitBody) -> Vec<(&'static str, String)> {
-    settings.newest = body.timestamp;
-    settings.access_token = body.access_token;
-    if body.control_token.is_some() {
-        settings.control_token = body.control_token;
-    }
+    settings.claimed_at = body.timestamp;
+    settings.access_token = Some(body.access_token);
+    settings.control_token = body.control_token;
     if let Some(variables) = body.env_vars {
         settings.user_variables = variables;
     }
@@ -149,36 +184,46 @@ mod tests {
     }
 
     #[test]
-    fn absent_members_change_nothing_but_the_token() {
+    fn absent_and_empty_members_change_nothing() {
         let mut settings = Settings::default();
-        let first = body(
-            r#"{"accessToken":"t","envVars":{"A":"1","E2B_SANDBOX":"no"},"defaultUser":"user",
-            "defaultWorkdir":"/w","sandboxID":"i1","templateID":"base","controlToken":"c",
-            "timestamp":"2026-01-01T00:00:00Z"}"#,
+        let bare = body(
+            r#"{"accessToken":"t","timestamp":"2026-01-01T00:00:00Z","defaultUser":""}"#,
         );
-        assert_eq!(check(&first), Ok(()));
-        let files = apply(&mut settings, first);
-        assert_eq!(files.len(), 3);
-        let variables = settings.variables();
-        assert_eq!(variables["E2B_SANDBOX"], "true");
-        assert_eq!(variables["A"], "1");
-        apply(&mut settings, body(r#"{"timestamp":"2026-01-01T00:00:01Z","defaultUser":""}"#));
-        assert!(settings.access_token.is_none());
-        assert!(settings.control_token.is_some());
-        assert_eq!(settings.default_user, "user");
-        assert_eq!(settings.default_workdir.as_deref(), Some("/w"));
-        let emptied = body(r#"{"timestamp":"2026-01-01T00:00:02Z","envVars":{}}"#);
-        apply(&mut settings, emptied);
+        assert_eq!(check(&bare), Ok(()));
+        assert!(apply(&mut settings, bare).is_empty());
+        assert_eq!(settings.default_user, "root");
+        assert_eq!(settings.default_workdir, None);
         assert_eq!(settings.user_variables, BTreeMap::new());
     }
 
     #[test]
+    fn the_systems_variables_win_over_the_users() {
+        let mut settings = Settings::default();
+        let whole = body(
+            r#"{"accessToken":"t","envVars":{"A":"1","E2B_SANDBOX":"no"},"defaultUser":"user",
+            "defaultWorkdir":"/w","sandboxID":"i1","templateID":"base","controlToken":"c",
+            "timestamp":"2026-01-01T00:00:00Z"}"#,
+        );
+        assert_eq!(apply(&mut settings, whole).len(), 3);
+        let variables = settings.variables();
+        assert_eq!(variables["E2B_SANDBOX"], "true");
+        assert_eq!(variables["A"], "1");
+        assert!(settings.control_token.is_some());
+        assert_eq!(settings.default_workdir.as_deref(), Some("/w"));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
-        let stamp = r#""timestamp":"2026-01-01T00:00:00Z""#;
-        assert!(check(&body("{}")).is_err());
+        let stamp = r#""accessToken":"t","timestamp":"2026-01-01T00:00:00Z""#;
+        assert!(check(&body(r#"{"accessToken":"t"}"#)).is_err());
+        assert!(serde_json::from_str::<InitBody>("{}").is_err());
+        for token in ["", r"a\\b"] {
+            let token = body(&format!(
+                r#"{{"accessToken":"{token}","timestamp":"2026-01-01T00:00:00Z"}}"#
+            ));
+            assert!(check(&token).is_err());
+        }
         for member in [
-            r#""accessToken":"""#,
-            r#""accessToken":"a\\b""#,
             r#""envVars":{"":"x"}"#,
             r#""envVars":{"A=B":"x"}"#,
             r#""envVars":{"A":"\u0000"}"#,

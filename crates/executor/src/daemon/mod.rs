@@ -22,6 +22,7 @@ mod router;
 mod server;
 mod settings;
 mod signals;
+mod strangers;
 mod tasks;
 mod tunnel;
 
@@ -30,12 +31,14 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use rustix::process::DumpableBehavior;
+use tokio::sync::watch;
 
 use args::{Args, Identity};
 use filesystem::Watchers;
 use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
+use strangers::Strangers;
 use tasks::Tasks;
 
 pub(crate) use signals::GRACE;
@@ -49,7 +52,13 @@ use log;
 /// What all requests share.
 struct Daemon {
     identity: Identity,
+    /// Filled by the claim. Until then nothing but the claim is served.
     settings: Mutex<Settings>,
+    /// Turns true with the claim.
+    claimed: watch::Sender<bool>,
+    /// Held while a call to `/init` is looked at: one at a time.
+    claiming: tokio::sync::Mutex<()>,
+    strangers: Strangers,
     processes: ProcessTable,
     watchers: Watchers,
     cpu: Mutex<CpuMeter>,
@@ -91,6 +100,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let daemon = Arc::new(Daemon {
         identity: args.identity,
         settings: Mutex::default(),
+        claimed: watch::Sender::new(false),
+        claiming: tokio::sync::Mutex::default(),
+        strangers: Strangers::default(),
         processes: ProcessTable::default(),
         watchers: Watchers::default(),
         cpu: Mutex::new(CpuMeter::start()),
@@ -100,7 +112,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     log!("listening on {}", listener.local_addr().context("failed to read the own address")?);
     let reaper = daemon.processes.reaper();
     tokio::select! {
-        ended = server::accept(&listener, &daemon) => return ended,
+        never = server::accept(&listener, &daemon) => match never {},
         told = signals.until_told_to_end(reaper) => told?,
     }
     log!("told to end; processes have {GRACE:?}");

@@ -1,5 +1,5 @@
-//! What every request passes on its way (executor 2.1): CORS, then the access token, then the user,
-//! then its route.
+//! What every request passes on its way (executor 2.1): is there a sandbox to speak of, CORS, then the access
+//! token, then the user, then its route.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use sandyard_http::{Discard, Inbound};
 use super::accounts::User;
 use super::body::Body;
 use super::connect::{self, Procedure};
+use super::server::Peer;
 use super::tasks::lock;
 use super::{Daemon, auth, cors, files, handshake, metrics, plain, pool, tunnel};
 
@@ -24,11 +25,15 @@ impl Discard for Daemon {
 }
 
 /// Answers a request; every failure is an answer too.
-pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(
+    daemon: &Arc<Daemon>,
+    peer: &Peer,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let owner: Arc<dyn Discard> = Arc::clone(daemon) as _;
     let request = request.map(|body| Inbound::new(body, owner));
     let unread = request.body().unread();
-    let mut response = dispatch(daemon, request).await;
+    let mut response = dispatch(daemon, peer, request).await;
     if unread.get() {
         // Whoever keeps connections for later has to hear that this one ends, or loses its next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -36,28 +41,48 @@ pub(super) async fn answer(daemon: &Arc<Daemon>, request: Request<Incoming>) -> 
     response
 }
 
-async fn dispatch(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
+async fn dispatch(daemon: &Arc<Daemon>, peer: &Peer, request: Request<Inbound>) -> Response<Body> {
+    if !*daemon.claimed.borrow() && !serves_the_unclaimed(&request) {
+        let message = "this container is nobody's sandbox yet: it serves nothing before its claim\n";
+        return plain::text(StatusCode::SERVICE_UNAVAILABLE, message);
+    }
+    if let Some(name) = auth::repeated_credential(request.headers()) {
+        let message = format!("there is more than one header '{name}'");
+        return plain::error(StatusCode::BAD_REQUEST, message);
+    }
     // Ours, with its own token, for the server alone: none of what clients need.
     if let Some(port) = request.uri().path().strip_prefix(TUNNEL_PATH) {
         let port = port.to_owned();
-        return tunnel::answer(daemon, &port, request).await;
+        return tunnel::answer(daemon, peer, &port, request).await;
     }
     let origin = match cors::Origin::read(&request) {
         cors::Reading::Preflight(response) => return response,
         cors::Reading::Request(origin) => origin,
     };
-    let mut response = authorized(daemon, request).await;
+    let mut response = authorized(daemon, peer, request).await;
     origin.mark(response.headers_mut());
     response
 }
 
-async fn authorized(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response<Body> {
+/// What a container answers that waits for its claim.
+fn serves_the_unclaimed(request: &Request<Inbound>) -> bool {
+    matches!((request.method().as_str(), request.uri().path()), ("POST", INIT_PATH) | ("GET", "/health"))
+}
+
+async fn authorized(
+    daemon: &Arc<Daemon>,
+    peer: &Peer,
+    request: Request<Inbound>,
+) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
-    if !auth::is_open(method, path) {
+    let checked = {
         let settings = lock(&daemon.settings);
-        if let Err(message) = auth::check_token(settings.access_token.as_ref(), request.headers()) {
-            return plain::error(StatusCode::UNAUTHORIZED, message);
-        }
+        auth::check_token(settings.access_token.as_ref(), request.headers())
+    };
+    match checked {
+        Ok(()) => peer.prove(daemon),
+        Err(_) if auth::is_open(method, path) => {}
+        Err(message) => return plain::error(StatusCode::UNAUTHORIZED, message),
     }
     let named_user = match auth::basic_user(request.headers()) {
         None => None,
@@ -74,11 +99,12 @@ async fn authorized(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Response
             }
         },
     };
-    route(daemon, named_user, request).await
+    route(daemon, peer, named_user, request).await
 }
 
 async fn route(
     daemon: &Arc<Daemon>,
+    peer: &Peer,
     named_user: Option<User>,
     request: Request<Inbound>,
 ) -> Response<Body> {
@@ -93,7 +119,7 @@ async fn route(
             let variables = lock(&daemon.settings).variables();
             uncached(plain::json(StatusCode::OK, &variables))
         }
-        (INIT_PATH, &Method::POST) => uncached(handshake::answer(daemon, request).await),
+        (INIT_PATH, &Method::POST) => uncached(handshake::answer(daemon, peer, request).await),
         ("/files", &Method::GET) => files::download(daemon, &request).await,
         ("/files", &Method::POST) => files::upload(daemon, request).await,
         ("/files/compose", &Method::POST) => files::compose(daemon, request).await,

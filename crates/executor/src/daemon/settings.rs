@@ -10,9 +10,9 @@ const BOOT_USER: &str = "root";
 
 /// The sandbox's state apart from its processes.
 pub(super) struct Settings {
-    /// Token that requests need; `None`: everything is open.
+    /// Token that requests need; `None` before the claim.
     pub access_token: Option<Secret>,
-    /// Token of tunnels; `None`: there are none.
+    /// Token of tunnels; `None` before the claim, and in a sandbox without tunnels.
     pub control_token: Option<Secret>,
     /// User of requests that name none.
     pub default_user: String,
@@ -22,8 +22,8 @@ pub(super) struct Settings {
     pub user_variables: BTreeMap<String, String>,
     /// Variables of the system's own, which those cannot overwrite.
     pub system_variables: BTreeMap<&'static str, String>,
-    /// The newest call seen; what is not newer changes nothing.
-    pub newest: Option<OffsetDateTime>,
+    /// The time that names the claim; `None` before it.
+    pub claimed_at: Option<OffsetDateTime>,
 }
 
 impl Default for Settings {
@@ -35,7 +35,7 @@ impl Default for Settings {
             default_workdir: None,
             user_variables: BTreeMap::new(),
             system_variables: BTreeMap::new(),
-            newest: None,
+            claimed_at: None,
         }
     }
 }

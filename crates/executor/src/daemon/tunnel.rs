@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::body::Body;
+use super::server::Peer;
 use super::tasks::lock;
 use super::{Daemon, auth, plain};
 
@@ -26,6 +27,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// Answers a request for a tunnel to `port`.
 pub(super) async fn answer(
     daemon: &Arc<Daemon>,
+    peer: &Peer,
     port: &str,
     mut request: Request<Inbound>,
 ) -> Response<Body> {
@@ -38,6 +40,7 @@ pub(super) async fn answer(
     if !allowed {
         return plain::text(StatusCode::UNAUTHORIZED, "wrong or missing control token\n");
     }
+    peer.prove(daemon);
     if request.method() != Method::GET {
         return plain::status(StatusCode::METHOD_NOT_ALLOWED);
     }

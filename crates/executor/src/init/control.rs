@@ -1,17 +1,20 @@
 //! The control port: connections, nonces, signatures (design 6.1 (8)). It never waits for a peer, and
-//! holds a bounded amount for each.
+//! holds a bounded amount for each. Whoever has not shown a valid call is a stranger: a stranger gets a
+//! second and few connections, and never takes the place of another address.
 
+use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use ed25519_dalek::{Signature, VerifyingKey};
 use rustix::event::PollFlags;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FailureKind, Hello, MAX_LINE_BYTES, Reply, SignedCall,
-    signing_input,
+    CONTROL_PORT, Call, Failure, FailureKind, Hello, MAX_CALL_BYTES, MAX_LINE_BYTES, Reply,
+    SIGNED_CALL_LIMIT, SignedCall, signing_input,
 };
 use sandyard_types::InstanceId;
 use serde::Serialize;
@@ -19,11 +22,13 @@ use serde::Serialize;
 use super::args::Args;
 use super::log;
 
-/// Connections held at a time.
-const MOST_CONNECTIONS: usize = 32;
+/// Connections of strangers held at a time, all together and from one address. With
+/// [`MAX_CALL_BYTES`] they bound the memory of `init`, whose margin is small.
+const MOST_STRANGERS: usize = 32;
+const MOST_FROM_ONE: usize = 4;
 
-/// Unfinished lines of all connections together: it is memory of `init`, whose margin is small.
-const MOST_PENDING_BYTES: usize = 4 << 20;
+/// Connections that wait to be taken; more than a flood brings between two turns of the loop.
+const BACKLOG: i32 = 4096;
 
 /// Names a connection; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub(super) struct Control {
 struct Connection {
     id: ConnectionId,
     stream: TcpStream,
+    source: IpAddr,
+    opened: Instant,
     input: Vec<u8>,
     output: Vec<u8>,
     nonce: String,
@@ -55,7 +62,11 @@ impl Control {
     pub(super) fn bind(args: &Args) -> anyhow::Result<Self> {
         let address = (Ipv4Addr::UNSPECIFIED, CONTROL_PORT);
         let listener = TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                rustix::net::listen(&listener, BACKLOG)?;
+                Ok(listener)
+            })
             .with_context(|| format!("failed to listen on port {CONTROL_PORT}"))?;
         Ok(Self {
             listener,
@@ -101,15 +112,14 @@ impl Control {
         if own || peer.ip().is_loopback() || stream.set_nonblocking(true).is_err() {
             return;
         }
-        if self.connections.len() >= MOST_CONNECTIONS {
-            let oldest = self.connections.iter().position(|c| !c.authenticated);
-            self.connections.remove(oldest.unwrap_or(0));
-        }
+        self.make_room(peer.ip());
         self.issued += 1;
         let id = ConnectionId(self.issued);
         self.connections.push(Connection {
             id,
             stream,
+            source: peer.ip(),
+            opened: Instant::now(),
             input: Vec::new(),
             output: Vec::new(),
             nonce: String::new(),
@@ -117,6 +127,37 @@ impl Control {
             busy: false,
         });
         self.greet(id);
+    }
+
+    /// Lets a stranger's connection go if there are too many: one from `source` itself if that has its
+    /// share, else the oldest from whichever address has most.
+    fn make_room(&mut self, source: IpAddr) {
+        let strangers = || self.connections.iter().filter(|c| !c.authenticated);
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for stranger in strangers() {
+            *counts.entry(stranger.source).or_default() += 1;
+        }
+        let full = strangers().count() >= MOST_STRANGERS;
+        let most = counts.values().copied().max().unwrap_or(0);
+        let goes = |c: &&Connection| match counts.get(&source) {
+            Some(count) if *count >= MOST_FROM_ONE => c.source == source,
+            _ => full && counts.get(&c.source) == Some(&most),
+        };
+        // They are in the order in which they came.
+        if let Some(id) = strangers().find(goes).map(|c| c.id) {
+            self.close(id);
+        }
+    }
+
+    /// Closes the connections of strangers that have had their time.
+    pub(super) fn close_overdue(&mut self, now: Instant) {
+        self.connections.retain(|c| c.authenticated || now < c.opened + SIGNED_CALL_LIMIT);
+    }
+
+    /// When to call [`Control::close_overdue`] again.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let strangers = self.connections.iter().filter(|c| !c.authenticated);
+        strangers.map(|c| c.opened + SIGNED_CALL_LIMIT).min()
     }
 
     /// Acts on what happened to a connection; a complete and valid call is returned, and its
@@ -137,19 +178,7 @@ impl Control {
             self.close(id);
             return None;
         }
-        self.bound_pending();
         self.next_call(id)
-    }
-
-    /// Closes the connection that holds most while all together hold too much.
-    fn bound_pending(&mut self) {
-        let pending: usize = self.connections.iter().map(|c| c.input.capacity()).sum();
-        if pending > MOST_PENDING_BYTES {
-            let largest = self.connections.iter().max_by_key(|c| c.input.capacity());
-            if let Some(id) = largest.map(|c| c.id) {
-                self.close(id);
-            }
-        }
     }
 
     fn next_call(&mut self, id: ConnectionId) -> Option<Call> {
@@ -256,7 +285,7 @@ impl Connection {
         while !self.input.contains(&b'\n') {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return false,
-                Ok(length) if self.input.len() + length > MAX_LINE_BYTES => return false,
+                Ok(length) if self.input.len() + length > MAX_CALL_BYTES => return false,
                 Ok(length) => self.input.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

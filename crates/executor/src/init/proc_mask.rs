@@ -8,32 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
 };
-
-/// Readable as before, but root writes nothing there: most of it is the host's.
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Not for sandboxes: keys, addresses and loads of the host.
-const HIDDEN: [&str; 18] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kallsyms",
-    "/proc/kcore",
-    "/proc/key-users",
-    "/proc/keys",
-    "/proc/kmsg",
-    "/proc/kpagecgroup",
-    "/proc/kpagecount",
-    "/proc/kpageflags",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/slabinfo",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/vmallocinfo",
-];
+use sandyard_contract::boundary::{HIDDEN_PROC, READ_ONLY_PROC};
 
 const RESTRICTED: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -42,7 +17,7 @@ const RESTRICTED: MountFlags =
 pub(super) fn replace() -> anyhow::Result<()> {
     unmount("/proc", UnmountFlags::DETACH).context("failed to detach the old /proc")?;
     mount("proc", "/proc", "proc", RESTRICTED, None).context("failed to mount /proc")?;
-    for path in READ_ONLY {
+    for path in READ_ONLY_PROC {
         if exists(path)?.is_some() {
             mount_bind_recursive(path, path)
                 .and_then(|()| {
@@ -52,7 +27,7 @@ pub(super) fn replace() -> anyhow::Result<()> {
                 .with_context(|| format!("failed to make {path} read-only"))?;
         }
     }
-    for path in HIDDEN {
+    for path in HIDDEN_PROC {
         hide(path).with_context(|| format!("failed to hide {path}"))?;
     }
     Ok(())

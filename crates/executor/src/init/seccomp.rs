@@ -7,6 +7,10 @@ use std::io;
 use std::mem::offset_of;
 
 use libc::{c_long, seccomp_data, sock_filter};
+use sandyard_contract::boundary::{
+    NEW_NAMESPACES, NEW_TIME_NAMESPACE, SET_PIPE_SIZE, SOCKET_FAMILIES,
+};
+use sandyard_contract::{absent_calls, refused_calls};
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xC000_003E;
@@ -17,67 +21,23 @@ const AUDIT_ARCH: u32 = 0xC000_00B7;
 /// x32 calls have bit 30 set and so lie above it.
 const FIRST_UNKNOWN: u32 = 467;
 
-/// `quotactl_fd`, which libc does not name.
-const SYS_QUOTACTL_FD: c_long = 443;
+macro_rules! numbers {
+    ($($name:ident)*) => { &[$(libc::$name),*] };
+}
 
-/// Answered with EPERM: what SYS_ADMIN opens in the engine's own profile, and what manages keys,
-/// modules and the machine.
-const REFUSED: &[c_long] = &[
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_move_mount,
-    libc::SYS_open_tree,
-    libc::SYS_mount_setattr,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_setns,
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_fanotify_init,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_quotactl,
-    SYS_QUOTACTL_FD,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-    libc::SYS_syslog,
-    libc::SYS_keyctl,
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_userfaultfd,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_reboot,
-    libc::SYS_acct,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_iopl,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_ioperm,
-];
+/// Answered with EPERM.
+const REFUSED: &[c_long] = refused_calls!(numbers);
 
-/// Answered with ENOSYS, so that libraries fall back: clone3 hides its flags from a filter behind a
-/// pointer, and io_uring performs calls that no filter sees.
-const ABSENT: &[c_long] = &[
-    libc::SYS_clone3,
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-];
+/// Answered with EPERM as well, where there are such calls.
+#[cfg(target_arch = "x86_64")]
+const REFUSED_HERE: &[c_long] = &[libc::SYS_iopl, libc::SYS_ioperm];
+#[cfg(target_arch = "aarch64")]
+const REFUSED_HERE: &[c_long] = &[];
 
-/// Flags of clone and unshare that make a namespace. `NEWTIME` shares its bit with clone's exit
-/// signal and counts only for unshare.
-const NAMESPACES: u32 = 0x7E02_0000;
-const NEWTIME: u32 = 0x80;
+/// Answered with ENOSYS.
+const ABSENT: &[c_long] = absent_calls!(numbers);
 
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 const PRETEND_ABSENT: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
@@ -103,30 +63,58 @@ pub(super) fn install() -> io::Result<()> {
 }
 
 fn filter() -> Vec<sock_filter> {
-    let mut f = Vec::with_capacity(2 * (REFUSED.len() + ABSENT.len()) + 20);
+    let mut f = Vec::with_capacity(2 * (REFUSED.len() + ABSENT.len()) + 50);
     f.push(load(offset_of!(seccomp_data, arch)));
     f.push(jump(libc::BPF_JEQ, AUDIT_ARCH, 1, 0));
     f.push(answer(PRETEND_ABSENT));
     f.push(load(offset_of!(seccomp_data, nr)));
     f.push(jump(libc::BPF_JGE, FIRST_UNKNOWN, 0, 1));
     f.push(answer(PRETEND_ABSENT));
-    for (calls, result) in [(REFUSED, REFUSE), (ABSENT, PRETEND_ABSENT)] {
+    for (calls, result) in
+        [(REFUSED, REFUSE), (REFUSED_HERE, REFUSE), (ABSENT, PRETEND_ABSENT)]
+    {
         for call in calls {
             f.push(jump(libc::BPF_JEQ, number(*call), 0, 1));
             f.push(answer(result));
         }
     }
-    for (call, flags) in [(libc::SYS_clone, NAMESPACES), (libc::SYS_unshare, NAMESPACES | NEWTIME)]
-    {
-        f.push(jump(libc::BPF_JEQ, number(call), 0, 4));
-        // The low half of the first argument: both architectures are little-endian.
-        f.push(load(offset_of!(seccomp_data, args)));
-        f.push(jump(libc::BPF_JSET, flags, 0, 1));
-        f.push(answer(REFUSE));
-        f.push(answer(libc::SECCOMP_RET_ALLOW));
+    for (call, flags) in [
+        (libc::SYS_clone, NEW_NAMESPACES),
+        (libc::SYS_unshare, NEW_NAMESPACES | NEW_TIME_NAMESPACE),
+    ] {
+        let judged = vec![jump(libc::BPF_JSET, flags, 0, 1), answer(REFUSE), answer(ALLOW)];
+        judge_argument(&mut f, call, 0, judged);
     }
-    f.push(answer(libc::SECCOMP_RET_ALLOW));
+    for call in [libc::SYS_socket, libc::SYS_socketpair] {
+        let mut judged = Vec::new();
+        for family in SOCKET_FAMILIES {
+            judged.push(jump(libc::BPF_JEQ, family, 0, 1));
+            judged.push(answer(ALLOW));
+        }
+        judged.push(answer(REFUSE));
+        judge_argument(&mut f, call, 0, judged);
+    }
+    let judged = vec![jump(libc::BPF_JEQ, SET_PIPE_SIZE, 0, 1), answer(REFUSE), answer(ALLOW)];
+    judge_argument(&mut f, libc::SYS_fcntl, 1, judged);
+    f.push(answer(ALLOW));
     f
+}
+
+/// Has `judged` decide about `call` by the low half of one of its arguments, which is all of an `int`. The
+/// number of the call is loaded, before and after.
+fn judge_argument(
+    f: &mut Vec<sock_filter>,
+    call: c_long,
+    argument: usize,
+    judged: Vec<sock_filter>,
+) {
+    // Both architectures are little-endian.
+    let low_half = offset_of!(seccomp_data, args) + argument * size_of::<u64>();
+    // A few instructions: they fit.
+    let length = u8::try_from(judged.len() + 1).unwrap_or(u8::MAX);
+    f.push(jump(libc::BPF_JEQ, number(call), 0, length));
+    f.push(load(low_half));
+    f.extend(judged);
 }
 
 /// System call numbers are small and positive.
@@ -152,8 +140,8 @@ const fn answer(result: u32) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// Runs the filter on one call, as the kernel would.
-    fn judge(arch: u32, nr: u32, first_argument: u32) -> u32 {
+    /// Runs the filter on one call with its first two arguments, as the kernel would.
+    fn judge(arch: u32, nr: u32, arguments: [u32; 2]) -> u32 {
         let program = filter();
         let (mut at, mut value) = (0, 0);
         loop {
@@ -173,7 +161,8 @@ mod tests {
                     value = match step.k as usize {
                         k if k == offset_of!(seccomp_data, nr) => nr,
                         k if k == offset_of!(seccomp_data, arch) => arch,
-                        k if k == offset_of!(seccomp_data, args) => first_argument,
+                        k if k == offset_of!(seccomp_data, args) => arguments[0],
+                        k if k == offset_of!(seccomp_data, args) + 8 => arguments[1],
                         k => panic!("load from {k}"),
                     };
                 }
@@ -182,7 +171,7 @@ mod tests {
     }
 
     fn native(call: c_long, first_argument: u32) -> u32 {
-        judge(AUDIT_ARCH, number(call), first_argument)
+        judge(AUDIT_ARCH, number(call), [first_argument, 0])
     }
 
     #[test]
@@ -194,7 +183,7 @@ mod tests {
 
     #[test]
     fn every_listed_call_is_refused_or_absent() {
-        for call in REFUSED {
+        for call in REFUSED.iter().chain(REFUSED_HERE) {
             assert_eq!(native(*call, 0), REFUSE, "{call}");
         }
         for call in ABSENT {
@@ -204,9 +193,9 @@ mod tests {
 
     #[test]
     fn foreign_architectures_and_newer_calls_are_absent() {
-        assert_eq!(judge(0x4000_0003, 21, 0), PRETEND_ABSENT);
-        assert_eq!(judge(AUDIT_ARCH, FIRST_UNKNOWN, 0), PRETEND_ABSENT);
-        assert_eq!(judge(AUDIT_ARCH, 0x4000_0000, 0), PRETEND_ABSENT);
+        assert_eq!(judge(0x4000_0003, 21, [0; 2]), PRETEND_ABSENT);
+        assert_eq!(judge(AUDIT_ARCH, FIRST_UNKNOWN, [0; 2]), PRETEND_ABSENT);
+        assert_eq!(judge(AUDIT_ARCH, 0x4000_0000, [0; 2]), PRETEND_ABSENT);
     }
 
     #[test]
@@ -219,6 +208,28 @@ mod tests {
                 assert_eq!(native(call, 1 << bit | exit_signal), REFUSE, "{call} {bit}");
             }
         }
-        assert_eq!(native(libc::SYS_unshare, NEWTIME), REFUSE);
+        assert_eq!(native(libc::SYS_unshare, NEW_TIME_NAMESPACE), REFUSE);
+    }
+
+    #[test]
+    fn only_sockets_of_the_listed_families_are_made() {
+        const AF_ALG: u32 = 38;
+        const AF_VSOCK: u32 = 40;
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            for family in SOCKET_FAMILIES {
+                assert_eq!(native(call, family), ALLOW, "{call} {family}");
+            }
+            for family in [0, 17, AF_ALG, AF_VSOCK, 44, u32::MAX] {
+                assert_eq!(native(call, family), REFUSE, "{call} {family}");
+            }
+        }
+    }
+
+    #[test]
+    fn pipes_keep_their_size_and_other_commands_pass() {
+        let fcntl = |command| judge(AUDIT_ARCH, number(libc::SYS_fcntl), [3, command]);
+        assert_eq!(fcntl(SET_PIPE_SIZE), REFUSE);
+        assert_eq!(fcntl(SET_PIPE_SIZE + 1), ALLOW);
+        assert_eq!(native(libc::SYS_fcntl, SET_PIPE_SIZE), ALLOW);
     }
 }

@@ -178,7 +178,7 @@ impl Supervisor {
         let jobs = self.jobs.iter().map(|job| job.deadline);
         let stop = self.stopping.as_ref().and_then(Stopping::next_look);
         let mounts = if self.stopping.is_none() { self.mounts.next_deadline() } else { None };
-        jobs.chain(stop).chain(mounts).min()
+        jobs.chain(stop).chain(mounts).chain(self.control.next_deadline()).min()
     }
 
     fn act(&mut self, connection: ConnectionId, call: Call) {
@@ -411,6 +411,7 @@ impl Supervisor {
 
     fn keep_time(&mut self) {
         let now = Instant::now();
+        self.control.close_overdue(now);
         while let Some(index) = self.jobs.iter().position(|job| job.deadline <= now) {
             let job = self.jobs.swap_remove(index);
             job.worker.kill();

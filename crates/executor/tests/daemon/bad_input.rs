@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, basic, envelope, shell};
+use super::support::{Answer, Daemon, TOKEN_LINE, basic, envelope, shell};
 
 const START: &str = "/process.Process/Start";
 const LIST: &str = "/process.Process/List";
@@ -151,7 +151,7 @@ fn half_a_request_starts_nothing() {
     let daemon = Daemon::start();
     let body = envelope(shell("sleep 30").to_string().as_bytes());
     let head = format!(
-        "POST {START} HTTP/1.1\r\nHost: x\r\nContent-Type: application/connect+json\r\n\
+        "POST {START} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Content-Type: application/connect+json\r\n\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
@@ -167,7 +167,7 @@ fn half_a_request_starts_nothing() {
 #[test]
 fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
     let daemon = Daemon::start();
-    daemon.demand_token("secret");
+    daemon.show_no_token();
     for (target, status) in [
         ("/process.Process/List", 401),
         ("/files?path=/tmp/x", 401),

@@ -11,7 +11,7 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::support::{Answer, Daemon, until};
+use super::support::{Answer, Daemon, TOKEN_LINE, until};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
@@ -174,7 +174,7 @@ fn parts_and_conditions() {
 #[test]
 fn signatures_open_one_path_for_one_operation_and_time() {
     let daemon = Daemon::start();
-    daemon.demand_token("tok");
+    daemon.show_no_token();
     let path = daemon.path("signed");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let target = |operation: &str, expiration: u64| {
@@ -392,7 +392,7 @@ fn checks_of_a_download_come_in_order() {
     assert_eq!(status("path=/none"), 404);
     assert_eq!(status("path=/tmp"), 400);
     assert_eq!(status("path=/etc/hosts"), 406);
-    daemon.demand_token("tok");
+    daemon.show_no_token();
     assert_eq!(status("path=~bob&username=no-such-user"), 401);
     let unreadable = daemon.get("/files?path=x&signature=v1_x&signature_expiration=soon");
     assert_eq!(unreadable.status, 400);
@@ -403,7 +403,7 @@ fn checks_of_a_download_come_in_order() {
 fn a_signature_ends_with_its_second() {
     // executor 3.3: strictly less than now
     let daemon = Daemon::start();
-    daemon.demand_token("tok");
+    daemon.show_no_token();
     let path = daemon.path("f");
     std::fs::write(&path, "x").unwrap();
     let target = |expiration: u64| {
@@ -437,7 +437,7 @@ fn a_client_that_vanishes_leaves_nothing_open() {
     let path = daemon.path("half");
     let head = |framing: &str| {
         format!(
-            "POST /files?path={path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\
+            "POST /files?path={path} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}{framing}\r\n\
              Content-Type: application/octet-stream\r\n\r\n"
         )
     };
@@ -469,7 +469,7 @@ fn large_files_are_streamed_in_little_memory() {
     let chunk = noise(1 << 20);
     let mut socket = daemon.connect();
     let head = format!(
-        "POST /files?path={path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+        "POST /files?path={path} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Connection: close\r\n\
          Transfer-Encoding: chunked\r\nContent-Type: application/octet-stream\r\n\r\n"
     );
     socket.write_all(head.as_bytes()).unwrap();

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, envelope, shell};
+use super::support::{Answer, Daemon, TOKEN_LINE, envelope, shell};
 
 const START: &str = "/process.Process/Start";
 const STREAM: &str = "/process.Process/StreamInput";
@@ -20,7 +20,7 @@ impl Streaming {
     fn begin(daemon: &Daemon, content_type: &str) -> Self {
         let mut socket = daemon.connect();
         let head = format!(
-            "POST {STREAM} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+            "POST {STREAM} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Connection: close\r\n\
              Content-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
         socket.write_all(head.as_bytes()).expect("it is sent");

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 
-use super::support::{Answer, Daemon, basic, envelope, shell, until};
+use super::support::{Answer, Daemon, TOKEN_LINE, basic, envelope, shell, until};
 
 const START: &str = "/process.Process/Start";
 const LIST: &str = "/process.Process/List";
@@ -67,7 +67,7 @@ fn an_upload_on_a_kept_connection_is_carried_out_too() {
         let body = envelope(shell("true").to_string().as_bytes());
         let head = |target: &str, kind: &str, length| {
             format!(
-                "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+                "POST {target} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
             )
         };
         let start = head(START, "application/connect+json", body.len());

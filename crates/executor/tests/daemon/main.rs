@@ -2,6 +2,7 @@
 //! contract/executor.md. Runs as root, since it becomes other users.
 
 mod bad_input;
+mod claim;
 mod files;
 mod files_edges;
 mod filesystem;
@@ -9,6 +10,7 @@ mod inputs;
 mod leaving;
 mod processes;
 mod protocol;
+mod strangers;
 mod subscribers;
 mod support;
 mod terminals;

@@ -159,11 +159,7 @@ fn what_cannot_be_executed_says_so_on_stderr() {
 
 #[test]
 fn the_environment_is_the_contracts_and_nothing_more() {
-    let daemon = Daemon::start();
-    let body = json!({
-        "envVars": {"GLOBAL": "g", "BOTH": "global"}, "timestamp": "2026-01-01T00:00:00Z",
-    });
-    assert_eq!(daemon.init(&body).status, 204);
+    let daemon = Daemon::start_with(json!({"envVars": {"GLOBAL": "g", "BOTH": "global"}}));
     let request = json!({
         "process": {"cmd": "env", "envs": {"OWN": "o", "BOTH": "own"}}, "stdin": false,
     });
@@ -282,16 +278,15 @@ fn a_keepalive_comes_only_after_silence() {
 #[test]
 fn relative_paths_begin_where_they_should() {
     use std::os::unix::fs::PermissionsExt as _;
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_unclaimed();
     let tool = daemon.path("tool");
     std::fs::write(&tool, "#!/bin/sh\npwd\n").unwrap();
     std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
     let directory = daemon.path("");
     let directory = directory.trim_end_matches('/');
+    let daemon = daemon.claimed_with(json!({"defaultWorkdir": directory}));
     let request = json!({"process": {"cmd": "./tool", "cwd": directory}, "stdin": false});
     assert_eq!(daemon.stream(START, &request, &[]).finish().0, format!("{directory}\n"));
-    let settings = json!({"defaultWorkdir": directory, "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&settings).status, 204);
     assert_eq!(daemon.run("pwd").0, format!("{directory}\n"));
     let stat =
         |path: &str| daemon.unary("/filesystem.Filesystem/Stat", &json!({"path": path})).json();

@@ -4,10 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
 use flate2::write::GzEncoder;
-use sandyard_contract::daemon::{CONTROL_TOKEN_HEADER, INIT_SIGNATURE_HEADER};
+use sandyard_contract::daemon::CONTROL_TOKEN_HEADER;
 use serde_json::json;
 
-use super::support::{Answer, Daemon, basic, envelope, find, shell};
+use super::support::{Answer, CLAIMED_AT, Daemon, basic, envelope, find, shell};
 
 const LIST: &str = "/process.Process/List";
 const START: &str = "/process.Process/Start";
@@ -110,12 +110,14 @@ fn legacy_clients_are_told_three_members_of_an_entry() {
 // executor 7, 6.3: who a program is in, as variables that nobody can change, and as files.
 #[test]
 fn the_identity_is_in_the_environment_and_in_files() {
-    let daemon = Daemon::start_within("mount -t tmpfs none /run");
-    let settings = json!({
+    let daemon = Daemon::start_unclaimed_within("mount -t tmpfs none /run");
+    let unknown = json!({"accessToken": "x", "caBundle": "x", "timestamp": CLAIMED_AT});
+    let refused = daemon.init(&unknown);
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("caBundle"), "{}", refused.text());
+    let daemon = daemon.claimed_with(json!({
         "sandboxID": "iabc", "templateID": "tabc", "envVars": {"E2B_SANDBOX": "no", "A": "1"},
-        "timestamp": "2026-01-01T00:00:00Z",
-    });
-    assert_eq!(daemon.init(&settings).status, 204);
+    }));
     let known = [("E2B_SANDBOX", "true"), ("E2B_SANDBOX_ID", "iabc"), ("E2B_TEMPLATE_ID", "tabc")];
     let variables = daemon.get("/envs").json();
     assert_eq!(variables["A"], "1");
@@ -125,10 +127,6 @@ fn the_identity_is_in_the_environment_and_in_files() {
         let file = format!("/proc/{}/root/run/e2b/.{name}", daemon.pid());
         assert_eq!(std::fs::read_to_string(file).unwrap(), value);
     }
-    let unknown = json!({"caBundle": "x", "timestamp": "2026-01-02T00:00:00Z"});
-    let refused = daemon.init(&unknown);
-    assert_eq!(refused.status, 400);
-    assert!(refused.text().contains("caBundle"), "{}", refused.text());
 }
 
 #[test]
@@ -180,7 +178,7 @@ fn the_binary_codec_speaks_the_same_protocol() {
 #[test]
 fn preflights_need_no_token_and_answers_name_origins() {
     let daemon = Daemon::start();
-    daemon.demand_token("tok");
+    daemon.show_no_token();
     let answer = daemon.call(
         "OPTIONS",
         LIST,
@@ -214,7 +212,7 @@ fn preflights_need_no_token_and_answers_name_origins() {
 #[test]
 fn a_token_covers_everything_but_the_open_routes() {
     let daemon = Daemon::start();
-    daemon.demand_token("tok");
+    daemon.show_no_token();
     for target in ["/metrics", "/envs", "/nothing", LIST] {
         let answer = daemon.get(target);
         assert_eq!((answer.status, &answer.json()["code"]), (401, &json!(401)), "{target}");
@@ -245,37 +243,16 @@ fn unknown_users_are_refused_in_the_form_of_the_call() {
     assert_eq!(daemon.stream(START, &shell("true"), &authorization).error(), expected);
     let bearer = [("Authorization", "Bearer x")];
     assert_eq!(daemon.call("GET", "/health", &bearer, b"").status, 204);
-    let default = json!({"defaultUser": "no-such-user", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&default).status, 204);
+    let daemon = Daemon::start_with(json!({"defaultUser": "no-such-user"}));
     assert_eq!(daemon.stream(START, &shell("true"), &[]).error()["code"], "unauthenticated");
 }
 
 #[test]
-fn init_obeys_the_signature_and_the_order() {
-    let daemon = Daemon::start();
-    let unsigned = daemon.call("POST", "/init", &[], b"{}");
-    assert_eq!(unsigned.status, 401);
-    assert!(unsigned.header("x-envd-version").is_some());
-    let wrong = [(INIT_SIGNATURE_HEADER, &*"00".repeat(64))];
-    assert_eq!(daemon.call("POST", "/init", &wrong, b"{}").status, 401);
-    let at = |time: &str, value: &str| json!({"envVars": {"A": value}, "timestamp": time});
-    assert_eq!(daemon.init(&at("2026-01-01T00:00:01Z", "new")).status, 204);
-    assert_eq!(daemon.init(&at("2026-01-01T00:00:01Z", "same")).status, 204);
-    assert_eq!(daemon.init(&at("2026-01-01T00:00:00Z", "old")).status, 204);
-    assert_eq!(daemon.get("/envs").json(), json!({"A": "new"}));
-    assert_eq!(daemon.run("echo $A").0, "new\n");
-    assert_eq!(daemon.init(&json!({"accessToken": "x"})).status, 400);
-}
-
-#[test]
 fn tunnels_lead_to_ports_and_need_the_control_token() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_with(json!({"controlToken": "ctl"}));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let target = format!("/sandyard/tunnel/{port}");
-    assert_eq!(daemon.get(&target).status, 401);
-    let body = json!({"controlToken": "ctl", "timestamp": "2026-01-01T00:00:00Z"});
-    assert_eq!(daemon.init(&body).status, 204);
     for wrong in [vec![], vec![(CONTROL_TOKEN_HEADER, "another")]] {
         assert_eq!(daemon.call("GET", &target, &wrong, b"").status, 401);
     }

@@ -1,5 +1,6 @@
 //! A daemon for one test, and a client that hides nothing of HTTP.
 
+use std::cell::Cell;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,14 +9,26 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, SigningKey};
-use sandyard_contract::daemon::{INIT_SIGNATURE_HEADER, init_signing_input};
+use sandyard_contract::daemon::{
+    INIT_BODY_HASH_HEADER, INIT_SIGNATURE_HEADER, init_signing_input,
+};
 use sandyard_types::InstanceId;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 /// No answer of these tests takes longer, apart from a fault.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
+
+/// The access token of every claimed daemon here.
+pub(crate) const TOKEN: &str = "tok";
+
+/// Its header, for requests that a test writes by itself.
+pub(crate) const TOKEN_LINE: &str = "X-Access-Token: tok\r\n";
+
+/// When every claim here was made.
+pub(crate) const CLAIMED_AT: &str = "2026-01-01T00:00:00Z";
 
 /// A running daemon, ended on drop, with a directory of its own.
 pub(crate) struct Daemon {
@@ -24,6 +37,8 @@ pub(crate) struct Daemon {
     pub(crate) instance: InstanceId,
     pub(crate) key: SigningKey,
     directory: tempfile::TempDir,
+    /// Whether requests show the access token.
+    shows_token: Cell<bool>,
 }
 
 /// An answer as it came.
@@ -35,13 +50,28 @@ pub(crate) struct Answer {
 }
 
 impl Daemon {
-    /// Starts one; it listens when this returns.
+    /// Starts one and claims it.
     pub(crate) fn start() -> Self {
+        Self::start_with(json!({}))
+    }
+
+    /// Starts one and claims it with more settings.
+    pub(crate) fn start_with(settings: Value) -> Self {
+        Self::start_unclaimed().claimed_with(settings)
+    }
+
+    /// Starts one that nobody has claimed; it listens when this returns.
+    pub(crate) fn start_unclaimed() -> Self {
         Self::start_by(&mut Command::new(PROGRAM))
     }
 
-    /// Starts one in namespaces of its own, where a script may set limits and mount first.
+    /// Starts one in namespaces of its own, where a script may set limits and mount first, and claims it.
     pub(crate) fn start_within(script: &str) -> Self {
+        Self::start_unclaimed_within(script).claimed_with(json!({}))
+    }
+
+    /// The same without the claim.
+    pub(crate) fn start_unclaimed_within(script: &str) -> Self {
         let script = format!("{script}; exec \"$0\" \"$@\"");
         let arguments = ["--user", "--map-root-user", "--mount", "sh", "-ec", &script, PROGRAM];
         Self::start_by(Command::new("unshare").args(arguments))
@@ -66,7 +96,18 @@ impl Daemon {
             log.lines().map_while(Result::ok).for_each(|l| eprintln!("{l}"))
         });
         let directory = tempfile::tempdir().expect("a directory");
-        Self { child, address, instance, key, directory }
+        Self { child, address, instance, key, directory, shows_token: Cell::new(true) }
+    }
+
+    /// Claims it.
+    pub(crate) fn claimed_with(self, settings: Value) -> Self {
+        let mut body = json!({"accessToken": TOKEN, "timestamp": CLAIMED_AT});
+        for (name, value) in settings.as_object().expect("settings are members") {
+            body[name] = value.clone();
+        }
+        let answer = self.init(&body);
+        assert_eq!(answer.status, 204, "{}", answer.text());
+        self
     }
 
     /// A path in this test's own directory, which every user may enter.
@@ -141,6 +182,9 @@ impl Daemon {
         body: &[u8],
     ) -> TcpStream {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+        if self.shows_token.get() && headers.iter().all(|(name, _)| *name != "X-Access-Token") {
+            head.push_str(TOKEN_LINE);
+        }
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -200,17 +244,22 @@ impl Daemon {
     /// A signed call to `/init`.
     pub(crate) fn init(&self, body: &Value) -> Answer {
         let body = body.to_string();
-        let signature = self.key.sign(&init_signing_input(&self.instance, body.as_bytes()));
-        let signature = hex::encode(signature.to_bytes());
-        self.call("POST", "/init", &[(INIT_SIGNATURE_HEADER, &signature)], body.as_bytes())
+        let headers = self.signed(body.as_bytes());
+        let headers = headers.each_ref().map(|(name, value)| (*name, &**value));
+        self.call("POST", "/init", &headers, body.as_bytes())
     }
-}
 
-impl Daemon {
-    /// Demands an access token from now on.
-    pub(crate) fn demand_token(&self, token: &str) {
-        let settings = json!({"accessToken": token, "timestamp": "2026-01-01T00:00:00Z"});
-        assert_eq!(self.init(&settings).status, 204);
+    /// The headers that sign a call to `/init` with this body.
+    pub(crate) fn signed(&self, body: &[u8]) -> [(&'static str, String); 2] {
+        let hash = hex::encode(Sha256::digest(body));
+        let input = init_signing_input(&self.instance, body.len() as u64, &hash);
+        let signature = hex::encode(self.key.sign(&input).to_bytes());
+        [(INIT_SIGNATURE_HEADER, signature), (INIT_BODY_HASH_HEADER, hash)]
+    }
+
+    /// From now on requests show the access token only where a test says so.
+    pub(crate) fn show_no_token(&self) {
+        self.shows_token.set(false);
     }
 }
 

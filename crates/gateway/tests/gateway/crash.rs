@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sandyard_gateway::{Backend, Embedded, Gateway, Grant, GrantOwner, GrantSource, Scope};
+use sandyard_http::Quota;
 use sandyard_types::Access;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -26,7 +27,7 @@ impl GrantSource for Anyone {
     fn grant(&self, _: &str) -> Option<Grant> {
         let scope = Scope { bucket: bucket(), prefix: None, access: Access::ReadWrite };
         let owner = GrantOwner::Installation;
-        Some(Grant { secret: "secret".into(), owner, scopes: vec![scope] })
+        Some(Grant { secret: "secret".into(), owner, source: None, scopes: vec![scope] })
     }
 }
 
@@ -39,7 +40,7 @@ async fn child() -> anyhow::Result<()> {
     };
     let (gateway, listener) = open(Path::new(&folder)).await?;
     println!("\naddress http://{}", listener.local_addr()?);
-    gateway.serve(listener, CancellationToken::new()).await?;
+    gateway.serve(listener, Quota::of_all(1024), CancellationToken::new()).await;
     Ok(())
 }
 

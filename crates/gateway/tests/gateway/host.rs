@@ -12,6 +12,7 @@ use sandyard_gateway::{
     Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantSource, KeyName, Scope,
     SecretKey, Upstream, UpstreamConfig,
 };
+use sandyard_http::Quota;
 use sandyard_types::{Access, BucketName, SandboxId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -78,8 +79,7 @@ impl Host {
         let mut serving = JoinSet::new();
         let served = gateway.clone();
         serving.spawn(async move {
-            let ended = served.serve(listener, CancellationToken::new()).await;
-            ended.expect("the gateway serves");
+            served.serve(listener, Quota::of_all(1024), CancellationToken::new()).await;
         });
         let keys = GatewayKeys::new(&[3; 32]);
         Ok(Self { gateway, grants, endpoint, minio, keys, _serving: serving, _folder: folder })
@@ -109,7 +109,7 @@ impl Host {
     fn hand_out(&self, name: &KeyName, owner: GrantOwner, scopes: Vec<Scope>) -> Client {
         let key = self.keys.key(name);
         let client = Client::new(&self.endpoint, &key.id, key.secret.expose());
-        let grant = Grant { secret: key.secret, owner, scopes };
+        let grant = Grant { secret: key.secret, owner, source: None, scopes };
         self.grants.all.lock().expect("lock").insert(key.id, grant);
         client
     }

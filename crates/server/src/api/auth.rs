@@ -28,7 +28,8 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(API_KEY_HEADER) else {
+        let mut values = parts.headers.get_all(API_KEY_HEADER).iter();
+        let Some(value) = values.next() else {
             // What was tried is worth more to the caller than what is missing (control-plane 1.3).
             return Err(ApiError::unauthorized(if parts.headers.contains_key(AUTHORIZATION) {
                 "this server takes no 'Authorization' credentials: send an API key in the header \
@@ -37,6 +38,9 @@ impl FromRequestParts<Shared> for Caller {
                 "no API key was given: send it in the header 'X-API-Key'"
             }));
         };
+        if values.next().is_some() {
+            return Err(ApiError::bad_request("there is more than one header 'X-API-Key'"));
+        }
         let key =
             value.to_str().ok().filter(|key| key.starts_with(API_KEY_PREFIX)).ok_or_else(|| {
                 ApiError::unauthorized("the API key has the wrong form: it begins with 'e2b_'")

@@ -34,9 +34,9 @@ pub(super) enum Version {
 
 /// Metadata as a whole may have this many bytes: every list carries it.
 const METADATA_MAX_BYTES: usize = 64 * 1024;
-/// `NAME=value` of one variable is shorter than this, or the kernel starts no process with it
-/// (MAX_ARG_STRLEN).
-const ENV_ENTRY_MAX_BYTES: usize = 128 * 1024;
+/// The variables as a whole, as JSON: with the image's and the template's they are part of one call to the
+/// sandbox's daemon, which is bounded ([`sandyard_contract::daemon::INIT_BODY_LIMIT`]).
+const ENV_MAX_BYTES: usize = 48 * 1024;
 
 /// Metadata that names the session whose workspace is mounted (design 6).
 const SESSION: &str = "session";
@@ -172,6 +172,11 @@ fn session(metadata: &BTreeMap<String, String>) -> Result<Option<SessionId>, Api
 }
 
 fn environment(variables: BTreeMap<String, Secret>) -> Result<BTreeMap<String, String>, ApiError> {
+    let bytes = serde_json::to_vec(&variables).map_or(usize::MAX, |json| json.len());
+    if bytes > ENV_MAX_BYTES {
+        let rule = format!("it has {bytes} bytes as JSON, and may have {ENV_MAX_BYTES}");
+        return Err(ApiError::validation("envVars", rule));
+    }
     let reveal = |(name, value): (String, Secret)| {
         let value = value.reveal().to_owned();
         let member = || format!("envVars.{}", name.chars().take(64).collect::<String>());
@@ -181,10 +186,6 @@ fn environment(variables: BTreeMap<String, Secret>) -> Result<BTreeMap<String, S
         }
         if value.contains('\0') {
             return Err(ApiError::validation(&member(), "a value contains no NUL"));
-        }
-        if name.len() + value.len() + "=\0".len() > ENV_ENTRY_MAX_BYTES {
-            let rule = format!("name and value have less than {ENV_ENTRY_MAX_BYTES} bytes");
-            return Err(ApiError::validation(&member(), rule));
         }
         Ok((name, value))
     };
@@ -217,7 +218,7 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_by_name() {
-        let long = "x".repeat(ENV_ENTRY_MAX_BYTES);
+        let long = "x".repeat(ENV_MAX_BYTES);
         for (member, body) in [
             ("timeout", json!({"templateID": "base", "timeout": 0})),
             ("timeout", json!({"templateID": "base", "timeout": -1})),
@@ -231,7 +232,7 @@ mod tests {
             ),
             ("envVars.A=B", json!({"templateID": "base", "envVars": {"A=B": ""}})),
             ("envVars.A", json!({"templateID": "base", "envVars": {"A": "\0"}})),
-            ("envVars.A", json!({"templateID": "base", "envVars": {"A": long}})),
+            ("envVars", json!({"templateID": "base", "envVars": {"A": long}})),
         ] {
             let refused = read_json(Version::V2, body).expect_err(member);
             assert_eq!(refused.status(), StatusCode::BAD_REQUEST);

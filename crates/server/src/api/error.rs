@@ -104,8 +104,8 @@ fn status_of(error: &SandboxError) -> StatusCode {
         | SandboxError::TimeoutTooLong { .. }
         | SandboxError::LengthUsedUp { .. }
         | SandboxError::Workspace(_) => StatusCode::BAD_REQUEST,
-        SandboxError::SessionTaken(_) => StatusCode::FORBIDDEN,
         SandboxError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+        SandboxError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
         SandboxError::ObjectStore { .. }
         | SandboxError::Runtime { .. }
         | SandboxError::Engine(_)

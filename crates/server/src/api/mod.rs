@@ -30,6 +30,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use sandyard_contract::control::Secret;
 use sandyard_core::Scheduler;
+use sandyard_http::Quota;
 use sandyard_types::SandboxId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -100,9 +101,14 @@ impl Service {
 }
 
 /// Serves the API until `stop` is cancelled, then waits for what is under way.
-pub async fn serve(listener: TcpListener, service: Service, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    quota: Quota,
+    service: Service,
+    stop: CancellationToken,
+) {
     let serve = |client| serve_client(client, service.clone(), stop.clone());
-    http_server::accept(listener, stop.clone(), serve).await;
+    http_server::accept(listener, quota, stop.clone(), serve).await;
 }
 
 async fn serve_client(client: Client, service: Service, stop: CancellationToken) {

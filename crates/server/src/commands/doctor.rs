@@ -11,10 +11,11 @@ use sandyard_core::CreateSandbox;
 use sandyard_gateway::Gateway;
 
 use crate::config::{Config, StoreConfig};
+use crate::connection_budget::ConnectionBudget;
 use crate::data_dir::DataDir;
 use crate::domain::Domain;
 use crate::grants::SchedulerGrants;
-use crate::installation::{Installation, connect, open_backend};
+use crate::installation::{ISOLATION_ADVICE, Installation, connect, open_backend};
 
 /// So many that each of some dozens of sandboxes can have several.
 const ENOUGH_WATCHERS: u32 = 1024;
@@ -35,8 +36,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     };
     let data = DataDir::open(&trial.data_dir)?;
     let engine = connect(&trial, &data).await;
-    let engine_there = engine.is_ok();
-    report.step("container engine", engine.map(|runtime| {
+    report.step("container engine", engine.as_ref().map_err(|error| anyhow::anyhow!("{error:#}")).map(|runtime| {
         let facts = runtime.facts();
         let apparmor = if facts.apparmor {
             "; AppArmor is on: containers with a workspace run unconfined by it, so that init can mount"
@@ -52,10 +52,19 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     report.step("/dev/fuse here", fuse());
     check_names(config, &mut report).await;
     check_watchers(&report);
-    if engine_there {
+    if let Ok(runtime) = engine {
+        if !runtime.facts().remaps_users {
+            report.note(
+                "users in sandboxes",
+                "are users of this machine to its kernel, which counts some limits per user over all sandboxes \
+                 (inotify, pipes, queued signals); where sandboxes are not trusted, give the engine \
+                 'userns-remap' (docs/security.md)",
+            );
+        }
         let _lock = data.lock()?;
-        match Installation::start(&trial, data).await {
+        match Installation::start(&trial, data, &ConnectionBudget::raise()?).await {
             Ok(installation) => {
+                report.step("sandboxes apart from each other", isolation(&installation));
                 report.step("a container", create(&installation, false).await);
                 report.step(
                     "a container with a mounted workspace",
@@ -64,7 +73,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
                 let ended = installation.end(|_| ()).await;
                 report.step("leaving nothing", ended.map(|()| "all removed".to_owned()));
             }
-            Err(error) => report.step("a trial installation", Err(error)),
+            Err(error) => {
+                report.step("a trial installation", Err(error));
+                // Whatever it had made before it failed.
+                let removed = runtime.tear_down().await.map(|()| "all removed".to_owned());
+                report.step("leaving nothing", removed.map_err(Into::into));
+            }
         }
     }
     report.finish()
@@ -100,6 +114,14 @@ impl Report {
     }
 }
 
+fn isolation(installation: &Installation) -> anyhow::Result<String> {
+    let runtime = &installation.runtime;
+    if runtime.isolates_sandboxes() {
+        return Ok("they do not reach each other's addresses".to_owned());
+    }
+    bail!("on the network '{}' they reach each other: {ISOLATION_ADVICE}", runtime.network_name())
+}
+
 /// The engine may be elsewhere: its own host is what counts, and the trial container shows that.
 fn fuse() -> anyhow::Result<String> {
     if Path::new("/dev/fuse").exists() {
@@ -113,7 +135,11 @@ async fn check_store(config: &Config, data: &DataDir) -> anyhow::Result<String> 
         return Ok(format!("embedded, in {}", config.data_dir.join("objects").display()));
     };
     let (backend, _) = open_backend(config, data).await?;
-    let grants = SchedulerGrants::new(Arc::new(data.secrets()?), config.bucket.clone());
+    let grants = SchedulerGrants::new(
+        Arc::new(data.secrets()?),
+        config.bucket.clone(),
+        config.gateway_keys_by_address,
+    );
     Gateway::new(backend, Arc::new(grants)).check(&config.bucket).await?;
     Ok(format!("{endpoint}, bucket '{}'", config.bucket))
 }

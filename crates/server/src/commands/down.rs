@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use super::up::{DONE, DOWN};
 use crate::config::Config;
+use crate::connection_budget::ConnectionBudget;
+use crate::control_socket::{DONE, DOWN, ask};
 use crate::data_dir::DataDir;
 use crate::installation::Installation;
 
@@ -26,8 +27,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let data = DataDir::open(&config.data_dir)?;
     let begun = Instant::now();
     loop {
-        if let Ok(server) = UnixStream::connect(data.control_socket()).await {
-            return ask(server).await;
+        if let Ok(answer) = ask(&data, DOWN).await {
+            return follow(answer).await;
         }
         match data.lock() {
             Ok(_lock) => return end(config, &data).await,
@@ -41,14 +42,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 /// Nobody serves: sandboxes that an earlier server left running still end in order.
 async fn end(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     println!("no server runs on {}: ending what it left", data.path().display());
-    let installation = Installation::start(config, data.clone()).await?;
+    let budget = ConnectionBudget::raise()?;
+    let installation = Installation::start(config, data.clone(), &budget).await?;
     installation.end(|line| println!("{line}")).await?;
     data.remove_running()
 }
 
-async fn ask(mut server: UnixStream) -> anyhow::Result<()> {
-    server.write_all(DOWN).await.context("cannot ask the server to go down")?;
-    let mut lines = BufReader::new(server).lines();
+async fn follow(mut lines: Lines<BufReader<UnixStream>>) -> anyhow::Result<()> {
     let mut last = String::new();
     while let Some(line) = lines.next_line().await.context("the server broke off")? {
         println!("{line}");

@@ -3,13 +3,19 @@
 use crate::config::Config;
 use crate::installation;
 
-/// Removes executor volumes that no container uses; with `all` this version's too.
+/// Removes executor volumes that no container uses and no server holds; with `all` this version's too, unless a
+/// server runs on this data folder.
 ///
 /// # Errors
 /// If the engine does not answer or refuses.
 pub async fn run(config: &Config, all: bool) -> anyhow::Result<()> {
     let data = crate::data_dir::DataDir::open(&config.data_dir)?;
     let runtime = installation::connect(config, &data).await?;
+    // Held from here on: a server that starts now would need the volume that is about to go.
+    let idle = data.lock();
+    if all && idle.is_ok() {
+        runtime.release_volume().await?;
+    }
     let removed = runtime.remove_old_volumes(all).await?;
     for name in &removed {
         println!("removed volume {name}");

@@ -1,29 +1,49 @@
 //! `sandyard ls` and `sandyard kill`.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, bail};
 use http::{Method, StatusCode};
 use serde_json::Value;
 
 use super::client::ApiClient;
 use crate::config::Config;
+use crate::control_socket::{self, INSTANCES};
+use crate::data_dir::DataDir;
 
-/// Prints one line a sandbox: id, template, state, start, end.
+/// Prints one line a sandbox: id, template, state, start, end, and the name of its container on the engine, which
+/// says nothing of the sandbox.
 ///
 /// # Errors
 /// If no server runs or it does not answer.
 pub async fn list(config: &Config) -> anyhow::Result<()> {
-    for sandbox in all(&ApiClient::find(config)?).await? {
+    let sandboxes = all(&ApiClient::find(config)?).await?;
+    let instances = instances(&DataDir::open(&config.data_dir)?).await?;
+    for sandbox in sandboxes {
         let member = |name: &str| sandbox[name].as_str().unwrap_or("-").to_owned();
         println!(
-            "{}  {}  {}  started {}  ends {}",
+            "{}  {}  {}  started {}  ends {}  container {}",
             member("sandboxID"),
             member("alias"),
             member("state"),
             member("startedAt"),
-            member("endAt")
+            member("endAt"),
+            instances.get(&member("sandboxID")).map_or("-", String::as_str),
         );
     }
     Ok(())
+}
+
+/// The name of each sandbox's container.
+async fn instances(data: &DataDir) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut lines =
+        control_socket::ask(data, INSTANCES).await.context("cannot ask the server for its containers")?;
+    let mut found = BTreeMap::new();
+    while let Some(line) = lines.next_line().await? {
+        let (sandbox, instance) = line.split_once(' ').context("the answer is not readable")?;
+        found.insert(sandbox.to_owned(), format!("sandyard-{instance}"));
+    }
+    Ok(found)
 }
 
 /// Kills sandboxes by their ids, or all of them.

@@ -1,33 +1,25 @@
 //! `sandyard up`: serve until told to stop.
 
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::api;
 use crate::config::Config;
+use crate::connection_budget::ConnectionBudget;
+use crate::control_socket::{self, Asker, DONE};
 use crate::data_dir::{DataDir, PublicUrls, Running};
 use crate::domain::Domain;
 use crate::installation::{Installation, bind};
 use crate::proxy;
 use crate::tls::Tls;
-
-/// What `down` says on the control socket.
-pub const DOWN: &[u8; 5] = b"down\n";
-
-/// The last line of the answer when everything has ended.
-pub const DONE: &str = "down";
 
 /// How long requests in flight may go on after a stop was asked for. Streams of commands that run have
 /// no end of their own.
@@ -38,7 +30,7 @@ enum Stop {
     /// A signal: sandboxes stay.
     Leave(&'static str),
     /// `down`: everything ends; whoever asked is told how.
-    End(UnixStream),
+    End(Asker),
 }
 
 /// Serves until a signal, `down`, or a fault.
@@ -48,12 +40,13 @@ enum Stop {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let data = DataDir::open(&config.data_dir)?;
     let lock = data.lock()?;
+    let budget = ConnectionBudget::raise()?;
     // Bound first: a port in use should cost nothing.
     let api_listener = bind("api.listen", config.api_listen).await?;
     let proxy_listener = bind("proxy.listen", config.proxy_listen).await?;
     let api_address = api_listener.local_addr()?;
     let proxy_address = proxy_listener.local_addr()?;
-    let mut installation = Installation::start(&config, data.clone()).await?;
+    let mut installation = Installation::start(&config, data.clone(), &budget).await?;
     let domain = config.proxy_domain.clone();
     let domain = domain.unwrap_or_else(|| Domain::local(proxy_address.port()));
     let tls = Tls::open(&data, &domain, config.tls.as_ref())?;
@@ -71,8 +64,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         }
     });
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            scheduler.watch_disk().await;
+            Ok(())
+        }
+    });
     let (downs, mut down_asked) = mpsc::channel(1);
-    watching.spawn(listen_for_down(listen_at(&data)?, downs));
+    let socket = control_socket::listen(&data)?;
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            control_socket::serve(socket, scheduler, downs).await;
+            Ok(())
+        }
+    });
     let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
     watching.spawn(async move {
         tls.keep_fresh().await;
@@ -81,7 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let app =
         api::App { scheduler: scheduler.clone(), tokens: tokens.clone(), domain: domain.clone() };
     let service = api::Service::new(app);
-    let serve_api = api::serve(api_listener, service.clone(), stop.clone());
+    let serve_api = api::serve(api_listener, budget.api(), service.clone(), stop.clone());
     serving.spawn(async move {
         serve_api.await;
         Ok(())
@@ -92,7 +99,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         api_host: domain.api_host(),
         tls: acceptor,
     };
-    let serve_proxy = proxy::serve(proxy_listener, port, stop.clone());
+    let serve_proxy = proxy::serve(proxy_listener, budget.proxy(), port, stop.clone());
     serving.spawn(async move {
         serve_proxy.await;
         Ok(())
@@ -182,16 +189,11 @@ fn fault(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::E
 }
 
 /// Ends everything and tells whoever asked how it goes.
-async fn end(installation: Installation, asker: UnixStream) -> anyhow::Result<()> {
+async fn end(installation: Installation, mut asker: Asker) -> anyhow::Result<()> {
     info!("going down: every sandbox ends");
-    let mut asker = asker.into_std()?;
-    asker.set_nonblocking(false)?;
-    asker.set_write_timeout(Some(Duration::from_secs(1)))?;
     let mut tell = |line: String| {
         info!(line, "going down");
-        if let Err(error) = writeln!(asker, "{line}") {
-            debug!(%error, "whoever asked for it has gone");
-        }
+        asker.tell(&line);
     };
     let ended = installation.end(&mut tell).await;
     match &ended {
@@ -199,32 +201,6 @@ async fn end(installation: Installation, asker: UnixStream) -> anyhow::Result<()
         Err(error) => tell(format!("{error:#}")),
     }
     ended
-}
-
-/// A control socket in the data folder, which only its owner can enter. One that a killed server left
-/// is replaced: the lock says that no other server is there.
-fn listen_at(data: &DataDir) -> anyhow::Result<UnixListener> {
-    data.remove_running()?;
-    let path = data.control_socket();
-    UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))
-}
-
-/// Hands on the connections that ask for the end.
-async fn listen_for_down(
-    listener: UnixListener,
-    asked: mpsc::Sender<UnixStream>,
-) -> anyhow::Result<()> {
-    loop {
-        let (mut stream, _) = listener.accept().await.context("the control socket broke")?;
-        let mut word = [0; DOWN.len()];
-        // Whoever only looks whether we are here closes at once; who says nothing is not waited for.
-        match timeout(GRACE, stream.read_exact(&mut word)).await {
-            Ok(Ok(_)) if word == *DOWN => {
-                asked.send(stream).await.context("nobody takes the call to go down")?;
-            }
-            other => debug!(?other, "a connection to the control socket that asked for nothing"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -76,6 +76,8 @@ pub struct Config {
     pub gateway_public_url: Option<String>,
     /// The gateway's base URL as sandboxes reach it, for a server in a container.
     pub gateway_endpoint: Option<String>,
+    /// Whether a sandbox's S3 key is good from its container's address only.
+    pub gateway_keys_by_address: bool,
     /// The container engine.
     pub docker_host: String,
     /// An existing network for sandboxes.
@@ -94,6 +96,8 @@ pub struct Config {
     pub max_sandboxes: usize,
     /// Limit of the durability barrier.
     pub flush: Duration,
+    /// Between two looks at what sandboxes have written.
+    pub disk_watch: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which log lines there are, in `tracing`'s filter syntax.
@@ -155,6 +159,7 @@ impl Config {
         let gateway_listen = r.value("gateway.listen", loopback(3003), reader::parsed);
         let gateway_public_url = r.optional("gateway.public_url", base_url);
         let gateway_endpoint = r.optional("gateway.endpoint", base_url);
+        let gateway_keys_by_address = r.value("gateway.keys_by_address", true, reader::boolean);
         let docker_host = r.value("docker.host", default_docker_host(), docker_host);
         let docker_network = r.optional("docker.network", text);
         let bundle = r.optional("executor.bundle", |v| text(v).map(PathBuf::from));
@@ -165,6 +170,7 @@ impl Config {
         let hours = r.value("limits.max_length_hours", 24, |v| reader::within(v, 1, 24 * 365));
         let max_sandboxes = r.value("limits.max_sandboxes", 100, |v| reader::within(v, 1, 10_000));
         let flush = r.value("limits.flush_secs", 30, |v| reader::within(v, 1, 3600));
+        let disk_watch = r.value("limits.disk_watch_secs", 10, |v| reader::within(v, 1, 3600));
         let log_format = r.value("log.format", LogFormat::Text, log_format);
         let log_filter = r.value("log.filter", "info,s3s=off".to_owned(), text);
         let templates = template::read_all(r);
@@ -190,6 +196,7 @@ impl Config {
             gateway_listen: gateway_listen?,
             gateway_public_url,
             gateway_endpoint,
+            gateway_keys_by_address: gateway_keys_by_address?,
             docker_host: docker_host?,
             docker_network,
             bundle,
@@ -199,6 +206,7 @@ impl Config {
             max_length: Duration::from_secs(u64::from(hours?) * 3600),
             max_sandboxes: usize::try_from(max_sandboxes?).ok()?,
             flush: Duration::from_secs(u64::from(flush?)),
+            disk_watch: Duration::from_secs(u64::from(disk_watch?)),
             log_format: log_format?,
             log_filter: log_filter?,
             templates: templates?,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sandyard_types::{TargetPath, Template, TemplateId, TemplateKind, TemplateName};
+use sandyard_types::{DEFAULT_DISK_MIB, TargetPath, Template, TemplateId, TemplateKind, TemplateName};
 use sha2::{Digest as _, Sha256};
 
 use super::reader::{Reader, boolean, parsed, text, within};
@@ -47,6 +47,7 @@ fn read(
     let cpu_count = r.value(&at("cpu_count"), CPU_COUNT, |v| within(v, 1, 1024));
     let memory_mib = r.value(&at("memory_mib"), MEMORY_MIB, |v| within(v, 128, 1 << 22));
     let pids = r.value(&at("pids"), PIDS, |v| within(v, 128, 1 << 20));
+    let disk_mib = r.value(&at("disk_mib"), DEFAULT_DISK_MIB, |v| within(v, 16, 1 << 24));
     let user = r.value(&at("user"), "user".to_owned(), text);
     let workdir = r.optional(&at("workdir"), text);
     let sudo = r.value(&at("sudo"), true, boolean);
@@ -69,6 +70,7 @@ fn read(
         cpu_count: cpu_count?,
         memory_mib: memory_mib?,
         pids: pids?,
+        disk_mib: disk_mib?,
         user: user?,
         workdir,
         env,

@@ -13,7 +13,7 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use sandyard_http::MAX_HEADERS;
+use sandyard_http::{Accepted, MAX_HEADERS, Quota};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,9 +22,6 @@ use tracing::{debug, error, warn};
 pub(crate) use client::Client;
 pub(crate) use host::{BadHost, requested_host};
 pub(crate) use transport::Transport;
-
-/// How long to wait before the next `accept` when the system is out of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a client may take for a request's head, from the end of the one before on: more than the SDKs keep
 /// idle connections (300 s) and than E2B's own idle limit (600 s; control-plane 5.1, 5.5).
@@ -41,28 +38,31 @@ const MAX_HEADER_LIST: u32 = 64 << 10;
 /// by itself: the caller limits that wait by dropping the future, which closes every connection.
 pub(crate) async fn accept<F>(
     listener: TcpListener,
+    quota: Quota,
     stop: CancellationToken,
     serve: impl Fn(Client) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
+    let report = |error: &_| warn!(%error, "cannot accept a connection");
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(ended) = connections.join_next() => log_panic(ended),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match Client::new(stream) {
+            accepted = sandyard_http::accept(&listener, &quota, report) => {
+                let Accepted { stream, place, .. } = accepted;
+                match Client::new(stream) {
                     Ok(client) => {
-                        connections.spawn(serve(client));
+                        let served = serve(client);
+                        connections.spawn(async move {
+                            served.await;
+                            drop(place);
+                        });
                     }
                     Err(error) => debug!(%error, "a connection was gone before it began"),
-                },
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
-            },
+            }
         }
     }
     drop(listener);

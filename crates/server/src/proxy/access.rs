@@ -1,4 +1,5 @@
-//! What a sandbox's client has said about traffic to its ports (control-plane 3.1, 5.5).
+//! Who may pass to a sandbox's ports, and as whom: what its client has said about traffic to them (control-plane
+//! 3.1, 5.5), and the daemon's token.
 
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -7,10 +8,37 @@ use sandyard_types::HostMask;
 use subtle::ConstantTimeEq as _;
 
 use super::answers::Refusal;
-use super::target::Target;
+use super::target::{ID_HEADER, PORT_HEADER, Target};
 
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
+const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers that say for which sandbox a request is and what opens it. Two of one kind could be read differently by
+/// two readers.
+const ONCE: [HeaderName; 4] = [
+    HeaderName::from_static(ID_HEADER),
+    HeaderName::from_static(PORT_HEADER),
+    ACCESS_TOKEN,
+    TOKEN_HEADER,
+];
+
+/// Refuses a request that carries one of [`ONCE`] more than once.
+pub(super) fn check_once(headers: &HeaderMap) -> Result<(), Refusal> {
+    let repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
+    match ONCE.into_iter().find(repeated) {
+        Some(name) => Err(Refusal::Repeated(name)),
+        None => Ok(()),
+    }
+}
+
+/// Shows the daemon the token that it demands, in the place of whatever the client has sent.
+pub(super) fn put_access_token(headers: &mut HeaderMap, token: &Secret) {
+    // Tokens are hex digits.
+    if let Ok(value) = HeaderValue::from_str(token.reveal()) {
+        headers.insert(ACCESS_TOKEN, value);
+    }
+}
 
 /// Whether a request that has these headers may pass. The daemon's port is exempt: it looks at a token of its
 /// own.
@@ -64,6 +92,17 @@ mod tests {
         assert_eq!(checked(Some("wrong")), Err(Refusal::TrafficTokenWrong(id)));
         assert_eq!(checked(Some("right")), Ok(()));
         assert_eq!(check(None, &target, &HeaderMap::new()), Ok(()));
+    }
+
+    #[test]
+    fn what_names_or_opens_a_sandbox_comes_once() {
+        for name in ONCE {
+            let mut headers = HeaderMap::new();
+            headers.append(&name, HeaderValue::from_static("a"));
+            assert_eq!(check_once(&headers), Ok(()));
+            headers.append(&name, HeaderValue::from_static("a"));
+            assert_eq!(check_once(&headers), Err(Refusal::Repeated(name)));
+        }
     }
 
     #[test]

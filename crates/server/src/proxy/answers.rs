@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use sandyard_types::SandboxId;
@@ -26,6 +26,8 @@ const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "
 pub(super) enum Refusal {
     /// It names no host, or more than one.
     Host(BadHost),
+    /// A header that says for which sandbox it is, or what opens it, is there twice.
+    Repeated(HeaderName),
     /// Nobody knows for which sandbox it is.
     Unaddressed(Unaddressed),
     /// `CONNECT`, which is for proxies to anywhere.
@@ -51,7 +53,9 @@ pub(super) enum Refusal {
 impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Host(_) | Self::Unaddressed(_) | Self::Method => StatusCode::BAD_REQUEST,
+            Self::Host(_) | Self::Repeated(_) | Self::Unaddressed(_) | Self::Method => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Signature => StatusCode::UNAUTHORIZED,
             Self::TrafficTokenMissing(_) | Self::TrafficTokenWrong(_) => StatusCode::FORBIDDEN,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
@@ -66,6 +70,10 @@ impl Refusal {
         match self {
             Self::Host(reason) => {
                 json!({"code": code, "message": format!("Invalid host: {reason}")})
+            }
+            Self::Repeated(name) => {
+                let message = format!("there is more than one header '{name}'");
+                json!({"code": code, "message": message})
             }
             Self::Unaddressed(reason) => json!({"code": code, "message": reason.to_string()}),
             Self::Method => json!({"code": code, "message": "CONNECT is not served here"}),
@@ -149,6 +157,7 @@ impl Refusal {
                 ),
             ),
             Self::Host(_)
+            | Self::Repeated(_)
             | Self::Unaddressed(_)
             | Self::Method
             | Self::Signature

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
 
 use super::Routes;
-use super::access::{check, put_mask};
+use super::access::{check, check_once, put_access_token, put_mask};
 use super::answers::{ProxyBody, Refusal, wants_html};
 use super::connect::{ConnectError, Connector, daemon_answers, pool_uri};
 use super::connection::{Beside, Scope, upgraded};
@@ -141,6 +141,7 @@ impl Proxy {
             return Err(Refusal::Method);
         }
         let host = requested_host(&request).map_err(Refusal::Host)?;
+        check_once(request.headers())?;
         let target = self.target(&request, host.as_ref()).await?;
         Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
@@ -163,6 +164,11 @@ impl Proxy {
         let downstream = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         address(&mut request, &target)?;
         prepare_request(request.headers_mut(), upgrade.as_ref());
+        if target.port == DAEMON_PORT
+            && let Some(token) = &route.access_token
+        {
+            put_access_token(request.headers_mut(), token);
+        }
         if target.port != DAEMON_PORT
             && let Some(mask) = &route.host_mask
         {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandyard_contract::control::Secret;
+use sandyard_http::Quota;
 use sandyard_types::{HostMask, SandboxId};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -44,6 +45,9 @@ pub struct Route {
     pub address: IpAddr,
     /// What the daemon's control routes demand.
     pub control_token: Secret,
+    /// The daemon's access token, where the sandbox's client asked for a sandbox without one: the daemon demands it
+    /// all the same, and the proxy adds it.
+    pub access_token: Option<Secret>,
     /// What other ports than the daemon's demand of clients, if they are not public.
     pub traffic_token: Option<Secret>,
     /// What other ports than the daemon's see as `Host`, if not what the client asked for.
@@ -76,9 +80,9 @@ pub trait Routes: Send + Sync + 'static {
 /// Serves HTTP/1.1, upgrades and HTTP/2, with and without TLS, until `stop` is cancelled, then waits for what is under
 /// way. A stream may never end by itself: the caller limits that wait by dropping the future, which
 /// closes every connection.
-pub async fn serve(listener: TcpListener, port: Port, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, quota: Quota, port: Port, stop: CancellationToken) {
     let proxy = Proxy::new(port.routes.clone());
     let front = Arc::new(Front { port, proxy });
     let serve = |client| connection::serve(client, front.clone(), stop.clone());
-    http_server::accept(listener, stop.clone(), serve).await;
+    http_server::accept(listener, quota, stop.clone(), serve).await;
 }

@@ -35,6 +35,7 @@ impl Routes for SchedulerRoutes {
         Some(Route {
             address: sandbox.instance.address?,
             control_token: self.tokens.control_token(id),
+            access_token: (!sandbox.secure).then(|| self.tokens.envd_access_token(id)),
             traffic_token: (!sandbox.is_public()).then(|| self.tokens.traffic_access_token(id)),
             host_mask: sandbox.network.as_ref().and_then(|n| n.mask_request_host.clone()),
         })

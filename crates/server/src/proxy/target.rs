@@ -7,8 +7,8 @@ use sandyard_contract::sandbox_host::{
 };
 use sandyard_types::SandboxId;
 
-const ID_HEADER: &str = "e2b-sandbox-id";
-const PORT_HEADER: &str = "e2b-sandbox-port";
+pub(super) const ID_HEADER: &str = "e2b-sandbox-id";
+pub(super) const PORT_HEADER: &str = "e2b-sandbox-port";
 
 /// Why a request is for no sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -19,9 +19,9 @@ use sandyard::proxy::{Port, SchedulerRoutes, serve};
 use sandyard::tls::{CA_FILE, Tls};
 use sandyard_contract::control::Secret;
 use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
-use sandyard_http::MAX_HEADERS;
+use sandyard_http::{MAX_HEADERS, Quota};
 use sandyard_testkit::{FakeDaemon, FakeEngine};
-use sandyard_types::{Cache, SandboxId, TeamId, Template, TemplateKind};
+use sandyard_types::{Cache, InstanceId, SandboxId, TeamId, Template, TemplateKind};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -53,6 +53,7 @@ impl Tokens for TestTokens {
 
 pub(crate) struct Harness {
     pub(crate) engine: FakeEngine,
+    scheduler: Scheduler,
     pub(crate) api: SocketAddr,
     pub(crate) proxy: SocketAddr,
     pub(crate) stop: CancellationToken,
@@ -112,6 +113,7 @@ impl Harness {
                 max_length: Duration::from_secs(24 * 3600),
                 max_sandboxes: MAX_SANDBOXES,
                 flush: Duration::from_secs(1),
+                disk_watch: Duration::from_secs(3600),
             },
             bucket: "sandyard".parse()?,
             cache: Cache::Disk { limit_mib: 64 },
@@ -130,12 +132,18 @@ impl Harness {
         let data = DataDir::open(&folder.path().join("data"))?;
         let tls = Tls::open(&data, &app.domain, None)?;
         let service = Service::new(app);
-        tasks.spawn(sandyard::api::serve(api_listener, service.clone(), stop.clone()));
-        let routes = Arc::new(SchedulerRoutes::new(scheduler, tokens));
+        tasks.spawn(sandyard::api::serve(
+            api_listener,
+            Quota::of_all(1024),
+            service.clone(),
+            stop.clone(),
+        ));
+        let routes = Arc::new(SchedulerRoutes::new(scheduler.clone(), tokens));
         let port = Port { routes, api: service, api_host, tls: tls.acceptor() };
-        tasks.spawn(serve(proxy_listener, port, stop.clone()));
+        tasks.spawn(serve(proxy_listener, Quota::of_all(1024), port, stop.clone()));
         Ok(Self {
             engine,
+            scheduler,
             api,
             proxy,
             stop,
@@ -209,9 +217,15 @@ impl Harness {
         self.call(Method::DELETE, &format!("/sandboxes/{id}"), None).await
     }
 
+    /// The container of a sandbox.
+    pub(crate) fn instance(&self, id: &SandboxId) -> anyhow::Result<InstanceId> {
+        let found = self.scheduler.instances().into_iter().find(|(sandbox, _)| sandbox == id);
+        Ok(found.context("no sandbox")?.1)
+    }
+
     /// The daemon of a sandbox, which from now on demands the right control token.
     pub(crate) fn daemon(&self, id: &SandboxId) -> anyhow::Result<Arc<FakeDaemon>> {
-        let daemon = self.engine.daemon(id).context("no daemon")?;
+        let daemon = self.engine.daemon(&self.instance(id)?).context("no daemon")?;
         daemon.demand_token(TestTokens.control_token(id).reveal());
         Ok(daemon)
     }
@@ -263,6 +277,7 @@ fn template() -> anyhow::Result<Template> {
         cpu_count: 2,
         memory_mib: 512,
         pids: 1024,
+        disk_mib: 1024,
         user: "user".to_owned(),
         workdir: None,
         env: BTreeMap::new(),

@@ -216,7 +216,7 @@ async fn a_killed_sandbox_is_not_found() -> anyhow::Result<()> {
 async fn a_tunnel_that_the_executor_refuses_is_the_servers_failure() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let (id, _service) = server.with_service(PORT).await?;
-    server.engine.daemon(&id).expect("daemon").demand_token("another");
+    server.engine.daemon(&server.instance(&id)?).expect("daemon").demand_token("another");
     let host = format!("{PORT}-{id}.localhost");
     let message = server.proxied(&host, "/", &[]).await?.error(500)?;
     assert!(message.contains("401"), "{message}");

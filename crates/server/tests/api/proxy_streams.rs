@@ -183,7 +183,7 @@ async fn a_sandbox_that_dies_breaks_its_streams_off() -> anyhow::Result<()> {
         stream
     };
     // Nobody has told the scheduler yet.
-    server.engine.die_unseen(&id);
+    server.engine.die_unseen(&server.instance(&id)?);
     for (host, mut stream) in streams {
         let rest = read_rest(&mut stream).await;
         assert!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
@@ -225,7 +225,7 @@ async fn a_body_that_ends_with_its_connection_ends_well_only_while_the_sandbox_l
     read_until(&mut served, "\r\n\r\n").await?;
     served.write_all(ANSWER).await?;
     read_until(&mut client, "part").await?;
-    server.engine.die_unseen(&id);
+    server.engine.die_unseen(&server.instance(&id)?);
     let rest = read_rest(&mut client).await;
     assert!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
     Ok(())

@@ -46,7 +46,7 @@ async fn a_sandbox_lives_as_the_contract_says() -> anyhow::Result<()> {
     );
     let claim = server.engine.claims().remove(0);
     assert_eq!(claim.env.get("X").map(String::as_str), Some("1"));
-    assert!(claim.secure && claim.workspace.is_none());
+    assert!(claim.workspace.is_none());
 
     // With the client's suffix, and with an encoded character in the segment.
     for path in [
