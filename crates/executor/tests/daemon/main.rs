@@ -9,6 +9,7 @@ mod inputs;
 mod leaving;
 mod processes;
 mod protocol;
+mod rights;
 mod subscribers;
 mod support;
 mod terminals;

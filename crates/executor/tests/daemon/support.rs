@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// No answer of these tests takes longer, apart from a fault.
 const LIMIT: Duration = Duration::from_secs(30);
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
 
 /// A running daemon, ended on drop, with a directory of its own.
 pub(crate) struct Daemon {
@@ -47,7 +47,8 @@ impl Daemon {
         Self::start_by(Command::new("unshare").args(arguments))
     }
 
-    fn start_by(command: &mut Command) -> Self {
+    /// Starts one through a command, which executes the program.
+    pub(crate) fn start_by(command: &mut Command) -> Self {
         let key = SigningKey::from_bytes(&[7; 32]);
         let instance = InstanceId::random();
         let mut child = command
