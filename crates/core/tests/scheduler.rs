@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sandyard_core::{
-    CreateSandbox, DiskSpace, FIRST_TEAM, Limits, Sandbox, SandboxError, Scheduler, SchedulerParts, State, Store, Team,
-    Templates, now,
+    CreateSandbox, DiskSpace, FIRST_TEAM, Limits, Sandbox, SandboxError, Scheduler, SchedulerParts,
+    State, Store, Team, Templates, now,
 };
 use sandyard_testkit::{Behaviour, Call, FakeEngine};
 use sandyard_types::{Cache, InstanceId, Network, SandboxId, TeamId, Template, TemplateKind};
@@ -130,7 +130,8 @@ async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Resul
 }
 
 #[tokio::test]
-async fn another_team_sees_nothing_and_its_session_of_the_same_name_is_another_one() -> anyhow::Result<()> {
+async fn another_team_sees_nothing_and_its_session_of_the_same_name_is_another_one()
+-> anyhow::Result<()> {
     let host = Host::start().await?;
     let sandbox = host.create(request()).await?;
     let (other, id) = (host.other_team, &sandbox.id);

@@ -18,9 +18,8 @@ pub trait Listener: Send + Sync {
     type Stream: Send;
 
     /// The next connection and its source; none where that means nothing.
-    fn accept_one(
-        &self,
-    ) -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
+    fn accept_one(&self)
+    -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
 }
 
 impl Listener for TcpListener {

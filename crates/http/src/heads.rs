@@ -157,7 +157,10 @@ mod tests {
         client.write_all(&[b'x'; 300]).await?;
         let mut head = [0; 100];
         server.read_exact(&mut head).await?;
-        assert_eq!(server.read(&mut head).await.expect_err("too long").kind(), ErrorKind::InvalidData);
+        assert_eq!(
+            server.read(&mut head).await.expect_err("too long").kind(),
+            ErrorKind::InvalidData
+        );
         let under_way = requests.begin();
         let mut body = [0; 200];
         server.read_exact(&mut body).await?;

@@ -107,9 +107,7 @@ impl DockerRuntime {
         match self.docker.remove_container(&self.holder(), Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) => {
-                Err(failed(&self.endpoint, "let go of the executor's volume", error))
-            }
+            Err(error) => Err(failed(&self.endpoint, "let go of the executor's volume", error)),
         }
     }
 

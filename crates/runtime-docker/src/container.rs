@@ -14,8 +14,8 @@ use sandyard_core::{ContainerSpec, Instance, Profile};
 use sandyard_types::{Cache, InstanceId};
 
 use crate::bundle::MOUNT_POINT;
-use crate::seccomp;
 use crate::engine::{DockerRuntime, LABEL_INSTANCE, LABEL_PROFILE, LABEL_TEMPLATE, profile_name};
+use crate::seccomp;
 
 /// What user code keeps (design 6.1 (5)). Everything else is not even given to the container, but for
 /// what `init` needs.
@@ -157,7 +157,9 @@ pub(crate) fn plan(
         storage_opt: optional
             .layer_size
             .then(|| [(LAYER_SIZE.to_owned(), format!("{}M", template.disk_mib))].into()),
-        sysctls: optional.ipv6_loopback.then(|| [(IPV6_LOOPBACK.to_owned(), "0".to_owned())].into()),
+        sysctls: optional
+            .ipv6_loopback
+            .then(|| [(IPV6_LOOPBACK.to_owned(), "0".to_owned())].into()),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log_options.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),

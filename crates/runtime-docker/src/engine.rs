@@ -395,8 +395,7 @@ impl Runtime for DockerRuntime {
 
     async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {
         let filters = self.sandbox_filters();
-        let options =
-            ListContainersOptionsBuilder::default().size(true).filters(&filters).build();
+        let options = ListContainersOptionsBuilder::default().size(true).filters(&filters).build();
         let listed = self.docker.list_containers(Some(options)).await;
         let listed = listed
             .map_err(|error| failed(&self.endpoint, "tell what containers have written", error))?;

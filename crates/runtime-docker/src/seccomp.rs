@@ -71,9 +71,8 @@ pub(crate) fn profile() -> Value {
         rules.extend(families.map(|f| allow_if(call, &argument(0, "SCMP_CMP_EQ", *f, 0))));
     }
     let personalities = PERSONALITIES.iter();
-    rules.extend(
-        personalities.map(|p| allow_if("personality", &argument(0, "SCMP_CMP_EQ", *p, 0))),
-    );
+    rules
+        .extend(personalities.map(|p| allow_if("personality", &argument(0, "SCMP_CMP_EQ", *p, 0))));
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": EPERM,
@@ -114,7 +113,8 @@ mod tests {
         for name in ["clone", "unshare", "socket", "socketpair", "fcntl", "personality"] {
             assert!(!allowed.contains(name), "{name} depends on its arguments");
         }
-        for name in ["read", "execve", "openat", "futex", "ptrace", "chroot", "epoll_wait", "rseq"] {
+        for name in ["read", "execve", "openat", "futex", "ptrace", "chroot", "epoll_wait", "rseq"]
+        {
             assert!(allowed.contains(name), "{name}");
         }
     }

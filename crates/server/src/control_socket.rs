@@ -108,7 +108,9 @@ async fn answer(
                 .into_iter()
                 .map(|(sandbox, instance)| format!("{sandbox} {instance}\n"))
                 .collect();
-            timeout(LIMIT, stream.write_all(lines.as_bytes())).await.context("it does not read")??;
+            timeout(LIMIT, stream.write_all(lines.as_bytes()))
+                .await
+                .context("it does not read")??;
             Ok(())
         }
         other => anyhow::bail!("unknown question {other:?}"),

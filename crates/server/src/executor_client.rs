@@ -15,8 +15,8 @@ use sandyard_contract::control::{
     SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{
-    DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER, InitBody,
-    init_signing_input,
+    DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER,
+    InitBody, init_signing_input,
 };
 use sandyard_core::{Claim, ExecutorClient, ExecutorError, Flushed, Instance};
 use sandyard_types::{Cache, WorkspaceSpec};
@@ -133,8 +133,9 @@ impl NetworkExecutor {
             template_id: Some(claim.template_id.to_string()),
             control_token: Some(self.secrets.control_token(&claim.id)),
         };
-        let body = serde_json::to_vec(&body)
-            .map_err(|error| ExecutorError::Refused(format!("cannot write its settings: {error}")))?;
+        let body = serde_json::to_vec(&body).map_err(|error| {
+            ExecutorError::Refused(format!("cannot write its settings: {error}"))
+        })?;
         if body.len() as u64 > INIT_BODY_LIMIT {
             return Err(ExecutorError::Refused(format!(
                 "the environment is too large: image, template and request together make {} bytes of settings, and \

@@ -58,7 +58,8 @@ impl Scheduler {
         };
         for writer in writers.iter().filter(|writer| writer.written > writer.limit) {
             let (written, limit) = (writer.written >> 20, writer.limit >> 20);
-            let what = format!("it has written {written} MiB on the disk; its limit is {limit} MiB");
+            let what =
+                format!("it has written {written} MiB on the disk; its limit is {limit} MiB");
             self.end_exceeding(&writer.id, what).await;
         }
         let within = writers.iter().filter(|writer| writer.written <= writer.limit);
@@ -79,7 +80,11 @@ impl Scheduler {
             let sandbox = entry.live.as_ref()?.view.borrow().clone();
             let (_, written) = usage.iter().find(|(instance, _)| *instance == entry.instance)?;
             let limit = u64::from(sandbox.template.disk_mib) << 20;
-            (sandbox.state != State::Killing).then(|| Writer { id: id.clone(), limit, written: *written })
+            (sandbox.state != State::Killing).then(|| Writer {
+                id: id.clone(),
+                limit,
+                written: *written,
+            })
         };
         entries.iter().filter_map(writer).collect()
     }

@@ -186,9 +186,8 @@ mod tests {
     #[test]
     fn absent_and_empty_members_change_nothing() {
         let mut settings = Settings::default();
-        let bare = body(
-            r#"{"accessToken":"t","timestamp":"2026-01-01T00:00:00Z","defaultUser":""}"#,
-        );
+        let bare =
+            body(r#"{"accessToken":"t","timestamp":"2026-01-01T00:00:00Z","defaultUser":""}"#);
         assert_eq!(check(&bare), Ok(()));
         assert!(apply(&mut settings, bare).is_empty());
         assert_eq!(settings.default_user, "root");
@@ -218,16 +217,13 @@ mod tests {
         assert!(check(&body(r#"{"accessToken":"t"}"#)).is_err());
         assert!(serde_json::from_str::<InitBody>("{}").is_err());
         for token in ["", r"a\\b"] {
-            let token = body(&format!(
-                r#"{{"accessToken":"{token}","timestamp":"2026-01-01T00:00:00Z"}}"#
-            ));
+            let token =
+                body(&format!(r#"{{"accessToken":"{token}","timestamp":"2026-01-01T00:00:00Z"}}"#));
             assert!(check(&token).is_err());
         }
-        for member in [
-            r#""envVars":{"":"x"}"#,
-            r#""envVars":{"A=B":"x"}"#,
-            r#""envVars":{"A":"\u0000"}"#,
-        ] {
+        for member in
+            [r#""envVars":{"":"x"}"#, r#""envVars":{"A=B":"x"}"#, r#""envVars":{"A":"\u0000"}"#]
+        {
             assert!(check(&body(&format!("{{{stamp},{member}}}"))).is_err(), "{member}");
         }
     }

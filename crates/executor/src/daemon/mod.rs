@@ -4,6 +4,7 @@
 //! pool, since a path of the sandbox may lie on a FUSE mount whose program no longer answers. It may be
 //! the first process of its PID namespace and then reaps orphans too.
 
+mod access;
 mod accounts;
 mod args;
 mod auth;
@@ -18,12 +19,14 @@ mod paths;
 mod plain;
 mod pool;
 mod process;
+mod rights;
 mod router;
 mod server;
 mod settings;
 mod signals;
 mod strangers;
 mod tasks;
+mod trusted;
 mod tunnel;
 
 use std::process::ExitCode;

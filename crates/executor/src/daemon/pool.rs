@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::log;
 use super::tasks::lock;
+use super::{log, rights};
 
 /// Each may sit in a call on a dead mount; more work than this waits.
 const MOST_THREADS: usize = 64;
@@ -87,7 +87,8 @@ fn submit(job: Job) {
     }
     state.threads += 1;
     drop(state);
-    if let Err(error) = spawn(false) {
+    // A thread begins with the rights of the one that starts it.
+    if let Err(error) = rights::as_root(|| spawn(false)).and_then(|started| started) {
         log!("failed to start a thread, so work waits for the others: {error}");
         lock(&POOL.state).threads -= 1;
         POOL.more.notify_one();

@@ -43,7 +43,8 @@ pub(super) async fn answer(
 
 async fn dispatch(daemon: &Arc<Daemon>, peer: &Peer, request: Request<Inbound>) -> Response<Body> {
     if !*daemon.claimed.borrow() && !serves_the_unclaimed(&request) {
-        let message = "this container is nobody's sandbox yet: it serves nothing before its claim\n";
+        let message =
+            "this container is nobody's sandbox yet: it serves nothing before its claim\n";
         return plain::text(StatusCode::SERVICE_UNAVAILABLE, message);
     }
     if let Some(name) = auth::repeated_credential(request.headers()) {
@@ -66,7 +67,10 @@ async fn dispatch(daemon: &Arc<Daemon>, peer: &Peer, request: Request<Inbound>) 
 
 /// What a container answers that waits for its claim.
 fn serves_the_unclaimed(request: &Request<Inbound>) -> bool {
-    matches!((request.method().as_str(), request.uri().path()), ("POST", INIT_PATH) | ("GET", "/health"))
+    matches!(
+        (request.method().as_str(), request.uri().path()),
+        ("POST", INIT_PATH) | ("GET", "/health")
+    )
 }
 
 async fn authorized(

@@ -123,7 +123,9 @@ async fn overtaken_by_the_claim(peer: &Peer, daemon: &Daemon) {
     let mut claimed = daemon.claimed.subscribe();
     let early = !*claimed.borrow_and_update();
     // An error is the sender gone, which the daemon holds.
-    if !early || claimed.wait_for(|claimed| *claimed).await.is_err() || peer.claimed.load(Ordering::Relaxed)
+    if !early
+        || claimed.wait_for(|claimed| *claimed).await.is_err()
+        || peer.claimed.load(Ordering::Relaxed)
     {
         std::future::pending::<()>().await;
     }

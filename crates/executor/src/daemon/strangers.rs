@@ -142,8 +142,10 @@ mod tests {
     fn many_addresses_do_not_push_one_out() {
         let strangers = Strangers::default();
         let server = strangers.admit(address(1));
-        let flood: Vec<_> =
-            (0..50).flat_map(|n| (0..8).map(move |_| n)).map(|n| strangers.admit(address(n + 2))).collect();
+        let flood: Vec<_> = (0..50)
+            .flat_map(|n| (0..8).map(move |_| n))
+            .map(|n| strangers.admit(address(n + 2)))
+            .collect();
         assert!(!is_revoked(&server));
         let alive = flood.iter().filter(|admission| !is_revoked(admission)).count();
         assert_eq!(alive, MOST - 1);

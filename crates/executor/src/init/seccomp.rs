@@ -70,9 +70,7 @@ fn filter() -> Vec<sock_filter> {
     f.push(load(offset_of!(seccomp_data, nr)));
     f.push(jump(libc::BPF_JGE, FIRST_UNKNOWN, 0, 1));
     f.push(answer(PRETEND_ABSENT));
-    for (calls, result) in
-        [(REFUSED, REFUSE), (REFUSED_HERE, REFUSE), (ABSENT, PRETEND_ABSENT)]
-    {
+    for (calls, result) in [(REFUSED, REFUSE), (REFUSED_HERE, REFUSE), (ABSENT, PRETEND_ABSENT)] {
         for call in calls {
             f.push(jump(libc::BPF_JEQ, number(*call), 0, 1));
             f.push(answer(result));

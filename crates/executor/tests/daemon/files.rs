@@ -35,10 +35,14 @@ fn an_upload_answers_exactly_and_belongs_to_the_user() {
     assert_eq!(answer.json(), json!([{"name": "a.txt", "path": path, "type": "file"}]));
     assert_eq!(std::fs::read(&path).unwrap(), b"hello");
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+    // Another's file stays the other's, where a user who can become root writes it.
     let target = format!("/files?username=nobody&path={path}");
     assert_eq!(daemon.call("POST", &target, &[OCTETS], b"x").status, 200);
     assert_eq!(std::fs::read(&path).unwrap(), b"x");
-    assert_ne!(std::fs::metadata(&path).unwrap().uid(), 0);
+    assert_eq!(std::fs::metadata(&path).unwrap().uid(), 0);
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    assert_eq!(upload(&daemon, &path, &[], b"y").status, 200);
+    assert_eq!(std::fs::metadata(&path).unwrap().uid(), 0);
 }
 
 #[test]
@@ -515,7 +519,7 @@ fn parallel_uploads_make_one_tree() {
 
 #[test]
 fn an_existing_file_is_written_in_place() {
-    // executor 6.5: same inode, mode kept, the request's owner, through links
+    // executor 6.5: same inode, mode kept, another's file stays the other's, through links
     let daemon = Daemon::start();
     let (path, link) = (daemon.path("f"), daemon.path("link"));
     std::fs::write(&path, "a longer content").unwrap();
@@ -527,7 +531,7 @@ fn an_existing_file_is_written_in_place() {
     assert_eq!(answer.json()[0]["path"], link);
     let after = std::fs::metadata(&path).unwrap();
     assert_eq!((after.ino(), after.mode() & 0o7777, after.len()), (before.ino(), 0o750, 1));
-    assert_ne!(after.uid(), 0);
+    assert_eq!(after.uid(), 0);
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
 }
 

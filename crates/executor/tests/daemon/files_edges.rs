@@ -80,7 +80,7 @@ fn what_is_wrong_with_an_upload_is_told_in_order() {
     assert!(!std::fs::exists(&path).expect("its directory is ours"));
 }
 
-// executor 3.1: `username` counts, else the default user; 6.4: reads are root's.
+// executor 3.1: `username` counts, else the default user, who reads all where it can become root.
 #[test]
 fn files_go_by_their_own_parameter_for_the_user() {
     let daemon = Daemon::start();

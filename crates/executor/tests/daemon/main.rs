@@ -10,6 +10,7 @@ mod inputs;
 mod leaving;
 mod processes;
 mod protocol;
+mod rights;
 mod strangers;
 mod subscribers;
 mod support;

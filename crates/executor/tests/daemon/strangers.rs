@@ -64,7 +64,8 @@ fn a_stranger_takes_the_place_of_its_own_connections_only() {
     // Who shows the token is no stranger any more, nor is anybody from there.
     neighbour.set_nonblocking(false).expect("a socket has it");
     neighbour.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket has it");
-    write!(neighbour, "GET /envs HTTP/1.1\r\nHost: x\r\nX-Access-Token: {TOKEN}\r\n\r\n").expect("sent");
+    write!(neighbour, "GET /envs HTTP/1.1\r\nHost: x\r\nX-Access-Token: {TOKEN}\r\n\r\n")
+        .expect("sent");
     let mut answer = [0; 12];
     neighbour.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200");

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, SigningKey};
-use sandyard_contract::daemon::{
-    INIT_BODY_HASH_HEADER, INIT_SIGNATURE_HEADER, init_signing_input,
-};
+use sandyard_contract::daemon::{INIT_BODY_HASH_HEADER, INIT_SIGNATURE_HEADER, init_signing_input};
 use sandyard_types::InstanceId;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -19,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 /// No answer of these tests takes longer, apart from a fault.
 const LIMIT: Duration = Duration::from_secs(30);
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_sandyard-executor");
 
 /// The access token of every claimed daemon here.
 pub(crate) const TOKEN: &str = "tok";
@@ -77,7 +75,8 @@ impl Daemon {
         Self::start_by(Command::new("unshare").args(arguments))
     }
 
-    fn start_by(command: &mut Command) -> Self {
+    /// Starts one through a command, which executes the program.
+    pub(crate) fn start_by(command: &mut Command) -> Self {
         let key = SigningKey::from_bytes(&[7; 32]);
         let instance = InstanceId::random();
         let mut child = command

@@ -101,12 +101,7 @@ impl Service {
 }
 
 /// Serves the API until `stop` is cancelled, then waits for what is under way.
-pub async fn serve(
-    listener: TcpListener,
-    quota: Quota,
-    service: Service,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, quota: Quota, service: Service, stop: CancellationToken) {
     let serve = |client| serve_client(client, service.clone(), stop.clone());
     http_server::accept(listener, quota, stop.clone(), serve).await;
 }

@@ -36,8 +36,9 @@ pub async fn list(config: &Config) -> anyhow::Result<()> {
 
 /// The name of each sandbox's container.
 async fn instances(data: &DataDir) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut lines =
-        control_socket::ask(data, INSTANCES).await.context("cannot ask the server for its containers")?;
+    let mut lines = control_socket::ask(data, INSTANCES)
+        .await
+        .context("cannot ask the server for its containers")?;
     let mut found = BTreeMap::new();
     while let Some(line) = lines.next_line().await? {
         let (sandbox, instance) = line.split_once(' ').context("the answer is not readable")?;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sandyard_types::{DEFAULT_DISK_MIB, TargetPath, Template, TemplateId, TemplateKind, TemplateName};
+use sandyard_types::{
+    DEFAULT_DISK_MIB, TargetPath, Template, TemplateId, TemplateKind, TemplateName,
+};
 use sha2::{Digest as _, Sha256};
 
 use super::reader::{Reader, boolean, parsed, text, within};

@@ -1,17 +1,17 @@
 //! `POST /files/compose` (executor 6.6): joins files into one and removes them.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt as _, fchown};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{Request, Response, StatusCode};
+use rustix::fs::OFlags;
 use sandyard_http::Inbound;
 use serde::Deserialize;
 
 use super::super::body::Body;
-use super::super::{Daemon, paths, plain, pool};
+use super::super::trusted::LastLink;
+use super::super::{Daemon, access, paths, plain, pool};
 use super::write::Written;
 use super::{Owner, Refusal};
 
@@ -50,7 +50,7 @@ async fn carry_out(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<Wr
     let destination = owner.resolve(&order.destination)?;
     let sources: Vec<String> =
         order.source_paths.iter().map(|path| owner.resolve(path)).collect::<Result<_, _>>()?;
-    pool::run(move || join(&sources, destination, &owner)).await
+    pool::run(move || owner.act(|| join(&sources, destination, &owner))).await
 }
 
 fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Written, Refusal> {
@@ -58,7 +58,7 @@ fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Writte
         if paths::clean(source) == paths::clean(&destination) {
             return Err(Refusal::invalid(format!("'{source}' is source and destination")));
         }
-        match fs::metadata(source) {
+        match access::metadata(source) {
             Ok(found) if found.is_file() => {}
             Ok(_) => {
                 return Err(Refusal::invalid(format!("'{source}' is not a regular file")));
@@ -67,26 +67,26 @@ fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Writte
                 let message = format!("path '{source}' does not exist");
                 return Err(Refusal::new(StatusCode::NOT_FOUND, message));
             }
-            Err(error) => return Err(Refusal::system("look for", source, &error)),
+            Err(error) => return Err(owner.refused("look for", source, &error)),
         }
     }
     owner.make_parents(&destination)?;
     // A neighbour, so that the rename stays on one file system.
     let neighbour = format!("{destination}.compose-{:x}", unique());
     let result = write(sources, &neighbour, owner).and_then(|()| {
-        fs::rename(&neighbour, &destination)
-            .map_err(|error| Refusal::system("put in place", &destination, &error))
+        access::rename(&neighbour, &destination)
+            .map_err(|error| owner.refused("put in place", &destination, &error))
     });
     if let Err(refusal) = result {
         // It may not have come into being; the refusal says what matters.
-        drop(fs::remove_file(&neighbour));
+        drop(access::remove_file(&neighbour));
         return Err(refusal);
     }
     for source in sources {
-        match fs::remove_file(source) {
+        match access::remove_file(source) {
             // Named twice.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            removed => removed.map_err(|error| Refusal::system("remove", source, &error))?,
+            removed => removed.map_err(|error| owner.refused("remove", source, &error))?,
         }
     }
     Ok(Written::new(destination, Default::default()))
@@ -102,15 +102,17 @@ fn unique() -> u128 {
 }
 
 fn write(sources: &[String], path: &str, owner: &Owner) -> Result<(), Refusal> {
-    let failed = |what: &str, error: &io::Error| Refusal::system(what, path, error);
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o666);
-    let mut file = options.open(path).map_err(|error| failed("open", &error))?;
-    fchown(&file, Some(owner.user.uid), Some(owner.user.gid))
+    let failed = |what: &str, error: &io::Error| owner.refused(what, path, error);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = access::changing(path, LastLink::Keep, |place| place.open(flags, 0o666))
+        .map_err(|error| failed("open", &error))?;
+    access::take_new_file(&file, owner.user.uid, owner.user.gid)
         .map_err(|error| failed("own", &error))?;
+    // Not blocking: it may be a pipe by now.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     for source in sources {
-        let mut from =
-            File::open(source).map_err(|error| Refusal::system("open", source, &error))?;
+        let mut from = access::reading(source, LastLink::Follow, |place| place.open(flags, 0))
+            .map_err(|error| owner.refused("open", source, &error))?;
         io::copy(&mut from, &mut file).map_err(|error| failed("write", &error))?;
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! `GET /files` (executor 6.4).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 
 use hyper::body::Bytes;
@@ -11,11 +11,13 @@ use hyper::header::{
     CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
 };
 use hyper::{Request, Response, StatusCode};
+use rustix::fs::OFlags;
 use sandyard_http::Inbound;
 
 use super::super::auth::Operation;
 use super::super::body::{Body, Chunks};
-use super::super::{Daemon, paths, plain, pool};
+use super::super::trusted::LastLink;
+use super::super::{Daemon, access, paths, plain, pool};
 use super::buffers::Buffers;
 use super::encoding::{self, Encoding};
 use super::gzip::{self, Encoder, Gzip};
@@ -67,12 +69,14 @@ async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Respon
     let encoding = encoding::choose(headers);
     let wants_gzip = matches!(encoding, Ok(Encoding::Gzip { .. }));
     let source = pool::run(move || {
-        check_is_file(&path)?;
-        // After the file's own checks (executor 6.4).
-        if let Err(error) = &encoding {
-            return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, error.to_string()));
-        }
-        open(&path, wants_gzip).map_err(|error| Refusal::system("open", &path, &error))
+        owner.act(|| {
+            check_is_file(&owner, &path)?;
+            // After the file's own checks (executor 6.4).
+            if let Err(error) = &encoding {
+                return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, error.to_string()));
+            }
+            open(&path, wants_gzip).map_err(|error| owner.refused("read", &path, &error))
+        })
     });
     let mut source = source.await?;
     let mut response = match encoding {
@@ -90,8 +94,8 @@ async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Respon
     Ok(response)
 }
 
-fn check_is_file(path: &str) -> Result<(), Refusal> {
-    match std::fs::metadata(path) {
+fn check_is_file(owner: &Owner, path: &str) -> Result<(), Refusal> {
+    match access::metadata(path) {
         Ok(found) if found.is_dir() => {
             Err(Refusal::invalid(format!("path '{path}' is a directory")))
         }
@@ -99,13 +103,14 @@ fn check_is_file(path: &str) -> Result<(), Refusal> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Refusal::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist")))
         }
-        Err(error) => Err(Refusal::system("look for", path, &error)),
+        Err(error) => Err(owner.refused("look for", path, &error)),
     }
 }
 
 /// Blocks, but not on a pipe that nobody writes to.
 fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = access::reading(path, LastLink::Follow, |place| place.open(flags, 0))?;
     let found = file.metadata()?;
     if !found.is_file() {
         let message = "it is neither a file nor a directory, so it has no content to send";

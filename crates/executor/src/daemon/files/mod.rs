@@ -25,8 +25,9 @@ use super::accounts::User;
 use super::auth::{Operation, Signed};
 use super::body::Body;
 use super::filesystem::directories;
+use super::rights::{Rights, as_user};
 use super::tasks::lock;
-use super::{Daemon, paths, plain, pool};
+use super::{Daemon, access, paths, plain, pool};
 
 pub(super) use compose::compose;
 pub(super) use download::download;
@@ -142,6 +143,7 @@ struct OwnerName {
 struct Owner {
     daemon: Arc<Daemon>,
     user: User,
+    rights: Rights,
     workdir: Option<String>,
 }
 
@@ -158,8 +160,10 @@ impl OwnerName {
     fn find(&self) -> Result<Owner, Refusal> {
         match User::find(&self.name) {
             Ok(Some(user)) => {
+                let rights = Rights::of(&user)
+                    .map_err(|error| Refusal::system("find the groups of", &self.name, &error))?;
                 let (daemon, workdir) = (Arc::clone(&self.daemon), self.workdir.clone());
-                Ok(Owner { daemon, user, workdir })
+                Ok(Owner { daemon, user, rights, workdir })
             }
             Ok(None) => {
                 let message = format!("invalid username: '{}'", self.name);
@@ -177,10 +181,27 @@ impl Owner {
         pool::run(move || name.find()).await
     }
 
+    /// Works with the user's rights. Blocks.
+    fn act<T>(&self, work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let done = as_user(&self.rights, work);
+        done.map_err(|error| Refusal::system("take the rights of", &self.user.name, &error))?
+    }
+
+    /// What the operating system refused this user.
+    fn refused(&self, what: &str, path: &str, error: &io::Error) -> Refusal {
+        match access::is_refusal(error) {
+            true => Refusal::new(
+                StatusCode::FORBIDDEN,
+                format!("user '{}' may not {what} '{path}': {error}", self.user.name),
+            ),
+            false => Refusal::system(what, path, error),
+        }
+    }
+
     /// Makes what is missing above a file, seen by watchers before the file itself is made. Blocks.
     fn make_parents(&self, path: &str) -> Result<(), Refusal> {
         let made = directories::make_parents(path, &self.user)
-            .map_err(|error| Refusal::system("make the directories of", path, &error))?;
+            .map_err(|error| self.refused("make the directories of", path, &error))?;
         if made {
             self.show_to_watchers(path);
         }

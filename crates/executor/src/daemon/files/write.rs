@@ -1,17 +1,18 @@
 //! Writing one file, in the order that watchers see (executor 6.5).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, chown, fchown};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use hyper::body::Bytes;
+use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::super::filesystem::metadata;
 use super::super::tasks::lock;
-use super::super::{paths, pool};
+use super::super::trusted::LastLink;
+use super::super::{access, paths, pool};
 use super::handle::Handle;
 use super::{CHUNK_BYTES, Owner, OwnerName, Refusal};
 
@@ -84,7 +85,7 @@ impl Target {
         if !lock(&self.paths).insert(path.clone()) {
             return Err(Refusal::invalid(format!("two parts of the upload are for '{path}'")));
         }
-        let file = Handle::new(open(&path, owner)?);
+        let file = Handle::new(owner.act(|| open(&path, owner))?);
         Ok(Opened { path, file })
     }
 }
@@ -138,9 +139,13 @@ impl Writer {
         gathered?;
         settled?;
         pool::run(move || {
-            let file = self.file.map_or_else(|| self.target.open(&self.name), Ok)?;
-            file.write(&self.gathered)?;
-            file.finish(&metadata)
+            let owner = self.target.owner()?;
+            // Rights are taken once for all of it.
+            owner.act(|| {
+                let file = self.file.map_or_else(|| self.target.open(&self.name), Ok)?;
+                file.write(&self.gathered)?;
+                file.finish(owner, &metadata)
+            })
         })
         .await
     }
@@ -152,42 +157,53 @@ impl Opened {
     }
 
     /// Sets the metadata and closes the file.
-    fn finish(self, metadata: &BTreeMap<String, String>) -> Result<Written, Refusal> {
-        metadata::replace(&self.file, metadata).map_err(|error| match error.raw_os_error() {
-            // The kernel's words for "does not fit".
-            Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
-                hyper::StatusCode::INSUFFICIENT_STORAGE,
-                format!("the metadata of '{}' does not fit: {error}", self.path),
-            ),
-            _ => Refusal::system("set the metadata of", &self.path, &error),
+    fn finish(
+        self,
+        owner: &Owner,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Written, Refusal> {
+        let stored = owner.act(|| {
+            // The file is the one that was opened, whoever may change its name.
+            let replaced = access::reading_below(|| metadata::replace(&self.file, metadata));
+            replaced.map_err(|error| match error.raw_os_error() {
+                // The kernel's words for "does not fit".
+                Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
+                    hyper::StatusCode::INSUFFICIENT_STORAGE,
+                    format!("the metadata of '{}' does not fit: {error}", self.path),
+                ),
+                _ => owner.refused("set the metadata of", &self.path, &error),
+            })?;
+            Ok(metadata::of_file(&self.file))
         })?;
-        let stored = metadata::of_file(&self.file);
         // Before the answer: a file system may store a file when it is closed.
         self.file.close();
         Ok(Written::new(self.path, stored))
     }
 }
 
+/// Makes a file or empties it, with the rights that the thread has.
 fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
-    let (uid, gid) = (Some(owner.user.uid), Some(owner.user.gid));
+    let (uid, gid) = (owner.user.uid, owner.user.gid);
     owner.make_parents(path)?;
-    let is_new = match fs::metadata(path) {
+    let is_new = match access::metadata(path) {
         Ok(found) if found.is_dir() => {
             return Err(Refusal::invalid(format!("path '{path}' is a directory")));
         }
-        Ok(_) => {
-            chown(path, uid, gid).map_err(|error| Refusal::system("own", path, &error))?;
+        Ok(found) => {
+            access::take_file(path, &found, uid, gid)
+                .map_err(|error| owner.refused("own", path, &error))?;
             false
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(error) => return Err(Refusal::system("look for", path, &error)),
+        Err(error) => return Err(owner.refused("look for", path, &error)),
     };
     // Not blocking: a pipe without a reader is an error instead of a wait.
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o666).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).map_err(|error| Refusal::system("open", path, &error))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK;
+    let file = access::changing(path, LastLink::Follow, |place| place.open(flags, 0o666))
+        .map_err(|error| owner.refused("write", path, &error))?;
     if is_new {
-        fchown(&file, uid, gid).map_err(|error| Refusal::system("own", path, &error))?;
+        access::take_new_file(&file, uid, gid)
+            .map_err(|error| owner.refused("own", path, &error))?;
     } else {
         // That it was emptied and that it is written are two events of the same kind.
         owner.show_to_watchers(path);

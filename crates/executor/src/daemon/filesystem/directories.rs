@@ -1,18 +1,21 @@
 //! Directories that come into being for a request's user (executor 5.3).
 
-use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, lchown};
 use std::path::Path;
 
+use super::super::access;
 use super::super::accounts::User;
 
 /// Makes a directory and what is missing above it, mode 0755, owned by the user; tells whether anything
 /// was missing. What others make at the same time is left as it is, and no error.
 pub(in super::super) fn make(path: &str, user: &User) -> io::Result<bool> {
     let mut missing = Vec::new();
-    for ancestor in Path::new(path).ancestors() {
-        match fs::metadata(ancestor) {
+    let path = match path.trim_end_matches('/') {
+        "" => "/",
+        trimmed => trimmed,
+    };
+    for ancestor in Path::new(path).ancestors().filter_map(Path::to_str) {
+        match access::metadata(ancestor) {
             Ok(found) if found.is_dir() => break,
             Ok(_) => return Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor),
@@ -21,10 +24,14 @@ pub(in super::super) fn make(path: &str, user: &User) -> io::Result<bool> {
     }
     let any_missing = !missing.is_empty();
     for directory in missing.into_iter().rev() {
-        match DirBuilder::new().mode(0o755).create(directory) {
-            Ok(()) => lchown(directory, Some(user.uid), Some(user.gid))?,
+        match access::make_directory(directory, user.uid, user.gid) {
+            Ok(()) => {}
             // Also said of a link that leads nowhere.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !access::metadata(directory).is_ok_and(|found| found.is_dir()) {
+                    return Err(error);
+                }
+            }
             Err(error) => return Err(error),
         }
     }
@@ -41,6 +48,8 @@ pub(in super::super) fn make_parents(path: &str, user: &User) -> io::Result<bool
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a path is, in the words of the contract (executor 5.2).
 
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -8,20 +8,22 @@ use rustix::fs::FileType as Kind;
 use sandyard_contract::rpc::Timestamp;
 use sandyard_contract::rpc::filesystem::{EntryInfo, FileType};
 
+use super::super::access;
 use super::super::accounts::Names;
 use super::super::paths;
+use super::super::trusted::LastLink;
 use super::metadata;
 
 /// Describes the entry at `path` itself: a link as a link, apart from type and mode.
 pub(in super::super) fn describe(path: &str, names: &Names) -> io::Result<EntryInfo> {
-    let own = fs::symlink_metadata(path)?;
+    let (own, metadata) = access::reading(path, LastLink::Keep, |place| {
+        Ok((place.metadata()?, metadata::of_path(&place.path())))
+    })?;
     let is_link = own.is_symlink();
-    // A link that leads nowhere has neither type nor mode.
-    let target = if is_link { fs::metadata(path).ok() } else { Some(own.clone()) };
-    let symlink_target = is_link.then(|| match fs::canonicalize(path) {
-        Ok(target) => target.to_string_lossy().into_owned(),
-        Err(_) => path.to_owned(),
-    });
+    // A link that leads nowhere, or where the user may not look, has neither type nor mode.
+    let target = if is_link { access::metadata(path).ok() } else { Some(own.clone()) };
+    let symlink_target =
+        is_link.then(|| access::real_path(path).unwrap_or_else(|_| path.to_owned()));
     Ok(EntryInfo {
         name: paths::base_name(path).to_owned(),
         r#type: target.as_ref().map_or(FileType::Unspecified, file_type) as i32,
@@ -33,7 +35,7 @@ pub(in super::super) fn describe(path: &str, names: &Names) -> io::Result<EntryI
         group: names.group(own.gid()),
         modified_time: modified(&own),
         symlink_target,
-        metadata: metadata::of_path(path),
+        metadata,
     })
 }
 
@@ -82,6 +84,8 @@ fn permissions(mode: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,5 +1,5 @@
-//! The methods of `filesystem.Filesystem` (executor 1.2, 5). They run with the daemon's own rights; the
-//! user decides how paths resolve and who owns what is made.
+//! The methods of `filesystem.Filesystem` (executor 1.2, 5). They run with the rights of the user, who
+//! also decides how paths resolve.
 
 pub(super) mod directories;
 pub(super) mod entry;
@@ -8,7 +8,6 @@ mod remove;
 mod walk;
 mod watch;
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +20,9 @@ use sandyard_contract::rpc::filesystem::{
 
 use super::accounts::{Names, User};
 use super::connect::Call;
+use super::rights::{Rights, as_user};
 use super::tasks::lock;
-use super::{Daemon, paths, pool};
+use super::{Daemon, access, paths, pool};
 
 pub(super) use watch::{Watchers, create_watcher, remove_watcher, watch_dir, watcher_events};
 
@@ -40,7 +40,7 @@ pub(super) async fn make_dir(
 ) -> Result<MakeDirResponse, ConnectError> {
     with_user(call, move |scope| {
         let path = scope.resolve(&request.path)?;
-        match fs::metadata(&path) {
+        match access::metadata(&path) {
             Ok(found) if found.is_dir() => {
                 let message = format!("directory '{path}' already exists");
                 return Err(ConnectError::new(Code::AlreadyExists, message));
@@ -50,10 +50,10 @@ pub(super) async fn make_dir(
                 return Err(ConnectError::new(Code::InvalidArgument, message));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("look for", &path, &error)),
+            Err(error) => return Err(scope.failed("look for", &path, &error)),
         }
         directories::make(&path, &scope.user)
-            .map_err(|error| failed("make directory", &path, &error))?;
+            .map_err(|error| scope.failed("make directory", &path, &error))?;
         scope.daemon.watchers.catch_up(Path::new(&path));
         Ok(MakeDirResponse { entry: Some(scope.describe(&path)?) })
     })
@@ -65,10 +65,10 @@ pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveRespo
         let source = scope.resolve(&request.source)?;
         let destination = scope.resolve(&request.destination)?;
         directories::make_parents(&destination, &scope.user)
-            .map_err(|error| failed("make the parents of", &destination, &error))?;
-        fs::rename(&source, &destination).map_err(|error| match error.kind() {
+            .map_err(|error| scope.failed("make the parents of", &destination, &error))?;
+        access::rename(&source, &destination).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => missing(&source),
-            _ => failed(&format!("move '{source}' to"), &destination, &error),
+            _ => scope.failed(&format!("move '{source}' to"), &destination, &error),
         })?;
         scope.daemon.watchers.catch_up(Path::new(&destination));
         Ok(MoveResponse { entry: Some(scope.describe(&destination)?) })
@@ -82,13 +82,13 @@ pub(super) async fn list_dir(
 ) -> Result<ListDirResponse, ConnectError> {
     with_user(call, move |scope| {
         let path = scope.resolve(&request.path)?;
-        let found = fs::metadata(&path).map_err(|error| match error.raw_os_error() {
+        let found = access::metadata(&path).map_err(|error| match error.raw_os_error() {
             Some(libc::ELOOP) => {
                 let message = format!("'{path}' is a loop of symbolic links");
                 ConnectError::new(Code::FailedPrecondition, message)
             }
             Some(libc::ENOENT) => missing(&path),
-            _ => failed("look for", &path, &error),
+            _ => scope.failed("look for", &path, &error),
         })?;
         if !found.is_dir() {
             let message = format!("'{path}' is not a directory");
@@ -96,7 +96,7 @@ pub(super) async fn list_dir(
         }
         let names = Names::load().map_err(|error| failed("read the users for", &path, &error))?;
         let entries = walk::list(&path, request.depth.max(1), &names)
-            .map_err(|error| failed("list", &path, &error))?;
+            .map_err(|error| scope.failed("list", &path, &error))?;
         let entries = entries.into_iter().map(|entry| scope.told(entry)).collect();
         Ok(ListDirResponse { entries })
     })
@@ -109,7 +109,7 @@ pub(super) async fn remove(
 ) -> Result<RemoveResponse, ConnectError> {
     with_user(call, move |scope| {
         let path = scope.resolve(&request.path)?;
-        remove::remove_all(&path).map_err(|error| failed("remove", &path, &error))?;
+        remove::remove_all(&path).map_err(|error| scope.failed("remove", &path, &error))?;
         Ok(RemoveResponse {})
     })
     .await
@@ -119,6 +119,7 @@ pub(super) async fn remove(
 struct Scope {
     daemon: Arc<Daemon>,
     user: User,
+    rights: Rights,
     workdir: Option<String>,
     is_legacy: bool,
 }
@@ -128,9 +129,20 @@ impl Scope {
         let entry = Names::load().and_then(|names| entry::describe(path, &names));
         let entry = entry.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => missing(path),
-            _ => failed("look at", path, &error),
+            _ => self.failed("look at", path, &error),
         })?;
         Ok(self.told(entry))
+    }
+
+    /// The answer to what went wrong; what the user may not do is told apart.
+    fn failed(&self, what: &str, path: &str, error: &io::Error) -> ConnectError {
+        match access::is_refusal(error) {
+            true => {
+                let message = format!("user '{}' may not {what} '{path}': {error}", self.user.name);
+                ConnectError::new(Code::PermissionDenied, message)
+            }
+            false => failed(what, path, error),
+        }
     }
 
     /// What the client is told of an entry: legacy clients refuse members that they do not know (executor 8).
@@ -150,15 +162,20 @@ impl Scope {
     }
 }
 
+/// Works on the pool, with the rights of the call's user.
 async fn with_user<T: Send + 'static>(
     call: Call,
     work: impl FnOnce(Scope) -> Result<T, ConnectError> + Send + 'static,
 ) -> Result<T, ConnectError> {
     pool::run(move || {
         let user = call.user()?;
+        let name = user.name.clone();
+        let failed = |error| failed("take the rights of", &name, &error);
+        let rights = Rights::of(&user).map_err(failed)?;
         let workdir = lock(&call.daemon.settings).default_workdir.clone();
         let (daemon, is_legacy) = (Arc::clone(&call.daemon), call.is_legacy);
-        work(Scope { daemon, user, workdir, is_legacy })
+        let scope = Scope { daemon, user, rights: rights.clone(), workdir, is_legacy };
+        as_user(&rights, || work(scope)).map_err(failed)?
     })
     .await
 }

@@ -1,11 +1,13 @@
 //! Listings (executor 5.3): depth-first, each directory sorted by name, a directory before its content.
 
-use std::fs;
 use std::io;
 
+use rustix::fs::{Dir, OFlags};
 use sandyard_contract::rpc::filesystem::EntryInfo;
 
+use super::super::access;
 use super::super::accounts::Names;
+use super::super::trusted::LastLink;
 use super::entry;
 
 /// Lists `depth` levels below a directory, which may be reached through links; links below it are
@@ -13,7 +15,7 @@ use super::entry;
 pub(super) fn list(root: &str, depth: u32, names: &Names) -> io::Result<Vec<EntryInfo>> {
     let mut entries = Vec::new();
     // What is still to be visited, the next one last.
-    let mut pending: Vec<(String, u32)> = children(root, 1)?;
+    let mut pending: Vec<(String, u32)> = children(root, LastLink::Follow, 1)?;
     while let Some((path, level)) = pending.pop() {
         let described = match entry::describe(&path, names) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -22,7 +24,7 @@ pub(super) fn list(root: &str, depth: u32, names: &Names) -> io::Result<Vec<Entr
         let descend = level < depth && described.permissions.starts_with('d');
         entries.push(described);
         if descend {
-            match children(&path, level + 1) {
+            match children(&path, LastLink::Keep, level + 1) {
                 Ok(below) => pending.extend(below),
                 // It went away after it was described.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -34,10 +36,15 @@ pub(super) fn list(root: &str, depth: u32, names: &Names) -> io::Result<Vec<Entr
 }
 
 /// The entries of a directory, the first by name last.
-fn children(directory: &str, level: u32) -> io::Result<Vec<(String, u32)>> {
+fn children(directory: &str, last: LastLink, level: u32) -> io::Result<Vec<(String, u32)>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let opened = access::reading(directory, last, |place| place.open(flags, 0))?;
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        names.push(entry?.file_name());
+    for entry in Dir::new(opened)? {
+        let name = entry?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
     }
     names.sort_unstable_by(|a, b| b.cmp(a));
     let separator = if directory.ends_with('/') { "" } else { "/" };
@@ -49,6 +56,8 @@ fn children(directory: &str, level: u32) -> io::Result<Vec<(String, u32)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn listing(root: &str, depth: u32) -> Vec<String> {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::super::accounts::User;
 use super::super::connect::Call;
+use super::super::rights::{Rights, as_user};
 use super::super::tasks::lock;
 use super::super::{Daemon, log, paths, pool};
 use super::descriptor::Descriptor;
@@ -138,14 +139,16 @@ fn prepare(daemon: &Daemon, user: User, config: &ProcessConfig) -> Result<Comman
     let cwd = config.cwd.as_deref().unwrap_or("");
     let directory = paths::resolve(cwd, &user.home, workdir.as_deref())
         .map_err(|error| invalid(error.to_string()))?;
-    match fs::metadata(&directory) {
+    let groups = user.groups().map_err(internal)?;
+    // With the user's rights: what is where the user may not look is nobody's to tell.
+    let rights = Rights::new(&user, &groups);
+    match as_user(&rights, || fs::metadata(&directory)).map_err(internal)? {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(invalid(format!("cwd '{directory}' does not exist")));
         }
-        // The child finds out and says more, with the user's own rights.
+        // The child finds out and says more.
         Ok(_) | Err(_) => {}
     }
-    let groups = user.groups().map_err(internal)?;
     let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
     let mut environment = BTreeMap::from([
         ("PATH".to_owned(), path),

@@ -4,7 +4,6 @@
 mod tree;
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,9 +21,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::connect::{Call, Sink};
-use super::super::pool;
+use super::super::rights::{Rights, as_user};
 use super::super::tasks::lock;
-use super::{Scope, failed, missing, with_user};
+use super::super::{access, pool};
+use super::{Scope, missing, with_user};
 use tree::{Options, Tree, WatchError};
 
 /// File systems whose other users make changes that the kernel here does not see: NFS, CIFS, SMB,
@@ -53,8 +53,9 @@ impl Watchers {
             return;
         }
         // What is gone again needs no watch.
-        let Ok(directory) = fs::canonicalize(directory) else { return };
-        for watch in all.iter().filter(|watch| watch.covers(&directory)) {
+        let Some(Ok(directory)) = directory.to_str().map(access::real_path) else { return };
+        let directory = Path::new(&directory);
+        for watch in all.iter().filter(|watch| watch.covers(directory)) {
             drop(watch.collect());
         }
     }
@@ -84,6 +85,8 @@ struct Watch {
     /// Where the directory really is.
     place: PathBuf,
     is_recursive: bool,
+    /// What is watched later is watched with them too.
+    rights: Rights,
     state: Mutex<State>,
 }
 
@@ -97,14 +100,18 @@ impl Watch {
     async fn open(call: Call, path: String, options: Asked) -> Result<Arc<Self>, ConnectError> {
         let daemon = Arc::clone(&call.daemon);
         let is_recursive = options.recursive;
-        let (tree, place) = with_user(call, move |scope| start(&scope, &path, &options)).await?;
+        let (tree, place, rights) = with_user(call, move |scope| {
+            let (tree, place) = start(&scope, &path, &options)?;
+            Ok((tree, place, scope.rights))
+        })
+        .await?;
         let descriptor = tree.descriptor();
         // SAFETY: its number does not change, and it is open for as long as somebody holds it.
         #[allow(unsafe_code)]
         let ready = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
             .map_err(|error| internal(&WatchError::Read(error.into())))?;
         let state = Mutex::new(State { tree, events: Vec::new(), failure: None });
-        let watch = Arc::new(Self { ready, place, is_recursive, state });
+        let watch = Arc::new(Self { ready, place, is_recursive, rights, state });
         let mut all = lock(&daemon.watchers.all);
         all.retain(|watch| watch.strong_count() > 0);
         all.push(Arc::downgrade(&watch));
@@ -126,7 +133,8 @@ impl Watch {
         let mut state = lock(&self.state);
         let State { tree, events, failure } = &mut *state;
         if failure.is_none() {
-            *failure = tree.drain(events).err();
+            let drained = as_user(&self.rights, || tree.drain(events));
+            *failure = drained.unwrap_or_else(|error| Err(WatchError::Read(error))).err();
         }
         state
     }
@@ -162,17 +170,19 @@ struct Asked {
 /// Checks in the contract's order and begins to watch.
 fn start(scope: &Scope, path: &str, asked: &Asked) -> Result<(Tree, PathBuf), ConnectError> {
     let path = scope.resolve(path)?;
-    let found = fs::metadata(&path).map_err(|error| match error.kind() {
+    let found = access::metadata(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => missing(&path),
-        _ => failed("look for", &path, &error),
+        _ => scope.failed("look for", &path, &error),
     })?;
     if !found.is_dir() {
         let message = format!("'{path}' is not a directory");
         return Err(ConnectError::new(Code::InvalidArgument, message));
     }
+    let directory =
+        access::hold_directory(&path).map_err(|error| scope.failed("open", &path, &error))?;
     if !asked.allow_network_mounts {
-        let system = rustix::fs::statfs(&path)
-            .map_err(|error| failed("look at the file system of", &path, &error.into()))?;
+        let system = rustix::fs::fstatfs(directory)
+            .map_err(|error| scope.failed("look at the file system of", &path, &error.into()))?;
         // Magic numbers have 32 bits, whatever the field's type.
         if NETWORK.contains(&(system.f_type as u32)) {
             let message = format!(
@@ -182,11 +192,14 @@ fn start(scope: &Scope, path: &str, asked: &Asked) -> Result<(Tree, PathBuf), Co
             return Err(ConnectError::new(Code::InvalidArgument, message));
         }
     }
-    let place =
-        fs::canonicalize(&path).map_err(|error| failed("find the place of", &path, &error))?;
+    let place = access::real_path(&path)
+        .map_err(|error| scope.failed("find the place of", &path, &error))?;
     let options = Options { recursive: asked.recursive, include_entry: asked.include_entry };
-    let tree = Tree::watch(path, options).map_err(|error| internal(&error))?;
-    Ok((tree, place))
+    let tree = Tree::watch(path, options).map_err(|error| match &error {
+        WatchError::Directory { path, source } => scope.failed("watch", path, source),
+        _ => internal(&error),
+    })?;
+    Ok((tree, place.into()))
 }
 
 fn internal(error: &WatchError) -> ConnectError {

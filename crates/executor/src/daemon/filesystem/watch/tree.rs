@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
+use rustix::fs::OFlags;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use sandyard_contract::rpc::filesystem::{EventType, FilesystemEvent};
 
+use super::super::super::access::{self, Place};
 use super::super::super::accounts::Names;
+use super::super::super::trusted::LastLink;
 use super::super::entry;
 
 const WATCHED: WatchFlags = WatchFlags::CREATE
@@ -68,6 +71,8 @@ pub(super) struct Options {
 pub(super) struct Tree {
     inotify: Arc<OwnedFd>,
     root: String,
+    /// Holds a root that the user cannot reach by its path.
+    held: Option<File>,
     root_watch: i32,
     options: Options,
     /// Where each watched directory lies below the root, which itself is the empty path.
@@ -79,25 +84,43 @@ impl Tree {
     pub(super) fn watch(root: String, options: Options) -> Result<Self, WatchError> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)
             .map_err(|error| WatchError::Instance(error.into()))?;
-        let root_watch = inotify::add_watch(&inotify, &root, WATCHED)
+        let begin = |place: Place<'_>| {
+            let held = match place {
+                Place::Path(..) => None,
+                Place::Held(_) => Some(place.open(OFlags::PATH | OFlags::DIRECTORY, 0)?),
+            };
+            let path = held.as_ref().map_or_else(|| root.clone(), access::held_path);
+            let watch = inotify::add_watch(&inotify, &path, WATCHED)?;
+            let children = match options.recursive {
+                true => children(Path::new(&path), Path::new(""))?,
+                false => Vec::new(),
+            };
+            Ok((held, watch, children))
+        };
+        let (held, root_watch, children) = access::reading(&root, LastLink::Follow, begin)
             .map_err(|error| refused(root.clone(), error))?;
         let mut tree = Self {
             inotify: Arc::new(inotify),
             root,
+            held,
             root_watch,
             options,
             directories: HashMap::from([(root_watch, PathBuf::new())]),
         };
-        if tree.options.recursive {
-            let children = children(Path::new(&tree.root), Path::new(""))
-                .map_err(|source| WatchError::Directory { path: tree.root.clone(), source })?;
-            for (path, is_directory) in children {
-                if is_directory {
-                    tree.watch_below(path, |_| {})?;
-                }
+        for (path, is_directory) in children {
+            if is_directory {
+                tree.watch_below(path, |_| {})?;
             }
         }
         Ok(tree)
+    }
+
+    /// A path to what is below the root, for the user's own rights: what they do not reach is left out.
+    fn reach(&self, below: &Path) -> PathBuf {
+        match &self.held {
+            Some(held) => Path::new(&access::held_path(held)).join(below),
+            None => Path::new(&self.root).join(below),
+        }
     }
 
     /// What becomes readable when something happened.
@@ -203,12 +226,13 @@ impl Tree {
             if !is_directory {
                 continue;
             }
-            let full = Path::new(&self.root).join(&path);
+            let full = self.reach(&path);
             let flags = WATCHED | WatchFlags::DONT_FOLLOW;
             let watch = match inotify::add_watch(&self.inotify, &full, flags) {
                 Ok(watch) => watch,
                 Err(error @ (Errno::NOSPC | Errno::NOMEM)) => {
-                    return Err(refused(full.to_string_lossy().into_owned(), error));
+                    let shown = Path::new(&self.root).join(&path);
+                    return Err(refused(shown.to_string_lossy().into_owned(), error.into()));
                 }
                 Err(_) => continue,
             };
@@ -265,10 +289,9 @@ impl Tree {
     }
 }
 
-fn refused(path: String, error: Errno) -> WatchError {
-    let source = error.into();
-    match error {
-        Errno::NOSPC => WatchError::Limit { path, source },
+fn refused(path: String, source: io::Error) -> WatchError {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC) => WatchError::Limit { path, source },
         _ => WatchError::Directory { path, source },
     }
 }
