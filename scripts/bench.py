@@ -12,21 +12,26 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 
 from bench_sandbox import (EXECUTOR_PORT, READY, Sides, measure_commands, measure_files,
                            measure_floors, milliseconds)
 from bench_table import Table
 from bench_wire import Peer
+from containers import container_of
 from e2b import Sandbox
 
 MIB = 1 << 20
+# Connections whose requests never end: a thousand was enough to stop a server.
+UNFINISHED = 3000
 GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway")
 
 
@@ -74,12 +79,13 @@ class Engine:
         self.call("DELETE", f"/containers/{container}?force=true&v=true")
 
 
-def measure_creates(table: Table, engine: Engine, rounds: int) -> None:
+def measure_creates(table: Table, engine: Engine, folder: pathlib.Path, rounds: int) -> None:
     def requests() -> tuple[dict[str, object], dict[str, object]]:
         plain = Sandbox.create("base")
         mounted = Sandbox.create("base", metadata={"session": "bench"})
         try:
-            return engine.like(plain.sandbox_id), engine.like(mounted.sandbox_id)
+            plain_name, mounted_name = (container_of(box.sandbox_id, folder) for box in (plain, mounted))
+            return engine.like(plain_name), engine.like(mounted_name)
         finally:
             plain.kill()
             mounted.kill()
@@ -110,11 +116,11 @@ def measure_creates(table: Table, engine: Engine, rounds: int) -> None:
     table.bound("workspace adds to a create", "ms", median["mounted"] - median["plain"], 60)
 
 
-def measure_ready(table: Table, engine: Engine, rounds: int) -> None:
+def measure_ready(table: Table, engine: Engine, folder: pathlib.Path, rounds: int) -> None:
     """How long the executor takes from its execution to its first answer, in containers as sandboxes are."""
     sandbox = Sandbox.create("base")
     try:
-        request = engine.like(sandbox.sandbox_id)
+        request = engine.like(container_of(sandbox.sandbox_id, folder))
     finally:
         sandbox.kill()
     program = [*(request["Entrypoint"] or []), *(request["Cmd"] or [])]
@@ -277,7 +283,7 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
     for label, metadata in (("no workspace", {}), ("workspace", {"session": "bench"})):
         sandbox = Sandbox.create("base", metadata=metadata)
         sandbox.commands.run("true")
-        pids = executor_pids(sandbox.sandbox_id)
+        pids = executor_pids(container_of(sandbox.sandbox_id, arguments.folder))
         if not pids:
             raise RuntimeError("no executor process found")
         table.bound(f"executor resident, idle, {label}", "MiB", resident_mib(pids), 5)
@@ -290,6 +296,33 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
     table.bound("server resident, 30 sandboxes", "MiB", resident_mib([server]), 60)
     for sandbox in sandboxes:
         sandbox.kill()
+    # Last: what it leaves behind is part of what it costs.
+    before = resident_mib([server])
+    table.bound(f"server resident after {UNFINISHED} unfinished heads at the gateway, more than before", "MiB",
+                max(0.0, unfinished_heads_mib(server) - before), 32)
+
+
+def unfinished_heads_mib(server: int) -> float:
+    """What the server holds once clients that never finish their requests have gone again."""
+    gateway = urllib.parse.urlsplit(os.environ["SANDYARD_S3_ENDPOINT"])
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nX-Padding: " + b"x" * 400_000
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    held = []
+    for number in range(UNFINISHED):
+        # From many addresses, as many sandboxes would: one address has few connections.
+        source = f"127.0.{1 + number // 250}.{1 + number % 250}"
+        client = socket.create_connection((gateway.hostname, gateway.port), 5, (source, 0))
+        client.setblocking(False)
+        with contextlib.suppress(OSError):
+            client.send(head)
+        held.append(client)
+    most = resident_mib([server])
+    for client in held:
+        client.close()
+    # Nothing tells when the server has seen the last of them go.
+    time.sleep(2)
+    return max(most, resident_mib([server]))
 
 
 def groups(text: str) -> list[str]:
@@ -315,12 +348,12 @@ def main() -> int:
     idle_mib = resident_mib([arguments.server_pid])
     table, engine = Table(), Engine()
     if "creates" in arguments.only:
-        measure_creates(table, engine, rounds)
+        measure_creates(table, engine, arguments.folder, rounds)
     if "ready" in arguments.only:
-        measure_ready(table, engine, rounds)
+        measure_ready(table, engine, arguments.folder, rounds)
     if "commands" in arguments.only or "files" in arguments.only:
         sandbox = Sandbox.create("base", timeout=1200)
-        sides = Sides(sandbox)
+        sides = Sides(sandbox, container_of(sandbox.sandbox_id, arguments.folder))
         measure_floors(table, sides, rounds)
         if "commands" in arguments.only:
             measure_commands(table, sides, rounds)

@@ -82,15 +82,16 @@ def address_of(container: str) -> str:
 class Sides:
     """The ways to one sandbox that are compared."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, container: str) -> None:
         self.sandbox = sandbox
+        self.container = container
         api = httpx.get(f"{os.environ['E2B_API_URL']}/sandboxes/{sandbox.sandbox_id}",
                         headers={"X-API-Key": os.environ["E2B_API_KEY"]}).raise_for_status().json()
         self.headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(EXECUTOR_PORT),
                         "X-Access-Token": api["envdAccessToken"]}
         proxy = urllib.parse.urlsplit(os.environ["E2B_SANDBOX_URL"])
         self.proxy = (proxy.hostname, proxy.port)
-        self.executor = (address_of(sandbox.sandbox_id), EXECUTOR_PORT)
+        self.executor = (address_of(container), EXECUTOR_PORT)
 
     def peer(self, address: tuple[str, int]) -> Peer:
         return Peer(address, self.headers)
@@ -142,7 +143,7 @@ def measure_commands(table: Table, sides: Sides, rounds: int) -> None:
     sandbox.commands.run("true")
     for _ in range(rounds * 5):
         ours.append(milliseconds(lambda: sandbox.commands.run("true")))
-        exec_times.append(milliseconds(lambda: docker("exec", sandbox.sandbox_id, "true")))
+        exec_times.append(milliseconds(lambda: docker("exec", sides.container, "true")))
     table.ratio("commands.run(\"true\") / docker exec true", "ms",
                 statistics.median(ours), statistics.median(exec_times), 0.15)
     what = "commands.run(\"true\")"
@@ -202,7 +203,7 @@ def measure_command_rates(sides: Sides, rounds: int) -> list[float]:
 
 
 def measure_files(table: Table, sides: Sides, folder: pathlib.Path, rounds: int) -> None:
-    measure_copies(table, sides.sandbox, folder, rounds)
+    measure_copies(table, sides, folder, rounds)
     target = "/files?path=%2Fhome%2Fuser%2Fcontent"
     path = "/home/user/content"
 
@@ -246,12 +247,13 @@ def list_thousand(box: Sandbox) -> None:
         raise RuntimeError(f"{found} of 1000 entries were listed")
 
 
-def measure_copies(table: Table, sandbox: Sandbox, folder: pathlib.Path, rounds: int) -> None:
+def measure_copies(table: Table, sides: Sides, folder: pathlib.Path, rounds: int) -> None:
+    sandbox = sides.sandbox
     for label, size, count in (("1 KB", 1024, rounds), ("64 MB", BIG, max(3, rounds // 5))):
         content = os.urandom(size)
         local = folder / "content"
         local.write_bytes(content)
-        target = f"{sandbox.sandbox_id}:/home/user/copied"
+        target = f"{sides.container}:/home/user/copied"
         times: dict[str, list[float]] = {k: [] for k in ("write", "cp in", "read", "cp out")}
         for _ in range(count):
             times["write"].append(milliseconds(

@@ -23,6 +23,7 @@ from decimal import Decimal
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from containers import container_of
 from e2b import Sandbox
 from e2b.exceptions import NotFoundException
 from PIL import Image
@@ -117,25 +118,26 @@ def docker(*arguments: str) -> str:
 class Footprint:
     """What the engine and the machine hold for one sandbox while it lives."""
 
-    def __init__(self, sandbox_id: str) -> None:
-        self.sandbox_id = sandbox_id
-        names = docker("ps", "-a", "--filter", f"name={sandbox_id}", "--format", "{{.Names}}").split()
-        check(len(names) == 1, f"the sandbox is one container: {', '.join(names)}")
-        details = json.loads(docker("inspect", names[0]))[0]
+    def __init__(self, sandbox_id: str, data_dir: pathlib.Path) -> None:
+        self.name = container_of(sandbox_id, data_dir)
+        found = docker("ps", "-a", "--format", "{{.Names}}").split()
+        check(found.count(self.name) == 1, f"the sandbox is one container: {self.name}")
+        check(not any(sandbox_id in name for name in found), "no container's name tells the sandbox's id")
+        details = json.loads(docker("inspect", self.name))[0]
         self.container: str = details["Id"]
         self.file_system: str = details["GraphDriver"]["Data"].get("MergedDir", self.container)
         mounts = [m for m in details["Mounts"] if m["Type"] == "volume"]
         # The read-only one holds the executor and belongs to all sandboxes.
         self.volumes: list[str] = [m["Name"] for m in mounts if m["RW"]]
-        self.processes = [line.split(None, 1) for line in docker("top", names[0], "-eo", "pid,args").splitlines()[1:]]
+        self.processes = [line.split(None, 1) for line in docker("top", self.name, "-eo", "pid,args").splitlines()[1:]]
 
     def check_gone(self) -> None:
         left = docker("ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}}")
-        check(self.container not in left and self.sandbox_id not in left, "no container of it is left")
+        check(self.container not in left and self.name not in left, "no container of it is left")
         volumes = docker("volume", "ls", "--format", "{{.Name}}").split()
         check(not set(self.volumes) & set(volumes), f"none of its {len(self.volumes)} volumes is left")
         mounts = pathlib.Path("/proc/self/mountinfo").read_text()
-        mine = [self.file_system, self.container, self.sandbox_id]
+        mine = [self.file_system, self.container, self.name]
         check(not any(name in mounts for name in mine), "no mount of it is left")
         alive = [line for pid, line in self.processes if still_runs(pid, line)]
         check(not alive, f"none of its {len(self.processes)} processes is left, the FUSE program's included")
@@ -162,12 +164,13 @@ def sandbox_key(data_dir: pathlib.Path, sandbox_id: str) -> tuple[str, str]:
     return name, mac(gateway, f"sandyard gateway secret\0{name}").hex()
 
 
-def refused(s3, bucket: str, prefix: str) -> bool:
+def refusal(s3, bucket: str, prefix: str) -> str:
+    """What the gateway says to a list; nothing if it answers it."""
     try:
         s3.list_objects_v2(Bucket=bucket, Prefix=prefix)
     except ClientError as error:
-        return error.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-    return False
+        return error.response["Error"]["Code"]
+    return ""
 
 
 def main() -> None:
@@ -191,12 +194,12 @@ def main() -> None:
         sandbox = Sandbox.create("base", metadata={"session": session})
     try:
         work_in(sandbox, rows, store, bucket, prefix)
-        footprint = Footprint(sandbox.sandbox_id)
+        footprint = Footprint(sandbox.sandbox_id, options.data_dir)
         key_id, secret = sandbox_key(options.data_dir, sandbox.sandbox_id)
         as_sandbox = s3_client(env["SANDYARD_S3_ENDPOINT"], key_id, secret)
         gateway_bucket = env["SANDYARD_S3_BUCKET"]
-        listed = as_sandbox.list_objects_v2(Bucket=gateway_bucket, Prefix=prefix)
-        check(listed["KeyCount"] >= 3, f"its key {key_id} opens its own prefix while it lives")
+        check(refusal(as_sandbox, gateway_bucket, prefix) == "AccessDenied",
+              f"its key {key_id} is good from its own address only, not from here")
     except BaseException:
         sandbox.kill()
         raise
@@ -209,7 +212,7 @@ def main() -> None:
     except NotFoundException:
         check(True, "the API knows the sandbox no more")
     footprint.check_gone()
-    check(refused(as_sandbox, gateway_bucket, prefix), f"its key {key_id} is refused")
+    check(refusal(as_sandbox, gateway_bucket, prefix) == "InvalidAccessKeyId", f"its key {key_id} is gone")
     for name in ("report.json", "revenue.png"):
         size = store.head_object(Bucket=bucket, Key=f"{prefix}artifacts/{name}")["ContentLength"]
         check(size > 0, f"{prefix}artifacts/{name} is still in the store, {size} bytes")

@@ -153,8 +153,14 @@ class Server:
 
     def containers(self) -> list[str]:
         """Names of this installation's sandboxes on the engine, whatever their state."""
-        return docker("ps", "-a", "--format", "{{.Names}}", "--filter",
-                      f"label=dev.sandyard.installation={self.installation}").split()
+        return docker("ps", "-a", "--format", "{{.Names}}", "--filter", "label=dev.sandyard.role=sandbox",
+                      "--filter", f"label=dev.sandyard.installation={self.installation}").split()
+
+    def container(self, sandbox: Sandbox | str) -> str:
+        """The name of a sandbox's container, which only the server's owner learns."""
+        wanted = sandbox if isinstance(sandbox, str) else sandbox.sandbox_id
+        lines = self.command("ls").stdout.splitlines()
+        return next(line.split()[-1] for line in lines if line.startswith(wanted))
 
     def volumes(self) -> list[str]:
         """Names of this installation's volumes on the engine: caches of workspaces."""
@@ -179,9 +185,9 @@ class Server:
         ended = self.command("down", check=False)
         assert ended.returncode == 0, f"{ended.stdout}{ended.stderr}\n{self.tail()}"
         self.process.wait(60)
-        assert self.containers() == []
-        assert self.volumes() == []
         label = f"label=dev.sandyard.installation={self.installation}"
+        assert docker("ps", "-aq", "--filter", label) == ""
+        assert self.volumes() == []
         assert docker("network", "ls", "-q", "--filter", label) == ""
 
 

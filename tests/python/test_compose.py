@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT, docker, until
 from e2b import CommandExitException, Sandbox
 from test_tls import run as run_client
+from walls import address_of, assert_apart
 
 FILE = ROOT / "compose" / "compose.yaml"
 USER, PASSWORD = "sandyard", "sandyard-local"
@@ -58,7 +59,7 @@ def local_images() -> dict[str, str]:
 
 @dataclass
 class Project:
-    """One compose project with names, ports and a subnet of its own."""
+    """One compose project with a name and ports of its own."""
 
     name: str
     environment: dict[str, str]
@@ -75,6 +76,10 @@ class Project:
 
     def container(self, service: str) -> str:
         return self.compose("ps", "-q", service).strip()
+
+    def sandbox_container(self, sandbox: Sandbox) -> str:
+        lines = self.server("sandyard", "ls").splitlines()
+        return next(line.split()[-1] for line in lines if line.startswith(sandbox.sandbox_id))
 
     def server(self, *arguments: str) -> str:
         return docker("exec", self.container("server"), *arguments)
@@ -98,15 +103,13 @@ def project() -> Iterator[Project]:
     name = f"sytest{uuid.uuid4().hex[:8]}"
     ports = ["SANDYARD_API_PORT", "SANDYARD_PROXY_PORT", "SANDYARD_S3_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT"]
     environment = local_images() | dict(zip(ports, map(str, free_ports(len(ports))), strict=True))
-    # Not the default subnet: the user's own project may be up.
-    environment |= {"SANDYARD_NAME": name, "SANDYARD_SUBNET": "172.31.229"}
     project = Project(name, environment)
     try:
         project.compose("up", "-d", "--no-build")
         until("the API answers", project.answers, 60)
         yield project
     finally:
-        # Sandboxes first: compose knows nothing of them, and they hold the network.
+        # Sandboxes first: compose knows nothing of them.
         ended = subprocess.run(["docker", "exec", project.container("server"), "sandyard", "down"],
                                capture_output=True, text=True)
         logs = subprocess.run(["docker", "logs", project.container("server")], capture_output=True, text=True)
@@ -174,24 +177,31 @@ def test_clients_on_the_host_come_by_tls_too(project: Project, sandbox: Sandbox,
 
 
 def test_only_the_server_has_the_docker_socket(project: Project, sandbox: Sandbox) -> None:
-    containers = {name: project.container(name) for name in ("server", "minio")} | {"sandbox": sandbox.sandbox_id}
+    containers = {name: project.container(name) for name in ("server", "minio")}
+    containers["sandbox"] = project.sandbox_container(sandbox)
     mounts = {name: docker("inspect", "--format", "{{json .Mounts}}", id) for name, id in containers.items()}
     assert {name for name, text in mounts.items() if "docker.sock" in text} == {"server"}
 
 
 def test_a_sandbox_reaches_neither_api_nor_store(project: Project, sandbox: Sandbox) -> None:
-    server = json.loads(docker("inspect", project.container("server")))[0]["NetworkSettings"]["Networks"]
-    minio = json.loads(docker("inspect", project.container("minio")))[0]["NetworkSettings"]["Networks"]
-    network = f"{project.name}-sandboxes"
-    assert network in server and network not in minio
-    inside = server[network]["IPAddress"]
+    host = sandbox.commands.run("ip route | awk '$1 == \"default\" { print $3 }'").stdout.strip()
+    gateway, *closed = (project.environment[name] for name in
+                        ("SANDYARD_S3_PORT", "SANDYARD_API_PORT", "SANDYARD_PROXY_PORT", "MINIO_PORT"))
     # The gateway is there, and wants a signature.
-    assert sandbox.commands.run(f"curl -s -o /dev/null -w '%{{http_code}}' http://{inside}:3003/").stdout == "403"
-    hosts = [inside, *(n["IPAddress"] for n in [*server.values(), *minio.values()] if n["IPAddress"] != inside)]
-    for host in hosts:
-        for port in (3000, 3002, 9000):
-            with pytest.raises(CommandExitException):
-                sandbox.commands.run(f"curl -s --max-time 2 http://{host}:{port}/")
+    assert sandbox.commands.run(f"curl -s -o /dev/null -w '%{{http_code}}' http://{host}:{gateway}/").stdout == "403"
+    minio = json.loads(docker("inspect", project.container("minio")))[0]["NetworkSettings"]["Networks"]
+    hosts = [(host, port) for port in closed] + [(n["IPAddress"], "9000") for n in minio.values()]
+    for address, port in hosts:
+        with pytest.raises(CommandExitException):
+            sandbox.commands.run(f"curl -s --max-time 2 http://{address}:{port}/")
+
+
+def test_neighbours_are_apart_here_too(project: Project, sandbox: Sandbox) -> None:
+    neighbour = Sandbox.create(**project.sdk())
+    try:
+        assert_apart(sandbox, neighbour, address_of(project.sandbox_container(neighbour)))
+    finally:
+        neighbour.kill()
 
 
 def test_everything_lives_on_over_a_restart_of_the_server(project: Project, sandbox: Sandbox) -> None:

@@ -74,7 +74,7 @@ def test_killed_during_a_create(server: Server, proxy: EngineProxy, point: str) 
 def test_killed_during_a_kill(server: Server, proxy: EngineProxy, before: bool) -> None:
     sandbox = server.create(metadata=SESSION)
     sandbox.files.write("/workspace/kept.txt", "kept")
-    rule = proxy.at(rf"^DELETE .*/containers/{sandbox.sandbox_id}", server.kill9, before=before)
+    rule = proxy.at(rf"^DELETE .*/containers/{server.container(sandbox)}", server.kill9, before=before)
     cut_off(sandbox_kill(server, sandbox))
     assert rule.fired.is_set()
     server.start()
@@ -118,11 +118,12 @@ def test_a_write_bridges_a_gateway_that_is_away(server: Server) -> None:
     sandbox.commands.run(
         f"until [ -e go ]; do sleep 0.05; done; echo away > /workspace/away.txt && touch {marker}",
         background=True, timeout=0)
+    container = server.container(sandbox)
     server.kill9()
     # From outside of the API, which is not there: the daemon itself is reached by the engine.
     import subprocess
 
-    subprocess.run(["docker", "exec", sandbox.sandbox_id, "touch", "/home/user/go"], check=True)
+    subprocess.run(["docker", "exec", container, "touch", "/home/user/go"], check=True)
     stopped = threading.Event()
     # Long enough for the first tries to fail.
     stopped.wait(3)

@@ -77,9 +77,10 @@ def test_a_killed_sandbox_gives_no_result(server: Server, metadata: dict[str, st
 
 def test_an_expired_sandbox_gives_no_result(server: Server, metadata: dict[str, str]) -> None:
     sandbox = server.create(metadata=metadata, timeout=3)
+    container = server.container(sandbox)
     listener = Listener(sandbox)
     listener.heard_of_the_end()
-    until("the sandbox is removed", lambda: sandbox.sandbox_id not in server.containers())
+    until("the sandbox is removed", lambda: container not in server.containers())
     assert saved(server, metadata)
 
 
@@ -97,7 +98,7 @@ def test_a_sandbox_that_somebody_froze_loses_nothing(server: Server, session: st
     """design 6.3: also with the engine's pause, a kill ends the processes and stores what they wrote."""
     sandbox = server.create(metadata={"session": session})
     listener = Listener(sandbox)
-    docker("pause", sandbox.sandbox_id)
+    docker("pause", server.container(sandbox))
     assert sandbox.kill()
     listener.heard_of_the_end()
     assert saved(server, {"session": session})

@@ -135,6 +135,7 @@ def test_life_cycle_calls(server: Server) -> None:
     mark = uuid.uuid4().hex
     sandbox = server.create(metadata={"mark": mark, "with space": "a b&c=d"}, timeout=120)
     options = server.options()
+    container = server.container(sandbox)
     try:
         info = sandbox.get_info()
         assert (info.name, info.metadata["mark"], info.state) == (
@@ -157,14 +158,15 @@ def test_life_cycle_calls(server: Server) -> None:
     assert not sandbox.kill()
     with pytest.raises(NotFoundException):
         Sandbox.connect(sandbox.sandbox_id, **options)
-    assert sandbox.sandbox_id not in server.containers()
+    assert container not in server.containers()
 
 
 def test_a_sandbox_expires(server: Server) -> None:
     sandbox = server.create(timeout=600)
+    container = server.container(sandbox)
     sandbox.set_timeout(0)
     until("it is gone", lambda: not sandbox.is_running(), 10)
-    until("its container is gone", lambda: sandbox.sandbox_id not in server.containers(), 10)
+    until("its container is gone", lambda: container not in server.containers(), 10)
 
 
 def test_ports_on_loopback_are_reached_and_closed_ones_are_named(
@@ -194,11 +196,12 @@ def test_a_dead_container_is_a_dead_sandbox_within_two_seconds(server: Server) -
     from conftest import docker
 
     sandbox = server.create()
-    docker("kill", sandbox.sandbox_id)
+    container = server.container(sandbox)
+    docker("kill", container)
     until("it is not listed", lambda: sandbox.sandbox_id not in [
         s.sandbox_id for s in Sandbox.list(**server.options()).next_items()], 2)
     assert not sandbox.is_running()
-    until("its container is removed", lambda: sandbox.sandbox_id not in server.containers())
+    until("its container is removed", lambda: container not in server.containers())
 
 
 async def test_the_async_client_does_the_same(server: Server) -> None:

@@ -75,8 +75,8 @@ def test_a_wrong_key_is_refused(server: Server) -> None:
         Sandbox.create(**wrong)
 
 
-def test_without_workspace_neither_fuse_nor_sys_admin(sandbox: Sandbox) -> None:
-    shown = docker("inspect", "--format", "{{json .HostConfig}}", sandbox.sandbox_id)
+def test_without_workspace_neither_fuse_nor_sys_admin(server: Server, sandbox: Sandbox) -> None:
+    shown = docker("inspect", "--format", "{{json .HostConfig}}", server.container(sandbox))
     assert "/dev/fuse" not in shown and "SYS_ADMIN" not in shown and "docker.sock" not in shown
     with pytest.raises(CommandExitException):
         sandbox.commands.run("sudo test -e /dev/fuse")

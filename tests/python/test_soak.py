@@ -57,7 +57,7 @@ def links(pid: int) -> list[str]:
 
 def look(server: Server, sandbox: Sandbox) -> Use:
     rows = [row.split(None, 1) for row in
-            docker("top", sandbox.sandbox_id, "-eo", "pid,args").splitlines()[1:]]
+            docker("top", server.container(sandbox), "-eo", "pid,args").splitlines()[1:]]
     executor = next(int(pid) for pid, command in rows if command.startswith("/.sandyard/executor"))
     status = pathlib.Path(f"/proc/{executor}/status").read_text().splitlines()
     descriptors = links(executor)

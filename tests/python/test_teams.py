@@ -38,13 +38,24 @@ def test_a_sandbox_of_another_team_does_not_exist(
     assert sandbox.is_running()
 
 
-def test_a_session_stays_with_its_team(server: Server, other_key: str, sandbox: Sandbox) -> None:
-    with server.http(other_key) as api:
-        body = {"templateID": "base", "metadata": {"session": "teams"}}
-        answer = api.post("/v2/sandboxes", json=body)
-    assert (answer.status_code, answer.json()["message"]) == (
-        403, "session 'teams' belongs to another team")
-    assert server.containers() == [sandbox.sandbox_id]
+def test_a_session_is_named_within_its_team(server: Server, other_key: str, sandbox: Sandbox) -> None:
+    """The name of another team's session is like one that nobody uses: that it is taken cannot be seen."""
+    sandbox.files.write("/workspace/whose", "the first team's")
+    metadata = {"session": "teams"}
+    other = Sandbox.create("base", metadata=metadata, **server.options(other_key))
+    try:
+        assert other.commands.run("ls /workspace").stdout == "artifacts\nuploads\n"
+        other.files.write("/workspace/whose", "the second team's")
+        assert sandbox.files.read("/workspace/whose") == "the first team's"
+    finally:
+        assert other.kill()
+    stored = server.s3().get_object(Bucket="sandyard", Key="teams/second/sessions/teams/whose")
+    assert stored["Body"].read() == b"the second team's"
+    again = Sandbox.create("base", metadata=metadata, **server.options(other_key))
+    try:
+        assert again.files.read("/workspace/whose") == "the second team's"
+    finally:
+        assert again.kill()
 
 
 def test_a_team_name_is_taken_once(server: Server, other_key: str) -> None:

@@ -43,7 +43,7 @@ def sandbox(server: Server) -> Iterator[Sandbox]:
 
 
 def test_limits_and_privileges_are_the_containers(server: Server, sandbox: Sandbox) -> None:
-    host = inspect(sandbox.sandbox_id)["HostConfig"]
+    host = inspect(server.container(sandbox))["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == 256 << 20
     assert (host["NanoCpus"], host["PidsLimit"]) == (1_000_000_000, 200)
     assert "no-new-privileges" in host["SecurityOpt"]
@@ -81,12 +81,12 @@ def test_a_command_over_the_memory_limit_dies_alone(sandbox: Sandbox) -> None:
 
 
 def test_devices_and_capabilities_only_with_a_workspace(server: Server, sandbox: Sandbox) -> None:
-    with_workspace = inspect(sandbox.sandbox_id)["HostConfig"]
+    with_workspace = inspect(server.container(sandbox))["HostConfig"]
     assert "SYS_ADMIN" in str(with_workspace["CapAdd"])
     assert [d["PathInContainer"] for d in with_workspace["Devices"]] == ["/dev/fuse"]
     plain = server.create("platform")
     try:
-        without = inspect(plain.sandbox_id)["HostConfig"]
+        without = inspect(server.container(plain))["HostConfig"]
         assert "SYS_ADMIN" not in str(without["CapAdd"]) and "MKNOD" not in str(without["CapAdd"])
         assert not without["Devices"]
         assert plain.commands.run("ls /dev/fuse 2>&1 || true").stdout.startswith("ls: cannot")

@@ -163,7 +163,7 @@ def test_two_sandboxes_share_one_session(store: Store, session: str, new_sandbox
 
 def test_a_fuse_program_that_dies_is_started_again(workspace: Sandbox) -> None:
     workspace.files.write("/workspace/uploads/before", "kept")
-    lines = docker("top", workspace.sandbox_id, "-eo", "pid,comm").splitlines()[1:]
+    lines = docker("top", store.server.container(workspace), "-eo", "pid,comm").splitlines()[1:]
     drivers = [int(line.split()[0]) for line in lines if line.split()[1] == "s3fs"]
     assert len(drivers) == 1
     os.kill(drivers[0], signal.SIGKILL)
@@ -191,8 +191,9 @@ def test_expiry_that_came_due_while_the_server_was_down(own_server: Callable[...
     sandbox = server.create(metadata={"session": "short"}, timeout=3)
     sandbox.commands.run("echo done > /workspace/artifacts/last")
     due = sandbox.get_info().end_at.timestamp()
+    container = server.container(sandbox)
     server.kill9()
-    assert sandbox.sandbox_id in docker("ps", "--format", "{{.Names}}")
+    assert container in docker("ps", "--format", "{{.Names}}")
     until("the end time has passed", lambda: time.time() > due)
     server.start()
     until("the sandbox expired", lambda: not server.containers(), limit=20)

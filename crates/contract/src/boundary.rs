@@ -47,12 +47,12 @@ pub const SOCKET_FAMILIES: [u32; 4] = [1, 2, 10, 16];
 /// beyond its default size.
 pub const SET_PIPE_SIZE: u32 = 1031;
 
-/// Paths of `/proc` that everybody reads and nobody writes: most of what is there is the host's.
-pub const READ_ONLY_PROC: [&str; 5] =
+/// Paths that everybody reads and nobody writes: most of what is there is the host's.
+pub const READ_ONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Paths of `/proc` that are not for sandboxes: keys, addresses and loads of the host.
-pub const HIDDEN_PROC: [&str; 18] = [
+/// Paths that are not for sandboxes: keys, addresses, loads and hardware of the host.
+pub const HIDDEN_PATHS: [&str; 20] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -71,4 +71,6 @@ pub const HIDDEN_PROC: [&str; 18] = [
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
 ];

@@ -9,7 +9,7 @@ use bollard::models::{
     MountVolumeOptions, NetworkSettings, NetworkingConfig, ResourcesUlimits,
 };
 use bollard::query_parameters::{CreateContainerOptions, CreateContainerOptionsBuilder};
-use sandyard_contract::boundary::{HIDDEN_PROC, READ_ONLY_PROC};
+use sandyard_contract::boundary::{HIDDEN_PATHS, READ_ONLY_PATHS};
 use sandyard_core::{ContainerSpec, Instance, Profile};
 use sandyard_types::{Cache, InstanceId};
 
@@ -97,13 +97,16 @@ pub(crate) fn plan(
         volume_options: Some(no_copy()),
         ..Mount::default()
     }];
-    // `init` masks the /proc that user code gets by itself, and can mount a fresh one only where nothing
-    // covers parts of the one that is there. Without a workspace nothing in the container has that right.
-    let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-    let (mut masked, mut read_only) = (Vec::new(), Vec::new());
+    // None: the engine's own.
+    let (mut masked, mut read_only) = (None, None);
     if workspace {
         command.push("--workspace".to_owned());
         cap_add.extend(INIT_CAPABILITIES.map(str::to_owned));
+        if runtime.facts.remaps_users {
+            // There `init` can mount a fresh /proc only where nothing covers parts of the one that it has. It
+            // masks the one that user code gets, here as elsewhere.
+            (masked, read_only) = (Some(Vec::new()), Some(Vec::new()));
+        }
         devices.push(DeviceMapping {
             path_on_host: Some("/dev/fuse".to_owned()),
             path_in_container: Some("/dev/fuse".to_owned()),
@@ -127,9 +130,9 @@ pub(crate) fn plan(
         }
     } else {
         security.push(format!("seccomp={}", seccomp::profile()));
-        masked = texts(&HIDDEN_PROC);
-        masked.push("/sys/firmware".to_owned());
-        read_only = texts(&READ_ONLY_PROC);
+        let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        masked = Some(texts(&HIDDEN_PATHS));
+        read_only = Some(texts(&READ_ONLY_PATHS));
     }
     if !template.sudo {
         security.push("no-new-privileges".to_owned());
@@ -148,8 +151,8 @@ pub(crate) fn plan(
         security_opt: Some(security),
         mounts: Some(mounts),
         network_mode: Some(runtime.network.name.clone()),
-        masked_paths: Some(masked),
-        readonly_paths: Some(read_only),
+        masked_paths: masked,
+        readonly_paths: read_only,
         ulimits: Some(vec![
             limit("sigpending", SIGNALS_PENDING),
             limit("msgqueue", MESSAGE_QUEUE_BYTES),

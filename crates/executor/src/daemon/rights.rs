@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::{Arc, LazyLock};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, capabilities, no_new_privs, set_capabilities,
     set_thread_groups,
@@ -70,7 +71,8 @@ impl Rights {
         set_thread_groups(&self.0.groups)?;
         let taken = set_file_gid(self.0.gid)
             .and_then(|()| set_file_uid(self.0.uid))
-            .and_then(|()| set_effective(own, CapabilitySet::empty()));
+            .and_then(|()| set_effective(own, CapabilitySet::empty()))
+            .and_then(|()| stay_untraceable());
         if taken.is_err() {
             or_abort("take back the own rights", take_own());
         }
@@ -189,7 +191,14 @@ fn take_own() -> io::Result<()> {
     set_capabilities(None, own.capabilities)?;
     set_file_uid(own.uid)?;
     set_file_gid(own.gid)?;
-    Ok(set_thread_groups(&own.groups)?)
+    set_thread_groups(&own.groups)?;
+    stay_untraceable()
+}
+
+/// The kernel answers every change of a process's ids by letting it be traced if the machine's
+/// `fs.suid_dumpable` says so.
+fn stay_untraceable() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 fn set_effective(own: &Own, effective: CapabilitySet) -> io::Result<()> {

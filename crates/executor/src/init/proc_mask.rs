@@ -1,4 +1,4 @@
-//! A fresh /proc for the user's side, with the masks that the engine put on the old one.
+//! A fresh /proc for the user's side, with the masks that the engine put on the old one, and those of /sys.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
 };
-use sandyard_contract::boundary::{HIDDEN_PROC, READ_ONLY_PROC};
+use sandyard_contract::boundary::{HIDDEN_PATHS, READ_ONLY_PATHS};
 
 const RESTRICTED: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -17,7 +17,7 @@ const RESTRICTED: MountFlags =
 pub(super) fn replace() -> anyhow::Result<()> {
     unmount("/proc", UnmountFlags::DETACH).context("failed to detach the old /proc")?;
     mount("proc", "/proc", "proc", RESTRICTED, None).context("failed to mount /proc")?;
-    for path in READ_ONLY_PROC {
+    for path in READ_ONLY_PATHS {
         if exists(path)?.is_some() {
             mount_bind_recursive(path, path)
                 .and_then(|()| {
@@ -27,7 +27,7 @@ pub(super) fn replace() -> anyhow::Result<()> {
                 .with_context(|| format!("failed to make {path} read-only"))?;
         }
     }
-    for path in HIDDEN_PROC {
+    for path in HIDDEN_PATHS {
         hide(path).with_context(|| format!("failed to hide {path}"))?;
     }
     Ok(())

@@ -15,7 +15,8 @@ const NOBODY: u32 = 65534;
 
 /// One whose users cannot become root: set-user-id programs do not work below it.
 fn without_sudo() -> Daemon {
-    Daemon::start_by(Command::new("setpriv").args(["--no-new-privs", PROGRAM]))
+    let unclaimed = Daemon::start_by(Command::new("setpriv").args(["--no-new-privs", PROGRAM]));
+    unclaimed.claimed_with(json!({}))
 }
 
 /// Both kinds, with names for messages.
@@ -288,7 +289,7 @@ fn the_groups_of_a_user_count() {
         at("group")
     );
     let arguments = ["--mount", "sh", "-ec", &script, PROGRAM];
-    let daemon = Daemon::start_by(Command::new("unshare").args(arguments));
+    let daemon = Daemon::start_by(Command::new("unshare").args(arguments)).claimed_with(json!({}));
     let (file, directory) = (daemon.path("file"), daemon.path("directory"));
     fs::write(&file, "shared").unwrap();
     fs::create_dir(&directory).unwrap();

@@ -1,9 +1,9 @@
 //! A daemon for one test, and a client that hides nothing of HTTP.
 
-use std::cell::Cell;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -36,7 +36,7 @@ pub(crate) struct Daemon {
     pub(crate) key: SigningKey,
     directory: tempfile::TempDir,
     /// Whether requests show the access token.
-    shows_token: Cell<bool>,
+    shows_token: AtomicBool,
 }
 
 /// An answer as it came.
@@ -95,7 +95,7 @@ impl Daemon {
             log.lines().map_while(Result::ok).for_each(|l| eprintln!("{l}"))
         });
         let directory = tempfile::tempdir().expect("a directory");
-        Self { child, address, instance, key, directory, shows_token: Cell::new(true) }
+        Self { child, address, instance, key, directory, shows_token: AtomicBool::new(true) }
     }
 
     /// Claims it.
@@ -181,7 +181,9 @@ impl Daemon {
         body: &[u8],
     ) -> TcpStream {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
-        if self.shows_token.get() && headers.iter().all(|(name, _)| *name != "X-Access-Token") {
+        if self.shows_token.load(Ordering::Relaxed)
+            && headers.iter().all(|(name, _)| *name != "X-Access-Token")
+        {
             head.push_str(TOKEN_LINE);
         }
         for (name, value) in headers {
@@ -258,7 +260,7 @@ impl Daemon {
 
     /// From now on requests show the access token only where a test says so.
     pub(crate) fn show_no_token(&self) {
-        self.shows_token.set(false);
+        self.shows_token.store(false, Ordering::Relaxed);
     }
 }
 

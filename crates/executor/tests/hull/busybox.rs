@@ -63,6 +63,7 @@ fn the_executor_needs_nothing_of_the_image() -> anyhow::Result<()> {
     wait_for("the daemon's health", Duration::from_secs(10), || {
         Ok(run(Command::new("curl").args(["-sf", "-o", "/dev/null", &health])).is_ok())
     })?;
+    super::rpc::claim(container.address, &authority)?;
     let request = json!({"process": {"cmd": "/bin/busybox", "args": ["true"]}});
     let finished = super::rpc::start(container.address, "root:", &request)?.finish()?;
     assert_eq!(finished.exit_code, 0);

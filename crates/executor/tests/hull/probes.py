@@ -1,8 +1,8 @@
 """Tries to break out of the hull; prints one line a probe: name, a tab, "ok" or the error's name.
 
-Runs as whoever starts it. Arguments: the secret written backwards, so that the probe does not find itself.
+Runs as whoever starts it; `probes.json` says what each may come to. Arguments: the secret written backwards, so that the probe does not find itself.
 """
-import ctypes, errno, mmap, os, signal, socket, struct, subprocess, sys, time
+import ctypes, errno, fcntl, mmap, os, signal, socket, struct, subprocess, sys, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -44,7 +44,10 @@ def in_child(name, action):
             code = error.errno
         os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    report(name, "ok" if code == 0 else errno.errorcode.get(code, str(code)))
+    if code < 0:
+        report(name, signal.Signals(-code).name)
+    else:
+        report(name, "ok" if code == 0 else errno.errorcode.get(code, str(code)))
 
 
 def command(name, *arguments):
@@ -248,6 +251,7 @@ write("irq-affinity", "/proc/irq/default_smp_affinity", b"3")
 write("sysrq", "/proc/sysrq-trigger", b"h")
 for file in ["kcore", "keys", "key-users", "kallsyms", "timer_list", "kmsg", "vmallocinfo", "slabinfo", "interrupts"]:
     read(f"read-{file}", f"/proc/{file}")
+probe("sys-firmware", lambda: ",".join(os.listdir("/sys/firmware")) or "empty")
 
 
 def writable(top):
@@ -299,6 +303,10 @@ probe("dev-fuse", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)))
 # network, scheduling, clock, engine
 probe("af_packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close())
 probe("raw-socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close())
+probe("af_vsock", lambda: socket.socket(40, socket.SOCK_STREAM, 0).close())
+probe("af_alg", lambda: socket.socket(38, socket.SOCK_SEQPACKET, 0).close())
+probe("socketpair-tipc", lambda: socket.socketpair(30, socket.SOCK_STREAM, 0) and None)
+probe("pipe-size", lambda: fcntl.fcntl(os.pipe()[1], 1031, 1 << 20) and None)
 write("oom-score", "/proc/self/oom_score_adj", b"-500")
 in_child("nice", lambda: os.nice(-5))
 probe("clock", lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()))

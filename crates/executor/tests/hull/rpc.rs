@@ -1,15 +1,20 @@
 //! Commands inside a sandbox, through the daemon.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sandyard_contract::daemon::DAEMON_PORT;
+use ed25519_dalek::Signer as _;
+use sandyard_contract::daemon::{
+    DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_PATH, INIT_SIGNATURE_HEADER, init_signing_input,
+};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
+use super::control::Authority;
 use super::docker::wait_for;
 use super::sandbox::Sandbox;
 
@@ -57,26 +62,51 @@ pub(super) struct Running {
     stream: BufReader<Box<dyn std::io::Read>>,
 }
 
-/// Calls `Process.Start` of the daemon at `address`.
-pub(super) fn start(
-    address: std::net::Ipv4Addr,
-    login: &str,
-    request: &Value,
-) -> anyhow::Result<Running> {
+/// The access token of every claimed daemon here.
+const TOKEN: &str = "tok";
+
+/// Connects to a daemon that may still be on its way up.
+pub(super) fn connect(address: Ipv4Addr) -> anyhow::Result<TcpStream> {
     let mut stream = None;
     wait_for("the daemon", Duration::from_secs(10), || {
         stream = TcpStream::connect((address, DAEMON_PORT)).ok();
         Ok(stream.is_some())
     })?;
-    let mut stream = stream.context("connected")?;
+    let stream = stream.context("connected")?;
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+    Ok(stream)
+}
+
+/// Makes the claim of the daemon at `address`.
+pub(super) fn claim(address: Ipv4Addr, authority: &Authority) -> anyhow::Result<()> {
+    let body = json!({"accessToken": TOKEN, "timestamp": "2026-01-01T00:00:00Z"}).to_string();
+    let hash = hex::encode(Sha256::digest(&body));
+    let input = init_signing_input(&authority.instance, body.len() as u64, &hash);
+    let signature = hex::encode(authority.key.sign(&input).to_bytes());
+    let mut stream = connect(address)?;
+    write!(
+        stream,
+        "POST {INIT_PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         {INIT_SIGNATURE_HEADER}: {signature}\r\n{INIT_BODY_HASH_HEADER}: {hash}\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    Ok(())
+}
+
+/// Calls `Process.Start` of the daemon at `address`, which has been claimed.
+pub(super) fn start(address: Ipv4Addr, login: &str, request: &Value) -> anyhow::Result<Running> {
+    let mut stream = connect(address)?;
     let message = request.to_string();
     let length = u32::try_from(message.len())?;
     write!(
         stream,
         "POST /process.Process/Start HTTP/1.1\r\nHost: {address}:{DAEMON_PORT}\r\n\
          Content-Type: application/connect+json\r\nConnect-Protocol-Version: 1\r\n\
-         Authorization: Basic {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+         X-Access-Token: {TOKEN}\r\nAuthorization: Basic {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         STANDARD.encode(login),
         message.len() + 5
     )?;

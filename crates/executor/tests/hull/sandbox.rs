@@ -11,6 +11,7 @@ use sandyard_types::{Access, Cache, Driver};
 
 use super::control::{Authority, Connection};
 use super::docker::{Container, Volume, bundle, image, name, wait_for};
+use super::rpc;
 use super::s3::{ACCESS_KEY, BUCKET, Minio, SECRET_KEY};
 
 /// A container with `init` and, in most tests, a mount.
@@ -31,6 +32,13 @@ impl Sandbox {
         Self::start_without_device(&all)
     }
 
+    /// The same without the claim of the daemon.
+    pub(super) fn start_unclaimed(options: &[&str]) -> anyhow::Result<Self> {
+        let mut all = vec!["--device", "/dev/fuse"];
+        all.extend_from_slice(options);
+        Self::make(bundle()?, &all)
+    }
+
     /// The same without /dev/fuse.
     pub(super) fn start_without_device(options: &[&str]) -> anyhow::Result<Self> {
         Self::start_from(bundle()?, options)
@@ -42,6 +50,12 @@ impl Sandbox {
     }
 
     fn start_from(bundle: Arc<Volume>, options: &[&str]) -> anyhow::Result<Self> {
+        let sandbox = Self::make(bundle, options)?;
+        rpc::claim(sandbox.container.address, &sandbox.authority)?;
+        Ok(sandbox)
+    }
+
+    fn make(bundle: Arc<Volume>, options: &[&str]) -> anyhow::Result<Self> {
         let store = Minio::shared()?;
         let authority = Authority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);

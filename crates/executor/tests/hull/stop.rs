@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::control::Authority;
 use super::docker::{Container, bundle, docker, halt, image, wait_for};
-use super::rpc::{Running, User, start};
+use super::rpc::{Running, User, claim, start};
 use super::sandbox::Sandbox;
 
 /// Takes TERM for a reason to finish its work: says that it was asked, tries to answer in the daemon's
@@ -74,6 +74,7 @@ fn without_workspace() -> anyhow::Result<(std::sync::Arc<super::docker::Volume>,
     let command = ["init", "--instance", authority.instance.as_str(), "--control-key", &key];
     let options = ["-v", &volume, "--user", "0:0", "--entrypoint", "/.sandyard/executor"];
     let container = Container::start(&options, &image(), &command)?;
+    claim(container.address, &authority)?;
     Ok((bundle, container))
 }
 
