@@ -13,6 +13,8 @@
 . "$ROOT/scripts/lib/clients.sh"
 # shellcheck source=scripts/lib/minio.sh
 . "$ROOT/scripts/lib/minio.sh"
+# shellcheck source=scripts/lib/remapped.sh
+. "$ROOT/scripts/lib/remapped.sh"
 # shellcheck source=scripts/lib/server.sh
 . "$ROOT/scripts/lib/server.sh"
 

@@ -159,8 +159,13 @@ class Server:
     def container(self, sandbox: Sandbox | str) -> str:
         """The name of a sandbox's container, which only the server's owner learns."""
         wanted = sandbox if isinstance(sandbox, str) else sandbox.sandbox_id
-        lines = self.command("ls").stdout.splitlines()
-        return next(line.split()[-1] for line in lines if line.startswith(wanted))
+        # Of all teams, while `ls` shows the first one's.
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(self.folder / "control.sock"))
+            control.sendall(b"instances\n")
+            lines = control.makefile().read().splitlines()
+        instances = dict(line.split(" ", 1) for line in lines)
+        return f"sandyard-{instances[wanted]}"
 
     def volumes(self) -> list[str]:
         """Names of this installation's volumes on the engine: caches of workspaces."""

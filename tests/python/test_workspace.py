@@ -161,7 +161,7 @@ def test_two_sandboxes_share_one_session(store: Store, session: str, new_sandbox
     until("the other sandbox sees the file", lambda: two.commands.run(read).stdout == "hello", limit=15)
 
 
-def test_a_fuse_program_that_dies_is_started_again(workspace: Sandbox) -> None:
+def test_a_fuse_program_that_dies_is_started_again(store: Store, workspace: Sandbox) -> None:
     workspace.files.write("/workspace/uploads/before", "kept")
     lines = docker("top", store.server.container(workspace), "-eo", "pid,comm").splitlines()[1:]
     drivers = [int(line.split()[0]) for line in lines if line.split()[1] == "s3fs"]

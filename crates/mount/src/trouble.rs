@@ -59,7 +59,8 @@ impl Trouble {
         match self {
             Self::Device => {
                 "the container cannot use /dev/fuse: load the kernel module (modprobe fuse) and \
-                 give the container the device"
+                 give the container the device; with userns-remap in the engine the host's node \
+                 must be open to others too (chmod 666 /dev/fuse)"
             }
             Self::Capability => {
                 "the kernel refused the mount: the container needs SYS_ADMIN, and on hosts with \

@@ -93,6 +93,23 @@ impl DockerRuntime {
         Ok(())
     }
 
+    /// Makes the volume again. The engine has made an empty one by itself, which has no label.
+    pub(crate) async fn renew_volume(&self, image: &str) -> Result<(), RuntimeError> {
+        {
+            let mut ready = self.volume_ready.lock().await;
+            *ready = false;
+            self.release_volume().await?;
+            let options = None::<RemoveVolumeOptions>;
+            match self.docker.remove_volume(&self.bundle.volume(), options).await {
+                Ok(()) => {}
+                // Another server has made it whole meanwhile.
+                Err(error) if is_conflict(&error) || is_not_found(&error) => {}
+                Err(error) => return Err(failed(&self.endpoint, "remove a volume", error)),
+            }
+        }
+        self.ensure_volume(image).await
+    }
+
     /// The name of the container that holds the volume for this installation.
     fn holder(&self) -> String {
         format!("sandyard-hold-{}", self.settings.installation)

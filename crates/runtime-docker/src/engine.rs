@@ -215,23 +215,34 @@ impl DockerRuntime {
         started.map_err(fail("start a container"))
     }
 
-    /// Mends what made the engine refuse a container, if it can be mended. True: it is worth another try.
-    async fn mend(&self, refusal: &str, image: &str) -> Result<bool, RuntimeError> {
+    /// What made the engine refuse a container, if that can be mended.
+    fn mendable(&self, refusal: &str) -> Option<Mendable> {
         if refusal.contains(container::IPV6_LOOPBACK) {
-            info!("the engine's kernel has no IPv6: sandboxes have no ::1");
-            return Ok(self.ipv6_loopback.swap(false, Ordering::Relaxed));
+            return self.ipv6_loopback.load(Ordering::Relaxed).then_some(Mendable::NoIpv6);
         }
         if refusal.contains("storage-opt") || refusal.contains("pquota") {
-            info!(refusal, "the engine's storage does not bound what a container writes");
-            return Ok(self.layer_size.swap(false, Ordering::Relaxed));
+            return self.layer_size.load(Ordering::Relaxed).then_some(Mendable::NoLayerSize);
         }
-        if refusal.contains(&format!("{MOUNT_POINT}/executor")) {
-            warn!("the executor's volume is gone or not whole: making it again");
-            *self.volume_ready.lock().await = false;
-            self.ensure_volume(image).await?;
-            return Ok(true);
+        // Of the executor in it, or of the folder for a cache's volume.
+        refusal.contains(MOUNT_POINT).then_some(Mendable::NoVolume)
+    }
+
+    async fn mend(&self, what: Mendable, image: &str) -> Result<(), RuntimeError> {
+        match what {
+            Mendable::NoIpv6 => {
+                info!("the engine's kernel has no IPv6: sandboxes have no ::1");
+                self.ipv6_loopback.store(false, Ordering::Relaxed);
+            }
+            Mendable::NoLayerSize => {
+                info!("the engine's storage does not bound what a container writes");
+                self.layer_size.store(false, Ordering::Relaxed);
+            }
+            Mendable::NoVolume => {
+                warn!("the executor's volume is gone or not whole: making it again");
+                self.renew_volume(image).await?;
+            }
         }
-        Ok(false)
+        Ok(())
     }
 
     async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
@@ -268,6 +279,17 @@ impl DockerRuntime {
             Err(RuntimeError::Failed { call: "remove a container", reason })
         })
     }
+}
+
+/// Why the engine refused a container, where another try can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mendable {
+    /// The engine's kernel has no IPv6.
+    NoIpv6,
+    /// Its storage does not bound the writable layer.
+    NoLayerSize,
+    /// Somebody removed the executor's volume.
+    NoVolume,
 }
 
 fn speaks_at_least(found: &str, oldest: &ClientVersion) -> bool {
@@ -318,11 +340,14 @@ impl Runtime for DockerRuntime {
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         let name = container_name(&spec.instance);
+        let mut mended = Vec::new();
         while let Err(error) = self.start(spec).await {
-            if !self.mend(&error.to_string(), &spec.template.image).await? {
-                return Err(error);
-            }
+            // Each is tried once: what comes again is something else.
+            let found = self.mendable(&error.to_string()).filter(|what| !mended.contains(what));
+            let Some(what) = found else { return Err(error) };
             self.delete(&spec.instance).await?;
+            self.mend(what, &spec.template.image).await?;
+            mended.push(what);
         }
         let found = self.docker.inspect_container(&name, None::<InspectContainerOptions>).await;
         let found = found.map_err(fail("inspect a container"))?;

@@ -118,3 +118,19 @@ fn workspace_error(error: StoreError) -> WorkspaceError {
         | StoreError::Panicked(_) => WorkspaceError::Failed(text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver of a sandbox that lives passes a 403 on to its programs, and tries again after a 503.
+    #[test]
+    fn a_key_is_not_unknown_before_the_scheduler_is_there() -> anyhow::Result<()> {
+        let secrets = Arc::new(Secrets::new([7; 32]));
+        let grants = SchedulerGrants::new(secrets.clone(), "sandyard".parse()?, true);
+        assert!(grants.grant(&secrets.sandbox_key(&"iabc".parse()?).id).is_none());
+        assert!(!grants.is_ready());
+        assert!(grants.grant(&secrets.owner_key().id).is_some());
+        Ok(())
+    }
+}

@@ -14,7 +14,8 @@ use anyhow::Context as _;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change,
+    mount_remount, unmount,
 };
 
 use super::log;
@@ -67,17 +68,24 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
     private_tmpfs(&format!("{ROOT}/mnt"), MountFlags::NODEV, c"mode=755,size=64k")?;
     private_bind("/proc", &format!("{ROOT}/proc"))?;
     etc()?;
-    match fs::remove_file("/dev/fuse") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context("failed to remove /dev/fuse from the image");
-        }
-        _ => {}
-    }
+    remove_device("/dev/fuse").context("failed to remove /dev/fuse from the image")?;
     let directory = |path: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         open(path, flags, Mode::empty()).with_context(|| format!("failed to open {path}"))
     };
     Ok(OwnRoot { image: directory("/")?, programs: directory(ROOT)?, disk_cache })
+}
+
+/// Takes a device node away. An engine that remaps users cannot make nodes, and mounts the host's.
+fn remove_device(path: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            unmount(path, UnmountFlags::DETACH)?;
+            fs::remove_file(path)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn private_tmpfs(path: &str, flags: MountFlags, data: &std::ffi::CStr) -> anyhow::Result<()> {

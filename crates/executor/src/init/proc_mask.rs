@@ -6,17 +6,23 @@ use anyhow::Context as _;
 use rustix::fs::{FileType, lstat};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
+    MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_move, mount_remount, unmount,
 };
 use sandyard_contract::boundary::{HIDDEN_PATHS, READ_ONLY_PATHS};
+
+use super::boot;
 
 const RESTRICTED: MountFlags =
     MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Replaces /proc in this mount namespace by one of this PID namespace.
+/// Replaces /proc in this mount namespace by one of this PID namespace. `init`'s own directory must be
+/// detached already.
 pub(super) fn replace() -> anyhow::Result<()> {
+    // Beside the old one, which has to be there for it where users are remapped: the kernel lets such a
+    // container mount only what it sees already.
+    mount("proc", boot::RUN, "proc", RESTRICTED, None).context("failed to mount a fresh /proc")?;
     unmount("/proc", UnmountFlags::DETACH).context("failed to detach the old /proc")?;
-    mount("proc", "/proc", "proc", RESTRICTED, None).context("failed to mount /proc")?;
+    mount_move(boot::RUN, "/proc").context("failed to put the fresh /proc in place")?;
     for path in READ_ONLY_PATHS {
         if exists(path)?.is_some() {
             mount_bind_recursive(path, path)

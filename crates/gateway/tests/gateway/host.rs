@@ -1,6 +1,7 @@
 //! A gateway on a port of its own, on either store, and the keys to it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,6 +113,12 @@ impl Host {
         let grant = Grant { secret: key.secret, owner, source: None, scopes };
         self.grants.all.lock().expect("lock").insert(key.id, grant);
         client
+    }
+
+    /// From now on the client's key is good from one address only.
+    pub(crate) fn bind_to(&self, client: &Client, source: IpAddr) {
+        let mut all = self.grants.all.lock().expect("lock");
+        all.get_mut(&client.id).expect("it has a key").source = Some(source);
     }
 
     pub(crate) fn revoke(&self, client: &Client) {

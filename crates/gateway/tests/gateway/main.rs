@@ -1,6 +1,7 @@
 //! The gateway over real HTTP with signed requests, on both back ends: the embedded store, and MinIO
 //! as the upstream. What needs MinIO looks for `minio` on the path and in `.sandyard/bin`.
 
+mod address;
 mod attacks;
 mod bodies;
 mod client;
