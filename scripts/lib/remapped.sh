@@ -21,6 +21,7 @@ with_remapped_engine() (
     exit "$code"
 )
 
+# shellcheck disable=SC2153 # FOLDER comes from the environment
 run_beside_engine() {
     local machine=${DOCKER_HOST:-unix:///var/run/docker.sock} code=0 engine
     ip link set lo up

@@ -51,7 +51,8 @@ async fn a_head_has_a_bound_and_a_body_has_none() -> anyhow::Result<()> {
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(64 << 10));
     // It may be closed while this is sent.
     let _ = stream.write_all(head.as_bytes()).await;
-    let closed = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new()));
+    let mut answer = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer));
     // A reset is an end too.
     let _ = closed.await?;
     let client = host.session("sessions/a/");
