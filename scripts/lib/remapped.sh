@@ -8,18 +8,28 @@ set -euo pipefail
 #
 # COMMAND finds the engine by DOCKER_HOST, and the base image on it.
 with_remapped_engine() (
-    trap - EXIT
     folder=$(mktemp -d /tmp/sandyard-remapped-XXXXXX)
+    # The engine's remapped root has to pass through it.
+    chmod 711 "$folder"
     # Users of containers are others than root here, and the node may be root's alone.
     mode=$(stat -c %a /dev/fuse)
+    trap leave_remapped_engine EXIT
     as_root chmod 666 /dev/fuse
     code=0
     as_root unshare --net --mount -- env FOLDER="$folder" BASE_IMAGE="$BASE_IMAGE:latest" \
         bash -euo pipefail -c "$(declare -f run_beside_engine); run_beside_engine \"\$@\"" - "$@" || code=$?
-    as_root chmod "$mode" /dev/fuse
-    as_root rm -rf "$folder"
     exit "$code"
 )
+
+# Also after an interrupt.
+leave_remapped_engine() {
+    local engine
+    if engine=$(as_root cat "$folder/pid" 2>/dev/null) && as_root kill "$engine" 2>/dev/null; then
+        while as_root kill -0 "$engine" 2>/dev/null; do sleep 0.1; done
+    fi
+    as_root chmod "$mode" /dev/fuse
+    as_root rm -rf "$folder"
+}
 
 # shellcheck disable=SC2153 # FOLDER comes from the environment
 run_beside_engine() {

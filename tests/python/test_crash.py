@@ -47,10 +47,10 @@ def post_create(server: Server) -> httpx.Response:
 CREATE_POINTS = {
     "before the container is created": (r"^POST .*/containers/create", True),
     "after the container is created": (r"^POST .*/containers/create", False),
-    "before the container is started": (r"^POST .*/containers/\w+/start", True),
-    "after the container is started": (r"^POST .*/containers/\w+/start", False),
+    "before the container is started": (r"^POST .*/containers/sandyard-\w+/start", True),
+    "after the container is started": (r"^POST .*/containers/sandyard-\w+/start", False),
     # The next thing after this answer is the claim: mounts and identity.
-    "when the claim begins": (r"^GET .*/containers/i\w+/json", False),
+    "when the claim begins": (r"^GET .*/containers/sandyard-\w+/json", False),
 }
 
 

@@ -112,7 +112,7 @@ def test_a_host_without_fuse_is_told_and_nothing_is_left(server: Server) -> None
 def test_doctor_finds_everything_here(server: Server) -> None:
     found = server.command("doctor")
     assert "everything a sandbox needs is there" in found.stdout
-    assert found.stdout.count("ok  ") == 7, found.stdout
+    assert found.stdout.count("ok  ") == 8, found.stdout
     limit = int(pathlib.Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     assert (f"{limit} at once, shared by all sandboxes" in found.stdout) == (limit < 1024)
 

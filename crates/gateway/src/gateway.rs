@@ -1,5 +1,6 @@
 //! The gateway as the server sees it.
 
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +8,13 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::service::S3ServiceBuilder;
-use sandyard_http::{Accepted, HeadLimited, HeadLimits, Quota, Requests, accept};
+use sandyard_http::{
+    Accepted, Admission, HeadLimited, HeadLimits, Quota, Requests, StrangerLimits, Strangers,
+    accept,
+};
 use sandyard_types::{BucketName, InvalidWorkspace, KeyPrefix, SandboxId};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
@@ -23,6 +28,14 @@ use crate::traffic::{Ledger, Traffic};
 
 /// How long a client may be silent between two requests.
 const IDLE: Duration = Duration::from_secs(75);
+
+/// How long a connection may be open before a request on it has proven whose it is.
+const UNPROVEN: Duration = Duration::from_secs(10);
+
+/// Connections of which nothing is proven: from one address, more than s3fs opens at once, and the share of all that
+/// they may have, as one part in so many. User code in a sandbox cannot prove anything.
+const UNPROVEN_FROM_ONE: usize = 32;
+const UNPROVEN_SHARE: usize = 4;
 
 /// What a client may send before its signature is checked: S3's own limit for a head is 8 KiB, and s3fs's heads have
 /// less than 2.
@@ -57,6 +70,10 @@ impl Gateway {
     /// sets the limit and drops the future when it is over. May run on several listeners at once.
     pub async fn serve(&self, listener: TcpListener, quota: Quota, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        // Each connection proves itself: user code and the mount of a sandbox have the same address.
+        let all = (quota.most() / UNPROVEN_SHARE).max(1);
+        let limits = StrangerLimits { from_one: UNPROVEN_FROM_ONE.min(all), all };
+        let strangers = Arc::new(Strangers::new(limits, 0));
         let report = |error: &_| warn!(%error, "the S3 gateway cannot accept a connection");
         loop {
             let accepted = tokio::select! {
@@ -65,7 +82,8 @@ impl Gateway {
                 Some(_) = connections.join_next() => continue,
             };
             let span = tracing::debug_span!("s3 connection", source = ?accepted.source);
-            let connection = connection(accepted, self.service(), stop.clone());
+            let connection =
+                connection(accepted, self.service(), Arc::clone(&strangers), stop.clone());
             connections.spawn(connection.instrument(span));
         }
         drop(listener);
@@ -149,9 +167,10 @@ fn marker_keys(
 async fn connection(
     accepted: Accepted<TcpStream>,
     service: GatewayService,
+    strangers: Arc<Strangers>,
     stop: CancellationToken,
 ) {
-    let Accepted { stream, source, place: _place } = accepted;
+    let Accepted { stream, source, slot: _slot } = accepted;
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot switch off Nagle's algorithm");
     }
@@ -159,10 +178,15 @@ async fn connection(
     http.timer(TokioTimer::new()).header_read_timeout(IDLE);
     let requests = Requests::default();
     let stream = HeadLimited::new(stream, HEADS, requests.clone());
-    let service = ConnectionService { gateway: service, requests, source };
+    let proven = Arc::new(Notify::new());
+    let service =
+        ConnectionService { gateway: service, requests, source, proven: Arc::clone(&proven) };
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = unproven(source, &strangers, &proven) => {
+            return debug!("an S3 connection was given up: nothing was proven on it");
+        }
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -170,6 +194,32 @@ async fn connection(
     };
     if let Err(error) = ended {
         debug!(%error, "an S3 connection broke");
+    }
+}
+
+/// Returns if the connection has to go because nothing was proven on it: in time, or while others want its place.
+async fn unproven(source: Option<IpAddr>, strangers: &Strangers, proven: &Notify) {
+    let Some(source) = source else { return std::future::pending().await };
+    let held = Held { strangers, admission: strangers.admit(source) };
+    tokio::select! {
+        biased;
+        () = proven.notified() => {}
+        () = held.admission.revoked() => return,
+        () = tokio::time::sleep(UNPROVEN) => return,
+    }
+    drop(held);
+    std::future::pending().await
+}
+
+/// A stranger's place, free again when this is dropped.
+struct Held<'a> {
+    strangers: &'a Strangers,
+    admission: Admission,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.strangers.forget(&self.admission);
     }
 }
 

@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use s3s::service::S3Service;
 use s3s::{Body, S3Error, s3_error};
 use sandyard_http::{Requests, UnderWay};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::grant::GrantOwner;
@@ -39,7 +40,7 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let s3 = self.s3.clone();
-        Box::pin(async move { Ok(handle(&s3, request, Origin::default()).await) })
+        Box::pin(async move { Ok(handle(&s3, request, RequestSource::default()).await) })
     }
 }
 
@@ -49,6 +50,7 @@ pub(crate) struct ConnectionService {
     pub(crate) gateway: GatewayService,
     pub(crate) requests: Requests,
     pub(crate) source: Option<IpAddr>,
+    pub(crate) proven: Arc<Notify>,
 }
 
 impl<B> hyper::service::Service<Request<B>> for ConnectionService
@@ -62,26 +64,36 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let s3 = self.gateway.s3.clone();
-        let origin = Origin { source: self.source, under_way: Some(self.requests.begin()) };
-        Box::pin(async move { Ok(handle(&s3, request, origin).await) })
+        let from = RequestSource {
+            address: self.source,
+            under_way: Some(self.requests.begin()),
+            proven: Some(Arc::clone(&self.proven)),
+        };
+        Box::pin(async move { Ok(handle(&s3, request, from).await) })
     }
 }
 
 /// The connection that a request came on.
 #[derive(Debug, Default)]
-struct Origin {
-    source: Option<IpAddr>,
+struct RequestSource {
+    address: Option<IpAddr>,
     under_way: Option<UnderWay>,
+    /// To be told when the request has proven whose it is.
+    proven: Option<Arc<Notify>>,
 }
 
-async fn handle<B>(s3: &S3Service, request: Request<B>, origin: Origin) -> Response<ResponseBody>
+async fn handle<B>(
+    s3: &S3Service,
+    request: Request<B>,
+    from: RequestSource,
+) -> Response<ResponseBody>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let started = Instant::now();
-    let passage = Arc::new(Passage::new(origin.source));
-    let under_way = origin.under_way;
+    let passage = Arc::new(Passage::new(from.address, from.proven));
+    let under_way = from.under_way;
     let (mut parts, body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let mut response = match check_form(&parts) {

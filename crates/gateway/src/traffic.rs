@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use s3s::StdError;
 use sandyard_http::UnderWay;
 use sandyard_types::SandboxId;
+use tokio::sync::Notify;
 
 use crate::grant::GrantOwner;
 
@@ -74,6 +75,7 @@ impl Ledger {
 #[derive(Debug, Default)]
 pub(crate) struct Passage {
     source: Option<IpAddr>,
+    proven: Option<Arc<Notify>>,
     caller: OnceLock<Caller>,
     received: AtomicU64,
 }
@@ -85,8 +87,9 @@ pub(crate) struct Caller {
 }
 
 impl Passage {
-    pub(crate) fn new(source: Option<IpAddr>) -> Self {
-        Self { source, ..Self::default() }
+    /// For a request from `source`; `proven` is told as soon as it is known whose it is.
+    pub(crate) fn new(source: Option<IpAddr>, proven: Option<Arc<Notify>>) -> Self {
+        Self { source, proven, ..Self::default() }
     }
 
     /// The address that the request came from, where that is known.
@@ -98,6 +101,9 @@ impl Passage {
     /// changes nothing.
     pub(crate) fn identify(&self, caller: Caller) {
         self.caller.get_or_init(|| caller);
+        if let Some(proven) = &self.proven {
+            proven.notify_one();
+        }
     }
 
     pub(crate) fn caller(&self) -> Option<&Caller> {

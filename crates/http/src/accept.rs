@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// How long to wait after an error. All errors of `accept` pass: the connection was gone already, or descriptors
 /// or memory ran out, and what is there meanwhile goes on.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections without a place are reported once in so long: each report is a line in a log, and they cost their
+/// sender nothing.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// What connections are taken from.
 pub trait Listener: Send + Sync {
@@ -52,6 +56,7 @@ pub struct Quota {
 struct Open {
     all: usize,
     by_source: HashMap<IpAddr, usize>,
+    reported: Option<Instant>,
 }
 
 impl Quota {
@@ -65,8 +70,13 @@ impl Quota {
         Self::new(most, usize::MAX)
     }
 
+    /// The bound on all connections together.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     /// A place for a connection from `source`; none if there are too many.
-    fn admit(&self, source: Option<IpAddr>) -> Option<Place> {
+    fn admit(&self, source: Option<IpAddr>) -> Option<QuotaSlot> {
         let mut open = lock(&self.open);
         if open.all >= self.most {
             return None;
@@ -79,18 +89,34 @@ impl Quota {
             *count += 1;
         }
         open.all += 1;
-        Some(Place { source, open: Arc::clone(&self.open) })
+        Some(QuotaSlot { source, open: Arc::clone(&self.open) })
+    }
+
+    /// What to report of a connection that got no place, if it is time for that.
+    fn refusal(&self, source: Option<IpAddr>) -> Option<io::Error> {
+        let mut open = lock(&self.open);
+        let now = Instant::now();
+        if open.reported.is_some_and(|reported| now < reported + REPORT_EVERY) {
+            return None;
+        }
+        open.reported = Some(now);
+        let source = source.map_or_else(|| "a client".to_owned(), |source| source.to_string());
+        let message = format!(
+            "one from {source} is too many: there are {} of at most {}, and at most {} from one address",
+            open.all, self.most, self.most_from_one
+        );
+        Some(io::Error::new(io::ErrorKind::QuotaExceeded, message))
     }
 }
 
 /// A connection's place in its quota, free again when this is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct QuotaSlot {
     source: Option<IpAddr>,
     open: Arc<Mutex<Open>>,
 }
 
-impl Drop for Place {
+impl Drop for QuotaSlot {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
         open.all -= 1;
@@ -117,7 +143,7 @@ pub struct Accepted<S> {
     /// Where it comes from; none where that means nothing.
     pub source: Option<IpAddr>,
     /// To be kept for as long as the connection is open.
-    pub place: Place,
+    pub slot: QuotaSlot,
 }
 
 /// The next connection that has a place; one that has none is closed at once. Waits out every error, and tells
@@ -130,8 +156,11 @@ pub async fn accept<L: Listener>(
     loop {
         match listener.accept_one().await {
             Ok((stream, source)) => {
-                if let Some(place) = quota.admit(source) {
-                    return Accepted { stream, source, place };
+                if let Some(slot) = quota.admit(source) {
+                    return Accepted { stream, source, slot };
+                }
+                if let Some(refusal) = quota.refusal(source) {
+                    report(&refusal);
                 }
             }
             Err(error) => {
@@ -211,10 +240,19 @@ mod tests {
         let held = accept(&listener, &quota, |_| {}).await;
         let mut refused = TcpStream::connect(address).await?;
         let mut byte = [0];
-        tokio::select! {
-            _ = accept(&listener, &quota, |_| {}) => panic!("there is no place"),
-            read = refused.read(&mut byte) => assert_eq!(read?, 0),
+        let reported = AtomicUsize::new(0);
+        for _ in 0..3 {
+            tokio::select! {
+                _ = accept(&listener, &quota, |error| {
+                    assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+                    reported.fetch_add(1, Ordering::Relaxed);
+                }) => panic!("there is no place"),
+                read = refused.read(&mut byte) => assert_eq!(read?, 0),
+            }
+            refused = TcpStream::connect(address).await?;
         }
+        assert_eq!(reported.load(Ordering::Relaxed), 1, "not for each");
+        drop(refused);
         drop(held);
         let _second = TcpStream::connect(address).await?;
         accept(&listener, &quota, |_| {}).await;

@@ -69,6 +69,11 @@ impl Bundle {
     }
 }
 
+/// What the executor's volumes are found by.
+pub(crate) fn volume_labels() -> HashMap<String, String> {
+    [(LABEL_ROLE.to_owned(), "executor".to_owned())].into()
+}
+
 impl DockerRuntime {
     /// Makes sure the volume is there and whole. `image` is any image the engine has: a container of
     /// it, never started, is the engine's way to reach a volume.
@@ -80,7 +85,7 @@ impl DockerRuntime {
         let volume = self.bundle.volume();
         let request = VolumeCreateRequest {
             name: Some(volume.clone()),
-            labels: Some([(LABEL_ROLE.to_owned(), "executor".to_owned())].into()),
+            labels: Some(volume_labels()),
             ..VolumeCreateRequest::default()
         };
         let fail = |call| move |error| failed(&self.endpoint, call, error);
@@ -93,7 +98,7 @@ impl DockerRuntime {
         Ok(())
     }
 
-    /// Makes the volume again. The engine has made an empty one by itself, which has no label.
+    /// Makes the volume again. The engine has made an empty one by itself.
     pub(crate) async fn renew_volume(&self, image: &str) -> Result<(), RuntimeError> {
         {
             let mut ready = self.volume_ready.lock().await;

@@ -13,7 +13,7 @@ use sandyard_contract::boundary::{HIDDEN_PATHS, READ_ONLY_PATHS};
 use sandyard_core::{ContainerSpec, Instance, Profile};
 use sandyard_types::{Cache, InstanceId};
 
-use crate::bundle::MOUNT_POINT;
+use crate::bundle::{MOUNT_POINT, volume_labels};
 use crate::engine::{DockerRuntime, LABEL_INSTANCE, LABEL_PROFILE, LABEL_TEMPLATE, profile_name};
 use crate::seccomp;
 
@@ -94,7 +94,8 @@ pub(crate) fn plan(
         source: Some(runtime.bundle.volume()),
         typ: Some(MountType::VOLUME),
         read_only: Some(true),
-        volume_options: Some(no_copy()),
+        // The engine makes a volume that is missing: it is to be found by its label all the same.
+        volume_options: Some(MountVolumeOptions { labels: Some(volume_labels()), ..no_copy() }),
         ..Mount::default()
     }];
     // None: the engine's own.
@@ -206,6 +207,15 @@ pub(crate) fn address(settings: Option<NetworkSettings>, network: &str) -> Optio
 
 fn on_network(endpoint: &EndpointSettings) -> Option<IpAddr> {
     endpoint.ip_address.as_deref()?.parse().ok()
+}
+
+/// A listed container's id and the name that it should have, if it has another.
+pub(crate) fn misnamed(summary: &ContainerSummary) -> Option<(&str, String)> {
+    let instance = summary.labels.as_ref()?.get(LABEL_INSTANCE)?.parse().ok()?;
+    let wanted = container_name(&instance);
+    let is_wanted = |name: &String| name.trim_start_matches('/') == wanted;
+    let names = summary.names.as_ref()?;
+    (!names.iter().any(is_wanted)).then_some((summary.id.as_deref()?, wanted))
 }
 
 /// A listed container as an instance; `None` for one that is none of ours after all.

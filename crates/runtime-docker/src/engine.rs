@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bollard::query_parameters::{
     CreateImageOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
 };
 use bollard::{ClientVersion, Docker};
 use futures::stream::BoxStream;
@@ -86,8 +87,9 @@ pub struct DockerRuntime {
     pub(crate) volume_ready: Mutex<bool>,
     /// Whether the engine's kernel is taken to have IPv6.
     ipv6_loopback: AtomicBool,
-    /// Whether the engine's storage is taken to bound the writable layer of a container.
+    /// Whether the engine's storage is taken to bound the writable layer of a container, and has done so once.
     layer_size: AtomicBool,
+    layer_size_proven: AtomicBool,
 }
 
 impl DockerRuntime {
@@ -145,6 +147,7 @@ impl DockerRuntime {
             volume_ready: Mutex::new(false),
             ipv6_loopback: AtomicBool::new(true),
             layer_size: AtomicBool::new(layer_size),
+            layer_size_proven: AtomicBool::new(false),
         })
     }
 
@@ -172,6 +175,15 @@ impl DockerRuntime {
     /// Whether sandboxes cannot reach each other on their network. False before [`Self::ensure_network`].
     pub fn isolates_sandboxes(&self) -> bool {
         self.network_facts.get().is_some_and(|found| found.isolated)
+    }
+
+    /// Whether sandboxes cannot reach each other on the network as it is now; `None` if it does not exist. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The engine's refusal.
+    pub async fn inspect_isolation(&self) -> Result<Option<bool>, RuntimeError> {
+        self.network.inspect_isolation(&self.docker, &self.endpoint).await
     }
 
     /// The name of the sandboxes' network.
@@ -211,6 +223,9 @@ impl DockerRuntime {
         let (options, body) = container::plan(self, spec, optional);
         let created = self.docker.create_container(Some(options), body).await;
         created.map_err(fail("create a container"))?;
+        if optional.layer_size {
+            self.layer_size_proven.store(true, Ordering::Relaxed);
+        }
         let started = self.docker.start_container(&container_name(&spec.instance), None).await;
         started.map_err(fail("start a container"))
     }
@@ -236,6 +251,7 @@ impl DockerRuntime {
             Mendable::NoLayerSize => {
                 info!("the engine's storage does not bound what a container writes");
                 self.layer_size.store(false, Ordering::Relaxed);
+                self.layer_size_proven.store(false, Ordering::Relaxed);
             }
             Mendable::NoVolume => {
                 warn!("the executor's volume is gone or not whole: making it again");
@@ -365,6 +381,22 @@ impl Runtime for DockerRuntime {
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.docker.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| failed(&self.endpoint, "list containers", error))?;
+        for (found, wanted) in listed.iter().filter_map(container::misnamed) {
+            // Of a version that named containers by sandbox. All calls go by name, so it would stay for ever.
+            info!(
+                container = found,
+                name = wanted,
+                "giving a container of an earlier version its name"
+            );
+            let options = RenameContainerOptionsBuilder::default().name(&wanted).build();
+            let renamed = self.docker.rename_container(found, options).await;
+            match renamed {
+                Err(error) if !is_not_found(&error) => {
+                    return Err(failed(&self.endpoint, "rename a container", error));
+                }
+                _ => {}
+            }
+        }
         let read = |summary| container::from_summary(summary, &self.network.name);
         Ok(listed.into_iter().filter_map(read).collect())
     }
@@ -415,7 +447,7 @@ impl Runtime for DockerRuntime {
     }
 
     fn bounds_disk(&self) -> bool {
-        self.layer_size.load(Ordering::Relaxed)
+        self.layer_size_proven.load(Ordering::Relaxed)
     }
 
     async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {

@@ -76,6 +76,19 @@ impl Network {
         Ok(NetworkFacts { gateway: gateways.filter_map(parse).find(IpAddr::is_ipv4), isolated })
     }
 
+    /// Whether its containers cannot reach each other; `None` if it does not exist.
+    pub(crate) async fn inspect_isolation(
+        &self,
+        docker: &Docker,
+        endpoint: &str,
+    ) -> Result<Option<bool>, RuntimeError> {
+        match docker.inspect_network(&self.name, None).await {
+            Ok(found) => Ok(Some(is_isolated(&found))),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(failed(endpoint, "find the sandboxes' network", error)),
+        }
+    }
+
     async fn create(
         docker: &Docker,
         settings: &DockerSettings,

@@ -71,14 +71,14 @@ pub async fn serve(listener: UnixListener, scheduler: Scheduler, downs: mpsc::Se
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            Accepted { stream, place, .. } = accept(&listener, &quota, report) => {
+            Accepted { stream, slot, .. } = accept(&listener, &quota, report) => {
                 let (scheduler, downs) = (scheduler.clone(), downs.clone());
                 connections.spawn(async move {
                     // Whoever only looks whether we are here closes at once; who says nothing is not waited for.
                     if let Err(error) = answer(stream, &scheduler, &downs).await {
                         debug!(%error, "a connection to the control socket that asked for nothing");
                     }
-                    drop(place);
+                    drop(slot);
                 });
             }
             Some(ended) = connections.join_next() => {

@@ -118,6 +118,11 @@ impl DataDir {
         }
     }
 
+    /// Whether a server has used the folder.
+    pub fn is_installed(&self) -> bool {
+        self.path.join("installation").exists()
+    }
+
     /// The installation's id, made at the first call.
     ///
     /// # Errors

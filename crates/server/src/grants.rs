@@ -50,7 +50,7 @@ impl GrantSource for SchedulerGrants {
                 let workspace = self.scheduler.get()?.workspace(sandbox)?;
                 // Before its container has an address nothing can use the key.
                 let from = workspace.from?;
-                let scopes = workspace.mounts.mounts.iter().map(|mount| Scope {
+                let scopes = workspace.spec.mounts.iter().map(|mount| Scope {
                     bucket: mount.bucket.clone(),
                     prefix: Some(mount.prefix.clone()),
                     access: mount.access,

@@ -1,5 +1,6 @@
 //! Watching what sandboxes write: each has a limit, and the engine's disk keeps a part of itself free.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -8,12 +9,15 @@ use tracing::{info, warn};
 
 use super::task::Request;
 use super::{Scheduler, State};
-use crate::DiskSpace;
 
 /// The part of the engine's disk that is kept free, as one of so many.
 const KEPT_FREE: u64 = 20;
 
-/// A sandbox that wrote less than this is not ended to make room: it would gain nothing.
+/// What sandboxes have written is remembered while less than this part of the disk is free, as one of so many: who
+/// fills the rest is seen by what it adds.
+const FILLING: u64 = 10;
+
+/// A sandbox that has added less than this is not ended to make room: it would gain nothing.
 const WORTH_ENDING: u64 = 64 << 20;
 
 /// What looking costs is bounded to one part of the time in so many.
@@ -24,57 +28,85 @@ struct Writer {
     id: SandboxId,
     limit: u64,
     written: u64,
+    /// Of that, since the disk was last not full.
+    added: u64,
+}
+
+/// What is remembered from one look to the next.
+#[derive(Default)]
+struct Seen {
+    /// What each container had written when the disk was last not full.
+    written: HashMap<InstanceId, u64>,
+    /// The sandbox that was ended to make room.
+    ended: Option<SandboxId>,
 }
 
 impl Scheduler {
-    /// Ends sandboxes that have written more than their template allows, and, while the engine's disk is nearly
-    /// full, the one that has written most; then creates are refused too. Runs until dropped.
+    /// Ends sandboxes that have written more than their template allows. While the engine's disk is nearly full,
+    /// creates are refused, and the sandbox that has added most beside its workspace is ended, one at a time. Runs
+    /// until dropped.
     pub async fn watch_disk(&self) {
+        let mut seen = Seen::default();
         let mut pause = self.limits().disk_watch;
         loop {
             tokio::time::sleep(pause).await;
             let begun = Instant::now();
-            self.look_at_disk().await;
+            self.look_at_disk(&mut seen).await;
             pause = self.limits().disk_watch.max(begun.elapsed() * SHARE_OF_TIME);
         }
     }
 
-    async fn look_at_disk(&self) {
+    async fn look_at_disk(&self, seen: &mut Seen) {
         let runtime = &self.shared.parts.runtime;
         let space = runtime.disk_space();
-        let full = space.is_some_and(|space| is_full(&space));
+        let has_less_than = |part: u64| space.is_some_and(|s| s.free < s.total / part);
+        let full = has_less_than(KEPT_FREE);
         if self.shared.disk_is_full.swap(full, Ordering::Relaxed) != full {
             match full {
                 true => warn!(?space, "the disk is nearly full: no more sandboxes are made"),
                 false => info!(?space, "the disk has room again"),
             }
         }
-        if !full && runtime.bounds_disk() {
+        if !has_less_than(FILLING) && runtime.bounds_disk() {
+            seen.written.clear();
             return;
         }
-        let writers = match runtime.disk_usage().await {
-            Ok(usage) => self.writers(&usage),
+        let usage = match runtime.disk_usage().await {
+            Ok(usage) => usage,
             Err(error) => return warn!(%error, "cannot see what sandboxes have written"),
         };
+        if !full {
+            seen.written = usage.iter().cloned().collect();
+        }
+        let writers = self.writers(&usage, &seen.written);
         for writer in writers.iter().filter(|writer| writer.written > writer.limit) {
             let (written, limit) = (writer.written >> 20, writer.limit >> 20);
             let what =
                 format!("it has written {written} MiB on the disk; its limit is {limit} MiB");
             self.end_exceeding(&writer.id, what).await;
         }
+        // Its room is there only when its container is gone.
+        let ending = seen.ended.as_ref().is_some_and(|id| self.shared.entries().contains_key(id));
+        if !full || ending {
+            return;
+        }
         let within = writers.iter().filter(|writer| writer.written <= writer.limit);
-        if let Some(most) = within.max_by_key(|writer| writer.written).filter(|_| full)
-            && most.written >= WORTH_ENDING
+        if let Some(most) = within.max_by_key(|writer| writer.added)
+            && most.added >= WORTH_ENDING
         {
-            let what = format!(
-                "the disk is nearly full, and it has written most of all, {} MiB",
-                most.written >> 20
-            );
+            let added = most.added >> 20;
+            let what =
+                format!("the disk is nearly full, and it has added most of all, {added} MiB");
             self.end_exceeding(&most.id, what).await;
+            seen.ended = Some(most.id.clone());
         }
     }
 
-    fn writers(&self, usage: &[(InstanceId, u64)]) -> Vec<Writer> {
+    fn writers(
+        &self,
+        usage: &[(InstanceId, u64)],
+        before: &HashMap<InstanceId, u64>,
+    ) -> Vec<Writer> {
         let entries = self.shared.entries();
         let writer = |(id, entry): (&SandboxId, &super::Entry)| {
             let sandbox = entry.live.as_ref()?.view.borrow().clone();
@@ -84,6 +116,7 @@ impl Scheduler {
                 id: id.clone(),
                 limit,
                 written: *written,
+                added: written.saturating_sub(before.get(&entry.instance).copied().unwrap_or(0)),
             })
         };
         entries.iter().filter_map(writer).collect()
@@ -95,8 +128,4 @@ impl Scheduler {
             let _ = live.requests.send(Request::Exceeded(what)).await;
         }
     }
-}
-
-fn is_full(space: &DiskSpace) -> bool {
-    space.free < space.total / KEPT_FREE
 }

@@ -124,7 +124,7 @@ impl Sandbox {
 #[derive(Clone, Debug)]
 pub struct ReachableWorkspace {
     /// What is mounted in it.
-    pub mounts: Arc<WorkspaceSpec>,
+    pub spec: Arc<WorkspaceSpec>,
     /// Its container's address; `None` while that does not exist.
     pub from: Option<IpAddr>,
 }
@@ -412,12 +412,17 @@ impl Scheduler {
         (sandbox.state != State::Killing).then_some(sandbox)
     }
 
+    /// Whether the address belongs to a sandbox of any team, also to one that is still made or ended.
+    pub fn is_sandbox(&self, address: IpAddr) -> bool {
+        self.shared.entries().values().any(|entry| entry.address == Some(address))
+    }
+
     /// What a sandbox may reach of the object store, for the gateway. Known from before the container
     /// exists until after it is gone: a key must outlive its mount.
     pub fn workspace(&self, id: &SandboxId) -> Option<ReachableWorkspace> {
         let entries = self.shared.entries();
         let entry = entries.get(id)?;
-        Some(ReachableWorkspace { mounts: entry.workspace.clone()?, from: entry.address })
+        Some(ReachableWorkspace { spec: entry.workspace.clone()?, from: entry.address })
     }
 
     async fn ask<T>(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ed25519_dalek::Signature;
 use http_body_util::{BodyExt as _, Limited};
@@ -50,10 +51,12 @@ async fn init(
     let (head, body) = request.into_parts();
     let body = read_signed(&daemon.identity, &head.headers, body).await?;
     // Only who has signed comes this far, so that nobody else keeps the server waiting.
-    let Ok(_one_at_a_time) = daemon.claiming.try_lock() else {
+    if daemon.claiming.swap(true, Ordering::Acquire) {
         let message = "another call to /init is being carried out".to_owned();
         return Err((StatusCode::SERVICE_UNAVAILABLE, message));
-    };
+    }
+    // Once it is claimed, whoever asks again is answered without a change.
+    let _claiming = ClaimInProgress(&daemon.claiming);
     let bad = |message: String| (StatusCode::BAD_REQUEST, message);
     let body: InitBody = serde_json::from_slice(&body)
         .map_err(|error| bad(format!("failed to read the settings: {error}")))?;
@@ -76,6 +79,15 @@ async fn init(
         let message = format!("failed to write to {IDENTITY_FILES}: {error}");
         (StatusCode::BAD_REQUEST, message)
     })
+}
+
+/// Marks that a claim is carried out; dropped with it, also if its client leaves.
+struct ClaimInProgress<'a>(&'a AtomicBool);
+
+impl Drop for ClaimInProgress<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// The body, of which nothing is read before the signature over its length and hash was checked.

@@ -24,16 +24,17 @@ mod router;
 mod server;
 mod settings;
 mod signals;
-mod strangers;
 mod tasks;
 mod trusted;
 mod tunnel;
 
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use rustix::process::DumpableBehavior;
+use sandyard_http::Strangers;
 use tokio::sync::watch;
 
 use args::{Args, Identity};
@@ -41,7 +42,6 @@ use filesystem::Watchers;
 use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
-use strangers::Strangers;
 use tasks::Tasks;
 
 pub(crate) use signals::GRACE;
@@ -60,7 +60,7 @@ struct Daemon {
     /// Turns true with the claim.
     claimed: watch::Sender<bool>,
     /// Held while a call to `/init` is looked at: one at a time.
-    claiming: tokio::sync::Mutex<()>,
+    claiming: AtomicBool,
     strangers: Strangers,
     processes: ProcessTable,
     watchers: Watchers,
@@ -104,8 +104,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         identity: args.identity,
         settings: Mutex::default(),
         claimed: watch::Sender::new(false),
-        claiming: tokio::sync::Mutex::default(),
-        strangers: Strangers::default(),
+        claiming: AtomicBool::new(false),
+        strangers: Strangers::new(server::STRANGERS, server::TRUSTED_ADDRESSES),
         processes: ProcessTable::default(),
         watchers: Watchers::default(),
         cpu: Mutex::new(CpuMeter::start()),

@@ -13,11 +13,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, shutdown};
-use sandyard_http::{MAX_HEADERS, Socket};
+use sandyard_http::{Admission, MAX_HEADERS, Socket, StrangerLimits};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::strangers::Admission;
 use super::{Daemon, log, router};
 
 /// How long a connection without a request stays, longer than any proxy in front keeps it.
@@ -31,6 +30,11 @@ const UNCLAIMED_IDLE: Duration = Duration::from_secs(2);
 
 /// The longest head of a stranger's request, in bytes, which is also the memory that it can take.
 const STRANGER_HEAD: usize = 32 << 10;
+
+/// Connections on which nobody has shown a token. Whoever shows one comes from the server's address, through whose
+/// proxy all clients come, or from a program inside; the server has one address at a time.
+pub(super) const STRANGERS: StrangerLimits = StrangerLimits { from_one: 8, all: 64 };
+pub(super) const TRUSTED_ADDRESSES: usize = 16;
 
 /// How long to wait before accepting again when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -1,8 +1,8 @@
 //! The control port: connections, nonces, signatures (design 6.1 (8)). It never waits for a peer, and
 //! holds a bounded amount for each. Whoever has not shown a valid call is a stranger: a stranger gets a
-//! second and few connections, and never takes the place of another address.
+//! second and few connections. The address of a valid call is trusted from then on: it is the server's,
+//! and no stranger takes the place of its connections.
 
-use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,16 +16,20 @@ use sandyard_contract::control::{
     CONTROL_PORT, Call, Failure, FailureKind, Hello, MAX_CALL_BYTES, MAX_LINE_BYTES, Reply,
     SIGNED_CALL_LIMIT, SignedCall, signing_input,
 };
+use sandyard_http::{StrangerLimits, TrustedAddresses};
 use sandyard_types::InstanceId;
 use serde::Serialize;
 
 use super::args::Args;
 use super::log;
 
-/// Connections of strangers held at a time, all together and from one address. With
-/// [`MAX_CALL_BYTES`] they bound the memory of `init`, whose margin is small.
-const MOST_STRANGERS: usize = 32;
-const MOST_FROM_ONE: usize = 4;
+/// Connections held at a time on which no valid call came: from addresses that are not trusted, and from those
+/// that are. With [`MAX_CALL_BYTES`] they bound the memory of `init`, whose margin is small.
+const STRANGERS: StrangerLimits = StrangerLimits { from_one: 4, all: 32 };
+const TRUSTED: StrangerLimits = StrangerLimits { from_one: 16, all: 32 };
+
+/// A server has one address at a time.
+const TRUSTED_ADDRESSES: usize = 4;
 
 /// Connections that wait to be taken; more than a flood brings between two turns of the loop.
 const BACKLOG: i32 = 4096;
@@ -39,6 +43,7 @@ pub(super) struct Control {
     listener: TcpListener,
     connections: Vec<Connection>,
     issued: u64,
+    trusted: TrustedAddresses,
     instance: InstanceId,
     key: VerifyingKey,
 }
@@ -72,6 +77,7 @@ impl Control {
             listener,
             connections: Vec::new(),
             issued: 0,
+            trusted: TrustedAddresses::new(TRUSTED_ADDRESSES),
             instance: args.instance.clone(),
             key: args.control_key,
         })
@@ -129,23 +135,21 @@ impl Control {
         self.greet(id);
     }
 
-    /// Lets a stranger's connection go if there are too many: one from `source` itself if that has its
-    /// share, else the oldest from whichever address has most.
+    /// Lets a connection without a valid call go if there are too many, of a trusted address only for another of
+    /// such an address.
     fn make_room(&mut self, source: IpAddr) {
-        let strangers = || self.connections.iter().filter(|c| !c.authenticated);
-        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-        for stranger in strangers() {
-            *counts.entry(stranger.source).or_default() += 1;
-        }
-        let full = strangers().count() >= MOST_STRANGERS;
-        let most = counts.values().copied().max().unwrap_or(0);
-        let goes = |c: &&Connection| match counts.get(&source) {
-            Some(count) if *count >= MOST_FROM_ONE => c.source == source,
-            _ => full && counts.get(&c.source) == Some(&most),
-        };
+        let trusted = self.trusted.contains(source);
+        let limits = if trusted { TRUSTED } else { STRANGERS };
         // They are in the order in which they came.
-        if let Some(id) = strangers().find(goes).map(|c| c.id) {
-            self.close(id);
+        let rivals: Vec<(ConnectionId, IpAddr)> = self
+            .connections
+            .iter()
+            .filter(|c| !c.authenticated && self.trusted.contains(c.source) == trusted)
+            .map(|c| (c.id, c.source))
+            .collect();
+        let sources: Vec<IpAddr> = rivals.iter().map(|(_, source)| *source).collect();
+        if let Some(index) = limits.surplus(&sources, source) {
+            self.close(rivals[index].0);
         }
     }
 
@@ -192,6 +196,7 @@ impl Control {
         match verify(&self.key, &self.instance, &nonce, &line) {
             Ok(call) => {
                 connection.authenticated = true;
+                self.trusted.insert(connection.source);
                 Some(call)
             }
             Err(failure) => {

@@ -26,6 +26,9 @@ use crate::checksum::Expected;
 const INLINE_LIMIT: usize = 16 * 1024;
 /// A body is handed to the disk in pieces of about this size.
 const WRITE_SIZE: usize = 1024 * 1024;
+/// The part of the disk that writers leave free, as one of so many. Less than what keeps sandboxes from being made
+/// and layers from growing: what is in the store already is to stay usable, and the index able to grow.
+const KEPT_FREE: u64 = 50;
 /// And read from it in pieces of this size.
 const READ_SIZE: u64 = 256 * 1024;
 
@@ -138,6 +141,15 @@ impl Files {
         }
     }
 
+    /// Refuses to take in more while the disk is nearly full.
+    fn ensure_room(&self) -> io::Result<()> {
+        let disk = rustix::fs::statvfs(&*self.root)?;
+        if disk.f_bavail < disk.f_blocks / KEPT_FREE {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
     fn create(&self) -> io::Result<(File, Draft)> {
         let mut id = [0u8; 16];
         getrandom::fill(&mut id).map_err(|error| io::Error::other(error.to_string()))?;
@@ -156,6 +168,7 @@ impl Files {
         mut expected: Expected,
         inline: bool,
     ) -> S3Result<Received> {
+        self.ensure_room().map_err(disk)?;
         let mut sink = Sink { files: self.clone(), state: SinkState::Memory };
         let mut piece = Vec::new();
         let (mut gathered, mut size) = (0, 0u64);
@@ -168,6 +181,7 @@ impl Files {
                 gathered += chunk.len();
                 piece.push(chunk);
                 if gathered >= WRITE_SIZE {
+                    self.ensure_room().map_err(disk)?;
                     md5 = sink.write(std::mem::take(&mut piece), md5).await?;
                     gathered = 0;
                 }
@@ -227,7 +241,7 @@ fn broken_body(error: s3s::StdError) -> S3Error {
 
 pub(super) fn disk(error: io::Error) -> S3Error {
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-        return s3_error!(error, InternalError, "the server's disk is full");
+        return s3_error!(error, InternalError, "the disk of the object store is full");
     }
     S3Error::internal_error(error)
 }

@@ -9,10 +9,6 @@ use sandyard_core::{Sandbox, State};
 
 use super::App;
 
-/// What is reported as a sandbox's disk, in MiB. A container shares the engine's disk and has no limit of
-/// its own; clients show the number and compute with it, so it is not zero.
-const NOMINAL_DISK_MIB: u32 = 10 * 1024;
-
 /// State as clients see it (control-plane 3.2); `None` for what they no longer see.
 pub(super) fn visible(state: State) -> Option<VisibleState> {
     match state {
@@ -49,7 +45,7 @@ pub(super) fn listed_body(sandbox: &Sandbox) -> Option<ListedSandboxBody> {
         end_at: sandbox.end_at,
         cpu_count: sandbox.template.cpu_count,
         memory_mb: sandbox.template.memory_mib,
-        disk_size_mb: NOMINAL_DISK_MIB,
+        disk_size_mb: sandbox.template.disk_mib,
         state: visible(sandbox.state)?,
         metadata: (!sandbox.metadata.is_empty()).then(|| (*sandbox.metadata).clone()),
         volume_mounts: Vec::new(),

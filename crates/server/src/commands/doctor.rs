@@ -64,7 +64,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         let _lock = data.lock()?;
         match Installation::start(&trial, data, &ConnectionBudget::raise()?).await {
             Ok(installation) => {
-                report.step("sandboxes apart from each other", isolation(&installation));
+                let apart = isolation(config, &installation).await;
+                report.step("sandboxes apart from each other", apart);
                 report.step("a container", create(&installation, false).await);
                 report.step(
                     "a container with a mounted workspace",
@@ -114,12 +115,21 @@ impl Report {
     }
 }
 
-fn isolation(installation: &Installation) -> anyhow::Result<String> {
-    let runtime = &installation.runtime;
-    if runtime.isolates_sandboxes() {
-        return Ok("they do not reach each other's addresses".to_owned());
+/// Of a network made now, and of the one that the data folder's own server has, which may be older.
+async fn isolation(config: &Config, trial: &Installation) -> anyhow::Result<String> {
+    let reach =
+        |name: &str| format!("on the network '{name}' they reach each other: {ISOLATION_ADVICE}");
+    if !trial.runtime.isolates_sandboxes() {
+        bail!(reach(trial.runtime.network_name()));
     }
-    bail!("on the network '{}' they reach each other: {ISOLATION_ADVICE}", runtime.network_name())
+    let own = DataDir::open(&config.data_dir)?;
+    if own.is_installed() {
+        let runtime = connect(config, &own).await?;
+        if runtime.inspect_isolation().await? == Some(false) {
+            bail!(reach(runtime.network_name()));
+        }
+    }
+    Ok("they do not reach each other's addresses".to_owned())
 }
 
 /// The engine may be elsewhere: its own host is what counts, and the trial container shows that.

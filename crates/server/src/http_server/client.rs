@@ -1,6 +1,7 @@
 //! The connection to a client: how it is set up, and what is known of its end.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -16,12 +17,15 @@ const PROBES: u32 = 6;
 
 /// One client. All clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Client(Socket);
+pub(crate) struct Client {
+    socket: Socket,
+    source: Option<IpAddr>,
+}
 
 impl Client {
     /// # Errors
     /// If the connection has ended already.
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, source: Option<IpAddr>) -> io::Result<Self> {
         // Answers are small and waited for.
         stream.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new()
@@ -29,13 +33,18 @@ impl Client {
             .with_interval(PROBE_INTERVAL)
             .with_retries(PROBES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(Self(Socket::new(stream)))
+        Ok(Self { socket: Socket::new(stream), source })
+    }
+
+    /// Where it connects from; none where that means nothing.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source
     }
 }
 
 impl Deref for Client {
     type Target = Socket;
     fn deref(&self) -> &Socket {
-        &self.0
+        &self.socket
     }
 }

@@ -51,13 +51,13 @@ pub(crate) async fn accept<F>(
             () = stop.cancelled() => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             accepted = sandyard_http::accept(&listener, &quota, report) => {
-                let Accepted { stream, place, .. } = accepted;
-                match Client::new(stream) {
+                let Accepted { stream, source, slot } = accepted;
+                match Client::new(stream, source) {
                     Ok(client) => {
                         let served = serve(client);
                         connections.spawn(async move {
                             served.await;
-                            drop(place);
+                            drop(slot);
                         });
                     }
                     Err(error) => debug!(%error, "a connection was gone before it began"),
@@ -150,7 +150,7 @@ mod tests {
         for said in ["GET / HTTP/1.1\r\nHo", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
             let mut slow = TcpStream::connect(listener.local_addr()?).await?;
             slow.write_all(said.as_bytes()).await?;
-            let client = Client::new(listener.accept().await?.0)?;
+            let client = Client::new(listener.accept().await?.0, None)?;
             let begun = tokio::time::Instant::now();
             let service =
                 service_fn(async |_| Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())));

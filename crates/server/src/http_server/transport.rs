@@ -140,7 +140,7 @@ mod tests {
         for said in [&b""[..], &[TLS_HANDSHAKE], &[TLS_HANDSHAKE, 3, 1, 2, 0]] {
             let mut stalled = TcpStream::connect(listener.local_addr()?).await?;
             stalled.write_all(said).await?;
-            let client = Client::new(listener.accept().await?.0)?;
+            let client = Client::new(listener.accept().await?.0, None)?;
             let failure = Transport::either(&client, &tls).await.err().map(|e| e.kind());
             assert_eq!(failure, Some(ErrorKind::TimedOut), "{said:?}");
         }

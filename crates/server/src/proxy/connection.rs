@@ -1,6 +1,7 @@
 //! One client connection, and what goes on beside its requests.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -67,6 +68,8 @@ impl Front {
 pub(super) struct Scope {
     pub(super) work: Work,
     pub(super) services: Http2Services,
+    /// Where the client connects from.
+    pub(super) source: Option<IpAddr>,
 }
 
 /// Serves one connection until it ends, with all that it was upgraded to.
@@ -85,7 +88,8 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
         }
     };
     let (work, mut left) = mpsc::channel(WAITING);
-    let scope = Arc::new(Scope { work, services: Http2Services::default() });
+    let scope =
+        Arc::new(Scope { work, services: Http2Services::default(), source: client.source() });
     let service = {
         let client = client.clone();
         service_fn(move |request| {

@@ -166,6 +166,8 @@ impl Proxy {
         prepare_request(request.headers_mut(), upgrade.as_ref());
         if target.port == DAEMON_PORT
             && let Some(token) = &route.access_token
+            // Code in a sandbox is not that sandbox's client: it would be root by its daemon, sudo or not.
+            && !scope.source.is_some_and(|source| self.routes.is_sandbox(source))
         {
             put_access_token(request.headers_mut(), token);
         }

@@ -46,7 +46,7 @@ pub struct Route {
     /// What the daemon's control routes demand.
     pub control_token: Secret,
     /// The daemon's access token, where the sandbox's client asked for a sandbox without one: the daemon demands it
-    /// all the same, and the proxy adds it.
+    /// all the same, and the proxy adds it for everybody but sandboxes.
     pub access_token: Option<Secret>,
     /// What other ports than the daemon's demand of clients, if they are not public.
     pub traffic_token: Option<Secret>,
@@ -71,6 +71,9 @@ pub struct Port {
 pub trait Routes: Send + Sync + 'static {
     /// The way to a sandbox; `None` if it is unknown, ended or ending.
     fn route(&self, id: &SandboxId) -> Option<Route>;
+
+    /// Whether a sandbox, of any team, has this address.
+    fn is_sandbox(&self, address: IpAddr) -> bool;
 
     /// The access tokens of all sandboxes that have one: a signed URL without host or headers can only be
     /// told by its signature (control-plane 5.4).

@@ -1,5 +1,6 @@
 //! The proxy's view of the scheduler.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -39,6 +40,10 @@ impl Routes for SchedulerRoutes {
             traffic_token: (!sandbox.is_public()).then(|| self.tokens.traffic_access_token(id)),
             host_mask: sandbox.network.as_ref().and_then(|n| n.mask_request_host.clone()),
         })
+    }
+
+    fn is_sandbox(&self, address: IpAddr) -> bool {
+        self.scheduler.is_sandbox(address)
     }
 
     async fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)> {
