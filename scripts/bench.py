@@ -299,12 +299,16 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
     # Last: what it leaves behind is part of what it costs.
     before = resident_mib([server])
     table.bound(f"server resident after {UNFINISHED} unfinished heads at the gateway, more than before", "MiB",
-                max(0.0, unfinished_heads_mib(server) - before), 32)
+                max(0.0, unfinished_heads_mib(server, arguments.folder) - before), 32)
 
 
-def unfinished_heads_mib(server: int) -> float:
-    """What the server holds once clients that never finish their requests have gone again."""
-    gateway = urllib.parse.urlsplit(os.environ["SANDYARD_S3_ENDPOINT"])
+def unfinished_heads_mib(server: int, folder: str) -> float:
+    """The most that the server holds for clients that never finish their requests, and when they have gone again."""
+    data = pathlib.Path(folder)
+    network = f"sandyard-{(data / 'installation').read_text().strip()}"
+    host = subprocess.run(["docker", "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", network],
+                          check=True, capture_output=True, text=True).stdout.strip()
+    port = int((data / "gateway.port").read_text())
     head = b"GET / HTTP/1.1\r\nHost: x\r\nX-Padding: " + b"x" * 400_000
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
@@ -312,17 +316,27 @@ def unfinished_heads_mib(server: int) -> float:
     for number in range(UNFINISHED):
         # From many addresses, as many sandboxes would: one address has few connections.
         source = f"127.0.{1 + number // 250}.{1 + number % 250}"
-        client = socket.create_connection((gateway.hostname, gateway.port), 5, (source, 0))
+        client = socket.create_connection((host, port), 5, (source, 0))
         client.setblocking(False)
         with contextlib.suppress(OSError):
             client.send(head)
         held.append(client)
     most = resident_mib([server])
+    print(f"# {sum(map(is_open, held))} of {UNFINISHED} clients with unfinished heads were kept at once", file=sys.stderr)
     for client in held:
         client.close()
     # Nothing tells when the server has seen the last of them go.
     time.sleep(2)
     return max(most, resident_mib([server]))
+
+
+def is_open(client: socket.socket) -> bool:
+    try:
+        return client.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def groups(text: str) -> list[str]:

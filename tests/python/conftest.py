@@ -84,6 +84,8 @@ class Minio:
 class Server:
     """A real `sandyard up` on free ports, with a data folder of its own."""
 
+    listen = {"api": "127.0.0.1:0", "proxy": "127.0.0.1:0", "gateway": "127.0.0.1:0"}
+
     def __init__(self, folder: pathlib.Path, settings: dict[str, str] | None = None,
                  arguments: tuple[str, ...] = ()) -> None:
         self.folder = folder
@@ -107,8 +109,8 @@ class Server:
         assert (BIN / "sandyard").exists(), "no server program: scripts/setup builds it"
         (self.folder / "server.json").unlink(missing_ok=True)
         arguments = ["up", "--data-dir", str(self.folder), *self.arguments]
-        for listener in ("api", "proxy", "gateway"):
-            arguments += [f"--{listener}-listen", "127.0.0.1:0"]
+        for listener, address in self.listen.items():
+            arguments += [f"--{listener}-listen", address]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([BIN / "sandyard", *arguments], stdout=log, stderr=log,
                                             env=self.environment(), start_new_session=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import pathlib
 import resource
 import socket
@@ -171,6 +172,29 @@ def test_a_sandbox_whose_client_shows_no_token_has_one(
         assert not start_process(address)
     finally:
         assert sandbox.kill()
+
+
+class OpenServer(Server):
+    """One whose proxy sandboxes reach too."""
+
+    listen = {**Server.listen, "proxy": "0.0.0.0:0"}
+
+
+def test_the_proxy_shows_no_token_for_code_in_a_sandbox(folder: pathlib.Path) -> None:
+    """By a proxy that sandboxes reach, a program without rights was root in its own sandbox."""
+    server = OpenServer(folder / "data", {"SANDYARD_API__KEY": "e2b_" + "5" * 40})
+    try:
+        with server.http() as api:
+            made = api.post("/sandboxes", json={"templateID": "base", "secure": False, "timeout": 300}).json()
+        sandbox = Sandbox.connect(made["sandboxID"], **server.options())
+        assert sandbox.commands.run("echo in").stdout == "in\n"
+        host = sandbox.commands.run("ip route | awk '$1 == \"default\" { print $3 }'").stdout.strip()
+        port = server.sandbox_url.rsplit(":", 1)[1]
+        envs = (f"curl -s -o /dev/null -w '%{{http_code}}' -H 'E2b-Sandbox-Port: {DAEMON_PORT}' "
+                f"-H 'E2b-Sandbox-Id: {sandbox.sandbox_id}' http://{host}:{port}/envs")
+        assert sandbox.commands.run(envs).stdout == "401"
+    finally:
+        server.down()
 
 
 def test_what_names_or_opens_a_sandbox_comes_once(walls: Server, make: Callable[..., Sandbox]) -> None:
@@ -346,6 +370,30 @@ def test_a_sandbox_that_fills_the_disk_is_ended(walls: Server, make: Callable[..
     assert within.is_running()
 
 
+def test_a_workspace_that_fills_the_stores_disk_is_refused_and_ends_nobody(folder: pathlib.Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", folder], check=True)
+    server = None
+    try:
+        server = Server(folder / "data")
+        neighbour, filler = server.create(), server.create(metadata={"session": "filler"})
+        filler.files.write("/workspace/kept", "kept")
+        filled = "for n in $(seq 20); do head -c 8000000 /dev/urandom > /workspace/$n || exit 7; done"
+        with pytest.raises(CommandExitException):
+            filler.commands.run(filled, timeout=120)
+        disk = os.statvfs(folder)
+        assert disk.f_bavail > disk.f_blocks / 100
+        assert neighbour.is_running() and filler.is_running()
+        # What was there is; what is removed makes room again.
+        assert server.s3().get_object(Bucket="sandyard", Key="sessions/filler/kept")["Body"].read() == b"kept"
+        filler.commands.run("rm /workspace/[0-9]*")
+        filler.files.write("/workspace/again", "again")
+        assert server.s3().get_object(Bucket="sandyard", Key="sessions/filler/again")["Body"].read() == b"again"
+    finally:
+        if server is not None:
+            server.down()
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 # ---- what belongs to several servers --------------------------------------------------------
 
 
@@ -409,6 +457,17 @@ def test_a_network_from_before_is_replaced_if_nothing_is_on_it(own_server: Calla
         assert "MISSING  sandboxes apart from each other" in doctor.stdout
     finally:
         docker("rm", "-f", guest.strip())
+
+
+def test_a_container_that_an_earlier_version_named_is_ended_like_any_other(own_server: Callable[..., Server]) -> None:
+    server = own_server()
+    sandbox = server.create()
+    docker("rename", server.container(sandbox), sandbox.sandbox_id)
+    server.stop()
+    server.start()
+    assert sandbox.sandbox_id not in server.containers()
+    assert Sandbox.kill(sandbox.sandbox_id, **server.options())
+    assert server.containers() == []
 
 
 def test_a_doctor_that_finds_something_missing_leaves_nothing(walls: Server, folder: pathlib.Path) -> None:
