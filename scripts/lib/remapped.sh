@@ -13,7 +13,7 @@ with_remapped_engine() (
     chmod 711 "$folder"
     # Users of containers are others than root here, and the node may be root's alone.
     mode=$(stat -c %a /dev/fuse)
-    trap leave_remapped_engine EXIT
+    trap 'leave_remapped_engine "$folder" "$mode"' EXIT
     as_root chmod 666 /dev/fuse
     code=0
     as_root unshare --net --mount -- env FOLDER="$folder" BASE_IMAGE="$BASE_IMAGE:latest" \
@@ -22,8 +22,8 @@ with_remapped_engine() (
 )
 
 # Also after an interrupt.
-leave_remapped_engine() {
-    local engine
+leave_remapped_engine() { # FOLDER MODE
+    local folder=$1 mode=$2 engine
     if engine=$(as_root cat "$folder/pid" 2>/dev/null) && as_root kill "$engine" 2>/dev/null; then
         while as_root kill -0 "$engine" 2>/dev/null; do sleep 0.1; done
     fi
