@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
+use http::StatusCode;
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::StreamingBlob;
-use s3s::{S3Error, S3Result, s3_error};
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::warn;
@@ -241,7 +242,12 @@ fn broken_body(error: s3s::StdError) -> S3Error {
 
 pub(super) fn disk(error: io::Error) -> S3Error {
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-        return s3_error!(error, InternalError, "the disk of the object store is full");
+        let mut full =
+            S3Error::with_source(S3ErrorCode::Custom("StorageFull".into()), error.into());
+        full.set_message("the disk of the object store is full");
+        // Of 500 and 503 clients believe that they pass, and try again for minutes.
+        full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
+        return full;
     }
     S3Error::internal_error(error)
 }
