@@ -299,7 +299,7 @@ def measure_memory(table: Table, arguments: argparse.Namespace, idle_mib: float)
     # Last: what it leaves behind is part of what it costs.
     before = resident_mib([server])
     table.bound(f"server resident after {UNFINISHED} unfinished heads at the gateway, more than before", "MiB",
-                max(0.0, unfinished_heads_mib(server, arguments.folder) - before), 32)
+                max(0.0, unfinished_heads_mib(server, arguments.folder) - before), 64)
 
 
 def unfinished_heads_mib(server: int, folder: str) -> float:
@@ -309,7 +309,8 @@ def unfinished_heads_mib(server: int, folder: str) -> float:
     host = subprocess.run(["docker", "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", network],
                           check=True, capture_output=True, text=True).stdout.strip()
     port = int((data / "gateway.port").read_text())
-    head = b"GET / HTTP/1.1\r\nHost: x\r\nX-Padding: " + b"x" * 400_000
+    # Of a size that is refused, and of the largest that is waited for.
+    heads = [b"GET / HTTP/1.1\r\nHost: x\r\nX-Padding: " + b"x" * size for size in (400_000, 16_000)]
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     held = []
@@ -319,7 +320,7 @@ def unfinished_heads_mib(server: int, folder: str) -> float:
         client = socket.create_connection((host, port), 5, (source, 0))
         client.setblocking(False)
         with contextlib.suppress(OSError):
-            client.send(head)
+            client.send(heads[number % 2])
         held.append(client)
     most = resident_mib([server])
     print(f"# {sum(map(is_open, held))} of {UNFINISHED} clients with unfinished heads were kept at once", file=sys.stderr)
