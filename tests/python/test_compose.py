@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, docker, until
 from e2b import CommandExitException, Sandbox
 from test_tls import run as run_client
-from walls import address_of, assert_apart
+from walls import address_of, assert_apart, assert_unnamed, attack_before_claims
 
 FILE = ROOT / "compose" / "compose.yaml"
 USER, PASSWORD = "sandyard", "sandyard-local"
@@ -80,6 +80,12 @@ class Project:
     def sandbox_container(self, sandbox: Sandbox) -> str:
         lines = self.server("sandyard", "ls").splitlines()
         return next(line.split()[-1] for line in lines if line.startswith(sandbox.sandbox_id))
+
+    def sandbox_containers(self) -> set[str]:
+        """Those of all teams."""
+        installation = self.server("cat", "/data/installation").strip()
+        return set(docker("ps", "--format", "{{.Names}}", "--filter", "label=dev.sandyard.role=sandbox",
+                          "--filter", f"label=dev.sandyard.installation={installation}").split())
 
     def server(self, *arguments: str) -> str:
         return docker("exec", self.container("server"), *arguments)
@@ -196,12 +202,21 @@ def test_a_sandbox_reaches_neither_api_nor_store(project: Project, sandbox: Sand
             sandbox.commands.run(f"curl -s --max-time 2 http://{address}:{port}/")
 
 
-def test_neighbours_are_apart_here_too(project: Project, sandbox: Sandbox) -> None:
-    neighbour = Sandbox.create(**project.sdk())
+def test_another_teams_neighbours_are_apart_here_too(project: Project, sandbox: Sandbox) -> None:
+    mine = project.sandbox_containers()
+    other_key = project.server("sandyard", "team", "add", "second").strip()
+    neighbour = Sandbox.create(**project.sdk() | {"api_key": other_key})
     try:
-        assert_apart(sandbox, neighbour, address_of(project.sandbox_container(neighbour)))
+        container, = project.sandbox_containers() - mine
+        assert_apart(sandbox, neighbour, address_of(container))
+        assert_unnamed(sandbox, neighbour, container)
     finally:
         neighbour.kill()
+
+
+def test_nobody_gets_in_before_the_claim_here_either(project: Project, sandbox: Sandbox) -> None:
+    address = address_of(project.sandbox_container(sandbox))
+    attack_before_claims(address, lambda: Sandbox.create(**project.sdk(), metadata={"session": "claims"}))
 
 
 def test_everything_lives_on_over_a_restart_of_the_server(project: Project, sandbox: Sandbox) -> None:

@@ -7,14 +7,12 @@ proven are tests of the executor, which can let containers reach each other.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import pathlib
 import resource
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +20,7 @@ import httpx
 import pytest
 from conftest import BIN, ROOT, Server, docker, inspect, until
 from e2b import CommandExitException, Sandbox, SandboxException
-from walls import DAEMON_PORT, address_of, assert_apart
+from walls import DAEMON_PORT, address_of, assert_apart, assert_unnamed, attack_before_claims, start_process
 
 PROBES = ROOT / "crates" / "executor" / "tests" / "hull"
 
@@ -82,70 +80,16 @@ def test_neighbours_do_not_reach_each_other(
     assert_apart(other, one, address_of(walls.container(one)))
 
 
-NAMES = """
-import ipaddress, socket, sys
-own = ipaddress.ip_interface(sys.argv[1])
-for host in list(own.network.hosts())[:16]:
-    try:
-        print(*socket.gethostbyaddr(str(host))[:2])
-    except OSError:
-        pass
-"""
-
-
 def test_the_engines_names_tell_no_sandbox_ids(
         walls: Server, other_key: str, make: Callable[..., Sandbox]) -> None:
     one, other = make(), make(api_key=other_key)
-    one.files.write("/tmp/names.py", NAMES)
-    own = one.commands.run("ip -4 -o addr show eth0 | awk '{ print $4 }'").stdout.strip()
-    names = one.commands.run(f"python3 /tmp/names.py {own}", timeout=120).stdout
-    # The name server does answer, with the containers' names.
-    assert walls.container(other) in names
-    for sandbox in (one, other):
-        assert sandbox.sandbox_id not in names
-        assert sandbox.sandbox_id not in docker("ps", "-a", "--format", "{{.Names}} {{.Labels}} {{.Networks}}")
-        with pytest.raises(CommandExitException):
-            one.commands.run(f"getent hosts {sandbox.sandbox_id}")
-
-
-def start_process(address: str) -> bool:
-    """What a neighbour did in 9 of 12 creates: root, in a container that has not been claimed yet."""
-    message = json.dumps({"process": {"cmd": "/bin/sh", "args": ["-c", "touch /planted; sleep 600"]}}).encode()
-    body = b"\0" + len(message).to_bytes(4, "big") + message
-    with contextlib.suppress(httpx.HTTPError):
-        with httpx.stream("POST", f"http://{address}:{DAEMON_PORT}/process.Process/Start", content=body, timeout=1,
-                          headers={"Content-Type": "application/connect+json"}) as answer:
-            return answer.status_code == 200
-    return False
+    assert_unnamed(one, other, walls.container(other))
 
 
 def test_nobody_gets_into_a_container_before_its_claim(walls: Server, make: Callable[..., Sandbox]) -> None:
     """From this machine, which reaches all of them: addresses are given in order."""
     first = make(metadata={"session": "claims"})
-    network, last = address_of(walls.container(first)).rsplit(".", 1)
-    got_in, over = [], threading.Event()
-
-    def attack(offset: int) -> None:
-        while not over.is_set():
-            address = f"{network}.{int(last) + offset}"
-            if start_process(address):
-                got_in.append(address)
-
-    attackers = [threading.Thread(target=attack, args=(offset,)) for offset in range(6)]
-    for attacker in attackers:
-        attacker.start()
-    try:
-        for _ in range(6):
-            sandbox = make(metadata={"session": "claims"})
-            assert sandbox.commands.run("ls /planted 2>/dev/null; true").stdout == ""
-            processes = sandbox.commands.run("ps -eo args").stdout
-            assert "sleep 600" not in processes
-            sandbox.kill()
-    finally:
-        over.set()
-        for attacker in attackers:
-            attacker.join()
-    assert got_in == []
+    attack_before_claims(address_of(walls.container(first)), lambda: make(metadata={"session": "claims"}))
 
 
 # ---- tokens ---------------------------------------------------------------------------------
