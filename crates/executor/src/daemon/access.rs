@@ -19,14 +19,14 @@ use super::trusted::{LastLink, Located, is_roots, locate};
 
 /// Where a step works.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place<'a> {
+pub(super) enum FileLocation<'a> {
     /// A path, with the rights of the thread.
     Path(&'a str, LastLink),
     /// A name in a directory, past permissions. Links at the name are never followed.
     Held(&'a Located),
 }
 
-impl Place<'_> {
+impl FileLocation<'_> {
     fn directory(&self) -> BorrowedFd<'_> {
         match self {
             Self::Path(..) => CWD,
@@ -100,18 +100,22 @@ pub(super) fn held_path(held: &impl AsFd) -> String {
 pub(super) fn reading<T>(
     path: &str,
     last: LastLink,
-    step: impl Fn(Place<'_>) -> io::Result<T>,
+    step: impl Fn(FileLocation<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
-    once_more(step(Place::Path(path, last)), || step(Place::Held(&locate(path, last)?)))
+    once_more(step(FileLocation::Path(path, last)), || {
+        step(FileLocation::Held(&locate(path, last)?))
+    })
 }
 
 /// Does a step that makes, writes or removes what a path names.
 pub(super) fn changing<T>(
     path: &str,
     last: LastLink,
-    step: impl Fn(Place<'_>) -> io::Result<T>,
+    step: impl Fn(FileLocation<'_>) -> io::Result<T>,
 ) -> io::Result<T> {
-    once_more(step(Place::Path(path, last)), || step(Place::Held(&locate_to_change(path, last)?)))
+    once_more(step(FileLocation::Path(path, last)), || {
+        step(FileLocation::Held(&locate_to_change(path, last)?))
+    })
 }
 
 /// Does a step that changes no names, with what is held open.
@@ -176,8 +180,8 @@ pub(super) fn metadata(path: &str) -> io::Result<Metadata> {
 pub(super) fn real_path(path: &str) -> io::Result<String> {
     reading(path, LastLink::Follow, |place| {
         let real = match place {
-            Place::Path(path, _) => fs::canonicalize(path)?,
-            Place::Held(_) => {
+            FileLocation::Path(path, _) => fs::canonicalize(path)?,
+            FileLocation::Held(_) => {
                 let held = place.open(OFlags::PATH, 0)?;
                 fs::read_link(held_path(&held))?
             }
@@ -200,7 +204,7 @@ pub(super) fn take_file(path: &str, found: &Metadata, uid: u32, gid: u32) -> io:
     use std::os::unix::fs::MetadataExt as _;
     match is_user() && found.uid() != uid {
         true => Ok(()),
-        false => settle_owner(Place::Path(path, LastLink::Follow).chown(uid, gid)),
+        false => settle_owner(FileLocation::Path(path, LastLink::Follow).chown(uid, gid)),
     }
 }
 

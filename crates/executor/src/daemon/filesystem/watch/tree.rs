@@ -16,7 +16,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use sandyard_contract::rpc::filesystem::{EventType, FilesystemEvent};
 
-use super::super::super::access::{self, Place};
+use super::super::super::access::{self, FileLocation};
 use super::super::super::accounts::Names;
 use super::super::super::trusted::LastLink;
 use super::super::entry;
@@ -84,10 +84,10 @@ impl Tree {
     pub(super) fn watch(root: String, options: Options) -> Result<Self, WatchError> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)
             .map_err(|error| WatchError::Instance(error.into()))?;
-        let begin = |place: Place<'_>| {
+        let begin = |place: FileLocation<'_>| {
             let held = match place {
-                Place::Path(..) => None,
-                Place::Held(_) => Some(place.open(OFlags::PATH | OFlags::DIRECTORY, 0)?),
+                FileLocation::Path(..) => None,
+                FileLocation::Held(_) => Some(place.open(OFlags::PATH | OFlags::DIRECTORY, 0)?),
             };
             let path = held.as_ref().map_or_else(|| root.clone(), access::held_path);
             let watch = inotify::add_watch(&inotify, &path, WATCHED)?;
