@@ -71,8 +71,11 @@ impl Guard {
     ) -> c_int {
         let act = || act(&self.given, path.as_ptr()).unwrap_or(NOT_IMPLEMENTED);
         self.files.at_path(path.to_bytes(), |file| {
-            let settled = if file.is_new() { self.settle(path, file) } else { Ok(()) };
-            if let Err(error) = settled {
+            // The open below cuts what is written and not in the store, like any other.
+            let may_open = self.listings.may_be_wrong(path.to_bytes());
+            if (may_open || file.is_new())
+                && let Err(error) = self.settle(path, file)
+            {
                 return error;
             }
             if !self.listings.may_be_wrong(path.to_bytes()) {

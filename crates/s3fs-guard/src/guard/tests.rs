@@ -365,6 +365,35 @@ fn a_length_that_a_listing_may_have_left_is_asked_for_anew() {
     });
 }
 
+/// The release of one writer makes the length uncertain, while another has something that is not in the store.
+#[test]
+fn a_question_that_opens_the_file_brings_what_is_written_to_the_store_first() {
+    thread_local! {
+        static LISTED: RefCell<Option<Mount>> = const { RefCell::new(None) };
+    }
+    extern "C" fn busy(_: Path, _: *mut c_void, _: Filler, _: Offset, _: *mut FileInfo) -> c_int {
+        LISTED.with_borrow(|mount| {
+            let mount = mount.as_ref().expect("set");
+            mount.0.release(c"/a", &mut FileInfo::new(O_RDWR, 1))
+        })
+    }
+    let mut mount = Mount::new();
+    mount.0.given.readdir = Some(busy);
+    LISTED.set(Some(mount));
+    LISTED.with_borrow(|mount| {
+        let mount = mount.as_ref().expect("set");
+        let mut first = mount.open(c"/a", O_RDWR);
+        mount.write(c"/a", &mut first);
+        assert_eq!(mount.0.flush(c"/a", &mut first), 0);
+        let mut second = mount.open(c"/a", O_RDWR);
+        mount.write(c"/a", &mut second);
+        assert_eq!(mount.list(c"/"), 0);
+        noted();
+        assert_eq!(mount.0.getattr(c"/a", ptr::null_mut()), 0);
+        assert_eq!(noted(), ["flush /a 2", "open /a", "getattr /a", "release 3"]);
+    });
+}
+
 #[test]
 fn many_programs_on_few_files_leave_nothing_behind() {
     let mount = Mount::new();
