@@ -8,7 +8,7 @@ set -euo pipefail
 #
 # COMMAND finds the engine by DOCKER_HOST, and the base image on it.
 with_remapped_engine() (
-    folder=$(mktemp -d /tmp/sandyard-remapped-XXXXXX)
+    folder=$(mktemp -d)
     # The engine's remapped root has to pass through it.
     chmod 711 "$folder"
     # Users of containers are others than root here, and the node may be root's alone.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
 use sandyard_http::{
     Accepted, Admission, HeadLimited, HeadLimits, Quota, Requests, StrangerLimits, Strangers,
     accept,
@@ -23,7 +23,7 @@ use crate::auth::{GrantAccess, GrantAuth};
 use crate::backend::{Backend, DirectoryMarker, Store, StoreError};
 use crate::grant::GrantSource;
 use crate::guard::Guard;
-use crate::service::{ConnectionService, GatewayService};
+use crate::service::ConnectionService;
 use crate::traffic::{Ledger, Traffic};
 
 /// How long a client may be silent between two requests.
@@ -44,7 +44,7 @@ const HEADS: HeadLimits = HeadLimits { bytes: 16 << 10, time: Duration::from_sec
 /// S3 for sandboxes, in front of one back end. Cheap to clone.
 #[derive(Clone)]
 pub struct Gateway {
-    service: GatewayService,
+    s3: S3Service,
     store: Arc<dyn Store>,
     ledger: Arc<Ledger>,
 }
@@ -57,13 +57,7 @@ impl Gateway {
         let mut builder = S3ServiceBuilder::new(Guard { store: store.clone() });
         builder.set_auth(GrantAuth { grants: grants.clone() });
         builder.set_access(GrantAccess { grants, ledger: ledger.clone() });
-        let service = GatewayService { s3: builder.build() };
-        Self { service, store, ledger }
-    }
-
-    /// The service to put behind a listener of the caller's.
-    pub fn service(&self) -> GatewayService {
-        self.service.clone()
+        Self { s3: builder.build(), store, ledger }
     }
 
     /// Serves HTTP/1.1 on `listener` until `stop`, then lets requests in flight finish; the caller
@@ -83,7 +77,7 @@ impl Gateway {
             };
             let span = tracing::debug_span!("s3 connection", source = ?accepted.source);
             let connection =
-                connection(accepted, self.service(), Arc::clone(&strangers), stop.clone());
+                connection(accepted, self.s3.clone(), Arc::clone(&strangers), stop.clone());
             connections.spawn(connection.instrument(span));
         }
         drop(listener);
@@ -166,7 +160,7 @@ fn marker_keys(
 
 async fn connection(
     accepted: Accepted<TcpStream>,
-    service: GatewayService,
+    s3: S3Service,
     strangers: Arc<Strangers>,
     stop: CancellationToken,
 ) {
@@ -179,8 +173,7 @@ async fn connection(
     let requests = Requests::default();
     let stream = HeadLimited::new(stream, HEADS, requests.clone());
     let proven = Arc::new(Notify::new());
-    let service =
-        ConnectionService { gateway: service, requests, source, proven: Arc::clone(&proven) };
+    let service = ConnectionService { s3, requests, source, proven: Arc::clone(&proven) };
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

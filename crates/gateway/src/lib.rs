@@ -3,7 +3,7 @@
 //! FUSE programs in sandboxes talk S3 to the gateway with an access key made for that one sandbox.
 //! A request passes, in this order:
 //!
-//! 1. [`GatewayService`]: what is refused before any signature is looked at (SigV2, presigned URLs,
+//! 1. `service`: what is refused before any signature is looked at (SigV2, presigned URLs,
 //!    unsigned `x-amz-*` headers), the traffic counters, the access log.
 //! 2. `s3s`: Signature Version 4, `aws-chunked` decoding, parsing into typed operations. The secret
 //!    comes from the [`GrantSource`], asked on every request, so that revocation is immediate.
@@ -36,6 +36,5 @@ pub use gateway::Gateway;
 pub use grant::{Grant, GrantOwner, GrantSource, Scope};
 pub use keys::{AccessKey, GatewayKeys, InvalidAccessKeyId, KeyName};
 pub use s3s::auth::SecretKey;
-pub use service::GatewayService;
 pub use traffic::{ResponseBody, Traffic};
 pub use upstream::{InvalidUpstream, Upstream, UpstreamConfig};

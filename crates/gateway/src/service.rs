@@ -23,31 +23,10 @@ use crate::upstream::RawResponse;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
-/// The gateway as a `hyper` service. Never fails: whatever goes wrong is an S3 error document.
-#[derive(Clone)]
-pub struct GatewayService {
-    pub(crate) s3: S3Service,
-}
-
-impl<B> hyper::service::Service<Request<B>> for GatewayService
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: std::error::Error + Send + Sync + 'static,
-{
-    type Response = Response<ResponseBody>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn call(&self, request: Request<B>) -> Self::Future {
-        let s3 = self.s3.clone();
-        Box::pin(async move { Ok(handle(&s3, request, RequestSource::default()).await) })
-    }
-}
-
-/// The gateway on one connection.
+/// The gateway on one connection. Never fails: whatever goes wrong is an S3 error document.
 #[derive(Clone)]
 pub(crate) struct ConnectionService {
-    pub(crate) gateway: GatewayService,
+    pub(crate) s3: S3Service,
     pub(crate) requests: Requests,
     pub(crate) source: Option<IpAddr>,
     pub(crate) proven: Arc<Notify>,
@@ -63,23 +42,23 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<B>) -> Self::Future {
-        let s3 = self.gateway.s3.clone();
+        let s3 = self.s3.clone();
         let from = RequestSource {
             address: self.source,
-            under_way: Some(self.requests.begin()),
-            proven: Some(Arc::clone(&self.proven)),
+            under_way: self.requests.begin(),
+            proven: Arc::clone(&self.proven),
         };
         Box::pin(async move { Ok(handle(&s3, request, from).await) })
     }
 }
 
 /// The connection that a request came on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct RequestSource {
     address: Option<IpAddr>,
-    under_way: Option<UnderWay>,
+    under_way: UnderWay,
     /// To be told when the request has proven whose it is.
-    proven: Option<Arc<Notify>>,
+    proven: Arc<Notify>,
 }
 
 async fn handle<B>(

@@ -72,10 +72,10 @@ impl Ledger {
 }
 
 /// Travels with one request: from where it came, who sent it, once that is proven, and what it moved.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Passage {
     source: Option<IpAddr>,
-    proven: Option<Arc<Notify>>,
+    proven: Arc<Notify>,
     caller: OnceLock<Caller>,
     received: AtomicU64,
 }
@@ -88,8 +88,8 @@ pub(crate) struct Caller {
 
 impl Passage {
     /// For a request from `source`; `proven` is told as soon as it is known whose it is.
-    pub(crate) fn new(source: Option<IpAddr>, proven: Option<Arc<Notify>>) -> Self {
-        Self { source, proven, ..Self::default() }
+    pub(crate) fn new(source: Option<IpAddr>, proven: Arc<Notify>) -> Self {
+        Self { source, proven, caller: OnceLock::new(), received: AtomicU64::new(0) }
     }
 
     /// The address that the request came from, where that is known.
@@ -101,9 +101,7 @@ impl Passage {
     /// changes nothing.
     pub(crate) fn identify(&self, caller: Caller) {
         self.caller.get_or_init(|| caller);
-        if let Some(proven) = &self.proven {
-            proven.notify_one();
-        }
+        self.proven.notify_one();
     }
 
     pub(crate) fn caller(&self) -> Option<&Caller> {
@@ -119,7 +117,7 @@ impl Passage {
 pub(crate) struct CountedRequest<B> {
     pub(crate) inner: B,
     pub(crate) passage: Arc<Passage>,
-    pub(crate) _under_way: Option<UnderWay>,
+    pub(crate) _under_way: UnderWay,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
@@ -149,7 +147,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
 pub struct ResponseBody {
     pub(crate) inner: s3s::Body,
     pub(crate) counters: Option<Arc<Counters>>,
-    pub(crate) _under_way: Option<UnderWay>,
+    pub(crate) _under_way: UnderWay,
 }
 
 impl Body for ResponseBody {

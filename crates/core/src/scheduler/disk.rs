@@ -24,7 +24,7 @@ const WORTH_ENDING: u64 = 64 << 20;
 const SHARE_OF_TIME: u32 = 20;
 
 /// One sandbox and what it has written, in bytes.
-struct Writer {
+struct DiskUser {
     id: SandboxId,
     limit: u64,
     written: u64,
@@ -78,20 +78,20 @@ impl Scheduler {
         if !full {
             seen.written = usage.iter().cloned().collect();
         }
-        let writers = self.writers(&usage, &seen.written);
-        for writer in writers.iter().filter(|writer| writer.written > writer.limit) {
-            let (written, limit) = (writer.written >> 20, writer.limit >> 20);
+        let users = self.users(&usage, &seen.written);
+        for user in users.iter().filter(|user| user.written > user.limit) {
+            let (written, limit) = (user.written >> 20, user.limit >> 20);
             let what =
                 format!("it has written {written} MiB on the disk; its limit is {limit} MiB");
-            self.end_exceeding(&writer.id, what).await;
+            self.end_exceeding(&user.id, what).await;
         }
         // Its room is there only when its container is gone.
         let ending = seen.ended.as_ref().is_some_and(|id| self.shared.entries().contains_key(id));
         if !full || ending {
             return;
         }
-        let within = writers.iter().filter(|writer| writer.written <= writer.limit);
-        if let Some(most) = within.max_by_key(|writer| writer.added)
+        let within = users.iter().filter(|user| user.written <= user.limit);
+        if let Some(most) = within.max_by_key(|user| user.added)
             && most.added >= WORTH_ENDING
         {
             let added = most.added >> 20;
@@ -102,24 +102,24 @@ impl Scheduler {
         }
     }
 
-    fn writers(
+    fn users(
         &self,
         usage: &[(InstanceId, u64)],
         before: &HashMap<InstanceId, u64>,
-    ) -> Vec<Writer> {
+    ) -> Vec<DiskUser> {
         let entries = self.shared.entries();
-        let writer = |(id, entry): (&SandboxId, &super::Entry)| {
+        let user = |(id, entry): (&SandboxId, &super::Entry)| {
             let sandbox = entry.live.as_ref()?.view.borrow().clone();
             let (_, written) = usage.iter().find(|(instance, _)| *instance == entry.instance)?;
             let limit = u64::from(sandbox.template.disk_mib) << 20;
-            (sandbox.state != State::Killing).then(|| Writer {
+            (sandbox.state != State::Killing).then(|| DiskUser {
                 id: id.clone(),
                 limit,
                 written: *written,
                 added: written.saturating_sub(before.get(&entry.instance).copied().unwrap_or(0)),
             })
         };
-        entries.iter().filter_map(writer).collect()
+        entries.iter().filter_map(user).collect()
     }
 
     async fn end_exceeding(&self, id: &SandboxId, what: String) {
