@@ -86,7 +86,7 @@ impl Scheduler {
             self.end_exceeding(&user.id, what).await;
         }
         // Its room is there only when its container is gone.
-        let ending = seen.ended.as_ref().is_some_and(|id| self.shared.entries().contains_key(id));
+        let ending = seen.ended.as_ref().is_some_and(|id| self.is_ending(id));
         if !full || ending {
             return;
         }
@@ -120,6 +120,13 @@ impl Scheduler {
             })
         };
         entries.iter().filter_map(user).collect()
+    }
+
+    /// Whether a sandbox's end is under way. One whose end failed runs on, and takes no other's turn.
+    fn is_ending(&self, id: &SandboxId) -> bool {
+        let entries = self.shared.entries();
+        let live = entries.get(id).map(|entry| entry.live.as_ref());
+        live.is_some_and(|live| live.is_none_or(|live| live.view.borrow().state == State::Killing))
     }
 
     async fn end_exceeding(&self, id: &SandboxId, what: String) {
