@@ -23,6 +23,9 @@ import pytest
 import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
 
+# The fixtures of the life cycle's tests.
+pytest_plugins = ["lifecycle"]
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / ".sandyard" / "bin"
 MINIO_USER, MINIO_PASSWORD, BUCKET = "sandyard", "sandyard-local", "sandyard"
@@ -52,12 +55,16 @@ class Minio:
             port = free.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{port}"
         (folder / BUCKET).mkdir(parents=True)
+        self.command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder)]
+        self.start()
+
+    def start(self) -> None:
+        """Also after a stop, with the same data."""
         environment = os.environ | {"MINIO_ROOT_USER": MINIO_USER,
                                     "MINIO_ROOT_PASSWORD": MINIO_PASSWORD,
                                     "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
-        self.process = subprocess.Popen(
-            [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command, env=environment, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         until("MinIO is ready", self._ready)
 
     def _ready(self) -> bool:

@@ -93,8 +93,6 @@ def test_a_body_of_50_mb(api: httpx.Client, chunked: bool) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("autoPause", True),
-        ("autoResume", {"enabled": True}),
         ("network", {"denyOut": ["0.0.0.0/0"]}),
         ("allow_internet_access", False),
         ("volumeMounts", [{"name": "v", "path": "/v"}]),
@@ -145,7 +143,6 @@ def test_without_a_valid_key_nothing_works(server: Server, headers: dict[str, st
 
 def test_routes_that_are_not_built_are_named(api: httpx.Client) -> None:
     refused(api.get("/v2/templates"), 501, "GET", "/v2/templates")
-    refused(api.post("/sandboxes/inone/pause", json={}), 501, "POST", "pause")
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "nextToken=garbage", "order=up", "metadata=a"])
