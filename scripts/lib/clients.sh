@@ -37,6 +37,31 @@ ensure_local_names() {
         die "names below sbx.localhost do not resolve, with libnss-myhostname too: add 'myhostname' to 'hosts' in /etc/nsswitch.conf"
 }
 
+# What the releases of test_releases.py need was published before this day, so that an install is always the same.
+readonly SDK_RELEASES_BEFORE=2026-11-29T00:00:00Z
+readonly SDK_RELEASES=$STATE/sdk
+
+# Many releases of the SDKs: each Python one in a folder of its own, all JavaScript ones under names of their own.
+ensure_sdk_releases() {
+    local inputs
+    ensure_python
+    ensure_node
+    ensure_local_names
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" "$SDK_RELEASES_BEFORE" \
+        "$(hash_of tests/releases/python.txt tests/releases/package-lock.json)")
+    if [ -d "$SDK_RELEASES" ] && is_current releases "$inputs"; then return; fi
+    step releases "install releases of the E2B SDKs" make_sdk_releases
+    set_current releases "$inputs"
+}
+
+make_sdk_releases() {
+    rm -rf "$SDK_RELEASES"
+    xargs -P 4 -I RELEASE "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" \
+        --exclude-newer "$SDK_RELEASES_BEFORE" --target "$SDK_RELEASES/RELEASE" e2b==RELEASE \
+        <"$ROOT/tests/releases/python.txt"
+    make_node_modules tests/releases
+}
+
 ensure_node() { ensure_node_modules node "the newest JavaScript SDK" tests/node; }
 
 ensure_oldest_node() {
