@@ -9,9 +9,12 @@ mod container;
 mod engine;
 mod error;
 mod events;
+mod images;
 mod network;
 mod seccomp;
+mod states;
 
 pub use bundle::Bundle;
+pub use container::container_name;
 pub use engine::{DockerRuntime, DockerSettings, EngineFacts};
 pub use error::DockerError;

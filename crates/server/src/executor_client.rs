@@ -45,6 +45,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// What `init` allows the user's processes before it ends them, and a margin for the answer.
 const STOP_MARGIN: Duration = Duration::from_secs(8);
 
+/// The daemon's route that says whether it takes requests (executor 6.1).
+const HEALTH_PATH: &str = "/health";
+
 /// Owner of everything in a workspace: the user of the templates (design 3).
 const WORKSPACE_OWNER: u32 = 1000;
 
@@ -145,10 +148,7 @@ impl NetworkExecutor {
         }
         let stream = connect(address).await?;
         let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, body));
-        let answered = sent.await.map_err(|_| {
-            let text = format!("the daemon at {address} gave no answer in {ANSWER_LIMIT:?}");
-            ExecutorError::Unreachable(text)
-        })?;
+        let answered = sent.await.map_err(|_| no_answer(address, ANSWER_LIMIT))?;
         answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))
     }
 
@@ -202,6 +202,29 @@ impl ExecutorClient for NetworkExecutor {
         mounted.and(identified)
     }
 
+    async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
+        let stream = connect(address).await?;
+        let asked = timeout(ANSWER_LIMIT, health(stream, address));
+        let answered = asked.await.map_err(|_| no_answer(address, ANSWER_LIMIT))?;
+        answered.map_err(|e| ExecutorError::Unreachable(format!("the daemon at {address}: {e:#}")))
+    }
+
+    async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        let call = Call::Drain { limit_ms: millis(limit) };
+        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+            Reply::Drained { flush } => Ok(flushed(&flush)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        match self.call(instance, &Call::Resume, ANSWER_LIMIT).await? {
+            Reply::Resumed => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Sync { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + STOP_MARGIN).await? {
@@ -246,27 +269,74 @@ fn describe(failure: &Failure) -> String {
     format!("{}; its last lines: {}", failure.message, failure.program_output.join(" | "))
 }
 
-/// Connects to an executor that may still be on its way up.
+fn no_answer(address: SocketAddr, limit: Duration) -> ExecutorError {
+    ExecutorError::Unreachable(format!("the daemon at {address} gave no answer in {limit:?}"))
+}
+
+/// Asks a daemon whether it takes requests.
+async fn health(stream: TcpStream, address: SocketAddr) -> anyhow::Result<()> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get(HEALTH_PATH)
+        .header(http::header::HOST, address.to_string())
+        .body(Full::new(Bytes::new()))?;
+    let exchange = async {
+        let status = sender.send_request(request).await?.status();
+        // Closes the connection, which ends the other side of the join.
+        drop(sender);
+        anyhow::Ok(status)
+    };
+    let (status, connection) = tokio::join!(exchange, connection);
+    let status = status?;
+    connection?;
+    if !status.is_success() {
+        bail!("it is not well: {status}");
+    }
+    Ok(())
+}
+
+/// Connects to an executor that may still be on its way up. Until it listens, its container refuses the connection;
+/// an address that cannot be reached at all is told at once.
 async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
+    let mut last = None;
     let trying = async {
         loop {
             match TcpStream::connect(address).await {
-                Ok(stream) => return stream,
-                Err(error) => {
-                    tracing::trace!(%address, %error, "not yet");
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_not_yet(&error) => {
+                    last = Some(error);
                     sleep(BOOT_RETRY).await;
                 }
+                Err(error) => return Err(error),
             }
         }
     };
-    let stream = timeout(BOOT_LIMIT, trying).await.map_err(|_| {
-        let text = format!("nothing listens at {address} after {BOOT_LIMIT:?}");
-        ExecutorError::Unreachable(text)
-    })?;
+    let connected = timeout(BOOT_LIMIT, trying).await;
+    let stream = match connected {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let text = format!("{address} cannot be reached: {error}");
+            return Err(ExecutorError::Unreachable(text));
+        }
+        Err(_) => {
+            let reason = last.map_or_else(|| "no answer".to_owned(), |error| error.to_string());
+            let text = format!("nothing listens at {address} after {BOOT_LIMIT:?}: {reason}");
+            return Err(ExecutorError::Unreachable(text));
+        }
+    };
     // Small messages that each wait for an answer.
     let failed = |e| ExecutorError::Unreachable(format!("{address}: {e}"));
     stream.set_nodelay(true).map_err(failed)?;
     Ok(stream)
+}
+
+/// Whether an error may go away while a container starts: its port is not open yet, or its address not yet known to
+/// the bridge.
+fn is_not_yet(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut,
+    };
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | TimedOut)
 }
 
 async fn read_line<T: serde::de::DeserializeOwned>(

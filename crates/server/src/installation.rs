@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use sandyard_contract::control::Secret;
-use sandyard_core::{FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team, Templates};
+use sandyard_core::{FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team};
 use sandyard_gateway::{Backend, Embedded, Gateway, SecretKey, Upstream, UpstreamConfig};
 use sandyard_runtime_docker::{Bundle, DockerRuntime, DockerSettings};
 use sandyard_types::TeamId;
@@ -117,12 +117,13 @@ impl Installation {
             executor: Arc::new(executor),
             workspaces: Arc::new(GatewayWorkspaces(gateway)),
             store: store.clone(),
-            templates: Templates::new(config.templates.clone()),
+            templates: config.templates.clone(),
             limits: Limits {
                 max_length: config.max_length,
                 max_sandboxes: config.max_sandboxes,
                 flush: config.flush,
                 disk_watch: config.disk_watch,
+                pool: config.pool,
             },
             bucket: config.bucket.clone(),
             cache: config.cache,

@@ -1,6 +1,6 @@
 //! A container engine with its object store and executors, in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use sandyard_core::{
-    Claim, ContainerSpec, DiskSpace, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance,
+    Claim, ContainerSpec, ContainerState, DiskSpace, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance,
     Runtime, RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
 };
 use sandyard_types::{InstanceId, SandboxId, Template, WorkspaceSpec};
@@ -26,6 +26,22 @@ pub enum Call {
     Create,
     /// [`Runtime::list`].
     List,
+    /// [`Runtime::inspect`].
+    Inspect,
+    /// [`Runtime::freeze`].
+    Freeze,
+    /// [`Runtime::thaw`].
+    Thaw,
+    /// [`Runtime::halt`].
+    Halt,
+    /// [`Runtime::start`].
+    Start,
+    /// [`Runtime::commit`].
+    Commit,
+    /// [`Runtime::remove_image`].
+    RemoveImage,
+    /// [`Runtime::images`].
+    Images,
     /// [`Runtime::stop`].
     Stop,
     /// [`Runtime::delete`].
@@ -38,6 +54,12 @@ pub enum Call {
     Prepare,
     /// [`ExecutorClient::claim`].
     Claim,
+    /// [`ExecutorClient::ready`].
+    Ready,
+    /// [`ExecutorClient::drain`].
+    Drain,
+    /// [`ExecutorClient::resume`].
+    Resume,
     /// [`ExecutorClient::sync`].
     Sync,
     /// [`ExecutorClient::stop`].
@@ -85,6 +107,12 @@ struct State {
     specs: Vec<ContainerSpec>,
     prepared: Vec<WorkspaceSpec>,
     released: Vec<SandboxId>,
+    /// Containers whose processes are halted.
+    halted: BTreeSet<InstanceId>,
+    /// Images that were made of containers.
+    images: BTreeSet<String>,
+    /// Whether a drain can bring everything into the store.
+    undrained: bool,
     disk_usage: Vec<(InstanceId, u64)>,
     disk_space: Option<DiskSpace>,
 }
@@ -181,6 +209,36 @@ impl FakeEngine {
         self.state().released.clone()
     }
 
+    /// Images that were made of containers and not removed.
+    pub fn images(&self) -> Vec<String> {
+        self.state().images.iter().cloned().collect()
+    }
+
+    /// Whether the processes of a container are halted by a drain.
+    pub fn is_halted(&self, id: &InstanceId) -> bool {
+        self.state().halted.contains(id)
+    }
+
+    /// From now on a drain brings everything into the store, or not.
+    pub fn let_drain(&self, complete: bool) {
+        self.state().undrained = !complete;
+    }
+
+    /// Does to a container what somebody else can do with the engine's own tools. Nobody is told.
+    pub fn set_state(&self, id: &InstanceId, to: ContainerState) {
+        let mut state = self.state();
+        if let Some(instance) = state.instances.get_mut(id) {
+            instance.state = to;
+            let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            instance.address = (to != ContainerState::Stopped).then_some(nobody);
+        }
+    }
+
+    /// Removes a container as somebody else can. Nobody is told.
+    pub fn take_away(&self, id: &InstanceId) {
+        self.state().instances.remove(id);
+    }
+
     /// The daemon of a container.
     pub fn daemon(&self, id: &InstanceId) -> Option<Arc<FakeDaemon>> {
         self.state().daemons.get(id).cloned()
@@ -203,8 +261,10 @@ impl FakeEngine {
     pub fn die_unseen(&self, id: &InstanceId) {
         let mut state = self.state();
         if let Some(instance) = state.instances.get_mut(id) {
+            instance.state = ContainerState::Stopped;
             instance.address = None;
         }
+        state.halted.remove(id);
         state.daemons.remove(id);
     }
 
@@ -256,6 +316,21 @@ impl FakeEngine {
     }
 }
 
+impl FakeEngine {
+    /// Changes a container that is there and can be changed so.
+    fn change(
+        &self,
+        id: &InstanceId,
+        call: &'static str,
+        change: impl FnOnce(&mut Instance) -> bool,
+    ) -> Result<Instance, RuntimeError> {
+        let mut state = self.state();
+        let failed = |reason: &str| RuntimeError::Failed { call, reason: reason.to_owned() };
+        let instance = state.instances.get_mut(id).ok_or_else(|| failed("it does not exist"))?;
+        if change(instance) { Ok(instance.clone()) } else { Err(failed("it is stopped")) }
+    }
+}
+
 fn refused(call: &'static str) -> impl Fn(()) -> RuntimeError {
     move |()| RuntimeError::Failed { call, reason: "told to fail".to_owned() }
 }
@@ -294,6 +369,7 @@ impl Runtime for FakeEngine {
         let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let instance = Instance {
             id: spec.instance.clone(),
+            state: ContainerState::Running,
             address: Some(daemon.as_ref().map_or(nobody, |d| d.address().ip())),
         };
         {
@@ -330,9 +406,84 @@ impl Runtime for FakeEngine {
         .boxed()
     }
 
-    async fn thaw(&self, _: &InstanceId) -> Result<(), RuntimeError> {
-        // Nobody freezes these.
-        Ok(())
+    async fn inspect(&self, id: &InstanceId) -> Result<Option<Instance>, RuntimeError> {
+        const WHAT: &str = "inspect the container";
+        self.begin(Call::Inspect, Some(id)).await.map_err(refused(WHAT))?;
+        let found = self.state().instances.get(id).cloned();
+        self.end(Call::Inspect).await.map_err(refused(WHAT))?;
+        Ok(found)
+    }
+
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        const WHAT: &str = "freeze the container";
+        self.begin(Call::Freeze, Some(id)).await.map_err(refused(WHAT))?;
+        self.change(id, WHAT, |instance| match instance.state {
+            ContainerState::Stopped => false,
+            ContainerState::Running | ContainerState::Frozen => {
+                instance.state = ContainerState::Frozen;
+                true
+            }
+        })?;
+        self.end(Call::Freeze).await.map_err(refused(WHAT))
+    }
+
+    async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        const WHAT: &str = "thaw the container";
+        self.begin(Call::Thaw, Some(id)).await.map_err(refused(WHAT))?;
+        if let Some(instance) = self.state().instances.get_mut(id)
+            && instance.state == ContainerState::Frozen
+        {
+            instance.state = ContainerState::Running;
+        }
+        self.end(Call::Thaw).await.map_err(refused(WHAT))
+    }
+
+    async fn halt(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        const WHAT: &str = "end the container's processes";
+        self.begin(Call::Halt, Some(id)).await.map_err(refused(WHAT))?;
+        self.die_unseen(id);
+        self.end(Call::Halt).await.map_err(refused(WHAT))
+    }
+
+    async fn start(&self, id: &InstanceId) -> Result<Instance, RuntimeError> {
+        const WHAT: &str = "start the container";
+        self.begin(Call::Start, Some(id)).await.map_err(refused(WHAT))?;
+        let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let instance = self.change(id, WHAT, |instance| {
+            instance.state = ContainerState::Running;
+            instance.address = Some(nobody);
+            true
+        })?;
+        self.end(Call::Start).await.map_err(refused(WHAT))?;
+        Ok(instance)
+    }
+
+    async fn commit(&self, id: &InstanceId, name: &str) -> Result<String, RuntimeError> {
+        const WHAT: &str = "make an image";
+        self.begin(Call::Commit, Some(id)).await.map_err(refused(WHAT))?;
+        self.change(id, WHAT, |_| true)?;
+        let image = format!("fake:{name}");
+        self.state().images.insert(image.clone());
+        let ended = self.end(Call::Commit).await.map_err(refused(WHAT));
+        if ended.is_err() {
+            self.state().images.remove(&image);
+        }
+        ended.map(|()| image)
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), RuntimeError> {
+        const WHAT: &str = "remove an image";
+        self.begin(Call::RemoveImage, None).await.map_err(refused(WHAT))?;
+        self.state().images.remove(image);
+        self.end(Call::RemoveImage).await.map_err(refused(WHAT))
+    }
+
+    async fn images(&self) -> Result<Vec<String>, RuntimeError> {
+        const WHAT: &str = "list images";
+        self.begin(Call::Images, None).await.map_err(refused(WHAT))?;
+        let images = Self::images(self);
+        self.end(Call::Images).await.map_err(refused(WHAT))?;
+        Ok(images)
     }
 
     async fn stop(&self, id: &InstanceId, _: u32) -> Result<(), RuntimeError> {
@@ -348,6 +499,7 @@ impl Runtime for FakeEngine {
         {
             let mut state = self.state();
             state.instances.remove(id);
+            state.halted.remove(id);
             state.daemons.remove(id);
         }
         self.end(Call::Delete).await.map_err(refused(WHAT))
@@ -383,6 +535,30 @@ impl ExecutorClient for FakeEngine {
         self.begin(Call::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))?;
         self.state().claims.push(claim.clone());
         self.end(Call::Claim).await.map_err(|()| refusal("claim"))
+    }
+
+    async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        self.begin(Call::Ready, Some(&instance.id)).await.map_err(|()| refusal("be ready"))?;
+        self.end(Call::Ready).await.map_err(|()| refusal("be ready"))
+    }
+
+    async fn drain(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
+        self.begin(Call::Drain, Some(&instance.id)).await.map_err(|()| refusal("drain"))?;
+        let complete = {
+            let mut state = self.state();
+            if !state.undrained {
+                state.halted.insert(instance.id.clone());
+            }
+            !state.undrained
+        };
+        self.end(Call::Drain).await.map_err(|()| refusal("drain"))?;
+        Ok(if complete { Flushed::Complete } else { Flushed::Incomplete { bytes_left: Some(7) } })
+    }
+
+    async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        self.begin(Call::Resume, Some(&instance.id)).await.map_err(|()| refusal("resume"))?;
+        self.state().halted.remove(&instance.id);
+        self.end(Call::Resume).await.map_err(|()| refusal("resume"))
     }
 
     async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {

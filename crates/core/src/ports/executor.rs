@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandyard_types::{SandboxId, TemplateId, WorkspaceSpec};
 
-use crate::Instance;
+use super::Instance;
 
 /// What turns an anonymous container into one user's sandbox.
 #[derive(Clone, Debug)]
@@ -58,6 +58,27 @@ pub trait ExecutorClient: Send + Sync + 'static {
     /// # Errors
     /// [`ExecutorError`]; the container is then good for nothing but deletion.
     async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError>;
+
+    /// Waits until the executor of a container that has just started takes a claim.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Unreachable`] if it does not within its limit.
+    async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError>;
+
+    /// Halts the user's processes of a container with a workspace, lets its drivers finish, and brings
+    /// everything into the store. What was halted goes on by [`ExecutorClient::resume`]; if the limit was
+    /// over first, it goes on by itself.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] if `init` cannot be asked; the processes may be halted then.
+    async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError>;
+
+    /// Lets go on what [`ExecutorClient::drain`] halted, and forgets what is cached of the store. Without
+    /// effect if nothing is halted.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] if `init` cannot be asked.
+    async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError>;
 
     /// Brings what was closed or synced into the store while everything goes on.
     ///

@@ -31,12 +31,25 @@ pub struct ContainerSpec {
     pub cache: Cache,
 }
 
+/// What a container is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Its processes run.
+    Running,
+    /// Its processes are frozen in memory.
+    Frozen,
+    /// It has no processes. Its files are there.
+    Stopped,
+}
+
 /// A container that exists on the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// Its name. The store knows which sandbox it is.
     pub id: InstanceId,
-    /// Where its ports are reached; `None` when it does not run.
+    /// What it is doing.
+    pub state: ContainerState,
+    /// Where its ports are reached; `None` when it is stopped.
     pub address: Option<IpAddr>,
 }
 
@@ -61,7 +74,7 @@ pub struct ImageFacts {
 /// What happened on the engine without our doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
-    /// A container of ours ended or was removed.
+    /// A container of ours ended or was removed. By the time that this is read it may run again.
     Died(InstanceId),
     /// Events may have been missed: compare with [`Runtime::list`].
     Resync,
@@ -136,15 +149,59 @@ pub trait Runtime: Send + Sync + 'static {
     /// The engine's failure to answer.
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError>;
 
-    /// What happens to containers of this installation, from now on. Never ends; a broken connection
-    /// is made again and announced as [`RuntimeEvent::Resync`].
+    /// What happens to containers of this installation, from now on. Never ends; a connection that was made,
+    /// for the first time or again, is announced as [`RuntimeEvent::Resync`].
     fn watch(&self) -> BoxStream<'static, RuntimeEvent>;
 
-    /// Lets a container go on that somebody froze with the engine; without effect on any other.
+    /// One container as it is now; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The engine's failure to answer.
+    async fn inspect(&self, id: &InstanceId) -> Result<Option<Instance>, RuntimeError>;
+
+    /// Freezes all processes of a running container; without effect on a frozen one.
+    ///
+    /// # Errors
+    /// The engine's failure. The container then runs, or its state is unknown.
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Lets a frozen container go on; without effect on any other, also on one that does not exist.
     ///
     /// # Errors
     /// The engine's failure.
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Ends all processes of a container at once, frozen or not, and keeps its files. Returns when they
+    /// are gone; without effect on a stopped container.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn halt(&self, id: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Starts a stopped container again. Returns once it runs; the executor in it may not answer yet.
+    ///
+    /// # Errors
+    /// The engine's failure, also if the container does not exist.
+    async fn start(&self, id: &InstanceId) -> Result<Instance, RuntimeError>;
+
+    /// Makes an image of a container's files, without its volumes. Does not freeze it: the caller does.
+    /// Returns the image's reference. Nothing is left of an image that could not be finished.
+    ///
+    /// # Errors
+    /// The engine's failure, most often a full disk.
+    async fn commit(&self, id: &InstanceId, name: &str) -> Result<String, RuntimeError>;
+
+    /// Removes an image made by [`Runtime::commit`]. Idempotent.
+    ///
+    /// # Errors
+    /// The engine's failure, also while a container uses the image.
+    async fn remove_image(&self, image: &str) -> Result<(), RuntimeError>;
+
+    /// The references of all images that [`Runtime::commit`] has made for this installation.
+    ///
+    /// # Errors
+    /// The engine's failure to answer.
+    async fn images(&self) -> Result<Vec<String>, RuntimeError>;
 
     /// Asks PID 1 of the container to end and waits for it, `limit_secs` at most. For a container whose
     /// `init` does not answer calls; without effect on one that does not run.

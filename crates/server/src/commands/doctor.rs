@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use sandyard_core::CreateSandbox;
+use sandyard_types::Lifecycle;
 use sandyard_gateway::Gateway;
 
 use crate::config::{Config, StoreConfig};
@@ -212,9 +213,10 @@ async fn create(installation: &Installation, workspace: bool) -> anyhow::Result<
         internet: None,
         network: None,
         session: workspace.then(|| "doctor".parse()).transpose()?,
+        lifecycle: Lifecycle::default(),
     };
     let created = installation.scheduler.create(team, request).await;
-    let sandbox = created.map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let sandbox = created.map_err(|error| anyhow::anyhow!(error.chain()))?.keep();
     let took = begun.elapsed();
     let killed = installation.scheduler.kill(team, &sandbox.id).await;
     killed.map_err(|error| anyhow::anyhow!(error.chain()))?;

@@ -71,6 +71,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         }
     });
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            scheduler.keep_pool().await;
+            Ok(())
+        }
+    });
     let (downs, mut down_asked) = mpsc::channel(1);
     let socket = control_socket::listen(&data)?;
     watching.spawn({

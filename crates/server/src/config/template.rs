@@ -13,6 +13,8 @@ use super::reader::{Reader, boolean, parsed, text, within};
 const CPU_COUNT: u32 = 2;
 const MEMORY_MIB: u32 = 1024;
 const PIDS: u32 = 1024;
+/// Containers of `base` that wait in the pool, without and with a workspace each.
+const BASE_POOL: u32 = 2;
 
 /// `base`, and every entry of `[[templates]]`.
 pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
@@ -24,6 +26,10 @@ pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
         let taken = |t: &Template| templates.iter().flatten().any(|other| other.name == t.name);
         if let Some(template) = template.as_ref().filter(|t| taken(t)) {
             r.fail(format!("{key}.name: there is another template '{}'", template.name));
+        }
+        let taken = |t: &Template| templates.iter().flatten().any(|other| other.id == t.id);
+        if let Some(template) = template.as_ref().filter(|t| taken(t)) {
+            r.fail(format!("{key}.id: there is another template with the id '{}'", template.id));
         }
         templates.push(template);
     }
@@ -43,8 +49,13 @@ fn read(
     };
     let image = match kind {
         TemplateKind::BuiltIn => r.value(&at("image"), "sandyard/base:latest".to_owned(), text),
-        TemplateKind::Configured => needed(r, &at("image"), text),
+        TemplateKind::Configured | TemplateKind::Snapshot => needed(r, &at("image"), text),
     };
+    let pool = match kind {
+        TemplateKind::BuiltIn => BASE_POOL,
+        TemplateKind::Configured | TemplateKind::Snapshot => 0,
+    };
+    let pool = r.value(&at("pool"), pool, |v| within(v, 0, 1000));
     let id = r.optional(&at("id"), parsed::<TemplateId>);
     let cpu_count = r.value(&at("cpu_count"), CPU_COUNT, |v| within(v, 1, 1024));
     let memory_mib = r.value(&at("memory_mib"), MEMORY_MIB, |v| within(v, 128, 1 << 22));
@@ -78,6 +89,7 @@ fn read(
         env,
         sudo: sudo?,
         workspace_target: target?,
+        pool: pool?,
     })
 }
 

@@ -53,8 +53,8 @@ impl SignedUrl {
     }
 
     /// The sandbox whose token the URL was signed with. Whether it is still valid is for the daemon to say.
-    pub(super) async fn sandbox(&self, routes: &dyn Routes) -> Option<SandboxId> {
-        let sandboxes = routes.secure_sandboxes().await;
+    pub(super) fn sandbox(&self, routes: &dyn Routes) -> Option<SandboxId> {
+        let sandboxes = routes.secure_sandboxes();
         let found = sandboxes.into_iter().find(|(_, token)| self.fits(token));
         found.map(|(id, _)| id)
     }

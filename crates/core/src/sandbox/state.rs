@@ -5,15 +5,19 @@ use std::fmt;
 /// What a sandbox is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
+    /// Is being made. Nobody knows its id yet but the server.
+    Creating,
     /// Runs and takes requests.
     Running,
-    /// A snapshot of the running sandbox is being taken.
+    /// An image of the running sandbox is being made, for a snapshot or a fork.
     Snapshotting,
-    /// Is being paused; clients already see `paused`.
+    /// Is being paused. Clients see `paused`.
     Pausing,
-    /// Stored, with no live instance.
+    /// Stored. Its processes are frozen or gone.
     Paused,
-    /// Is being ended; clients no longer see it.
+    /// Is being resumed. Clients see `paused` until it runs.
+    Resuming,
+    /// Is being ended. Clients no longer see it.
     Killing,
 }
 
@@ -39,11 +43,11 @@ pub enum Op {
 /// What the table says about an operation in a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plan {
-    /// Start it now.
+    /// Do it now.
     Begin,
-    /// The same operation is under way: share its result.
+    /// The same is under way: share its result.
     Join,
-    /// Another operation is under way: look again when it has ended.
+    /// Something else is under way: serve the request when that has ended.
     Wait,
     /// Refuse: the state does not allow it.
     Conflict,
@@ -53,37 +57,59 @@ pub enum Plan {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 5] =
-        [Self::Running, Self::Snapshotting, Self::Pausing, Self::Paused, Self::Killing];
+    pub const ALL: [Self; 7] = [
+        Self::Creating,
+        Self::Running,
+        Self::Snapshotting,
+        Self::Pausing,
+        Self::Paused,
+        Self::Resuming,
+        Self::Killing,
+    ];
 
-    /// The table of control-plane 3.2. No `_` arm: a new state or operation does not compile until
-    /// someone decides what it means here.
+    /// The table of control-plane 3.2, with the two states that the contract does not name. No `_` arm: a
+    /// new state or operation does not compile until someone decides what it means here.
     pub fn plan(self, op: Op) -> Plan {
         use Op::{Change, Connect, Fork, Kill, Pause, Resume, Snapshot};
-        use State::{Killing, Paused, Pausing, Running, Snapshotting};
+        use State::{Creating, Killing, Paused, Pausing, Resuming, Running, Snapshotting};
         match (self, op) {
             (Running, Pause | Kill | Connect | Change | Snapshot | Fork)
             | (Paused, Kill | Connect | Resume) => Plan::Begin,
-            (Pausing, Pause) | (Killing, Kill) => Plan::Join,
-            (Snapshotting, Pause | Kill | Connect) | (Pausing, Kill | Connect | Resume) => {
-                Plan::Wait
-            }
+            (Pausing, Pause) | (Resuming, Connect | Resume) | (Killing, Kill) => Plan::Join,
+            (Creating, Kill)
+            | (Snapshotting, Pause | Kill | Connect)
+            | (Pausing, Kill | Connect | Resume)
+            | (Resuming, Pause | Kill) => Plan::Wait,
             (Running | Snapshotting, Resume)
-            | (Snapshotting | Pausing, Change | Snapshot | Fork)
+            | (Snapshotting | Pausing | Resuming, Change | Snapshot | Fork)
             | (Paused, Pause | Fork)
             | (Killing, Pause | Connect | Change | Snapshot | Fork) => Plan::Conflict,
-            (Paused, Change | Snapshot) | (Killing, Resume) => Plan::NotFound,
+            (Creating, Pause | Connect | Resume | Change | Snapshot | Fork)
+            | (Paused, Change | Snapshot)
+            | (Killing, Resume) => Plan::NotFound,
         }
+    }
+
+    /// Whether clients see the sandbox at all.
+    pub fn is_visible(self) -> bool {
+        !matches!(self, Self::Creating | Self::Killing)
+    }
+
+    /// Whether the sandbox counts towards its team's running ones.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::Paused)
     }
 }
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Creating => "being created",
             Self::Running => "running",
-            Self::Snapshotting => "taking a snapshot",
+            Self::Snapshotting => "being snapshotted",
             Self::Pausing => "being paused",
             Self::Paused => "paused",
+            Self::Resuming => "being resumed",
             Self::Killing => "being killed",
         })
     }
@@ -109,29 +135,32 @@ mod tests {
 
     /// The contract's table, written down a second time as the client sees it: the status a call gets,
     /// `wait` for one that is answered after another operation.
-    const TABLE: [(State, [&str; 7]); 5] = [
+    const TABLE: [(State, [&str; 7]); 7] = [
+        (State::Creating, ["404", "wait", "404", "404", "404", "404", "404"]),
         (State::Running, ["204", "204", "200", "409", "204", "201", "201"]),
         (State::Snapshotting, ["wait", "wait", "wait", "409", "409", "409", "409"]),
         (State::Pausing, ["join", "wait", "wait", "wait", "409", "409", "409"]),
         (State::Paused, ["409", "204", "201", "201", "404", "404", "409"]),
+        (State::Resuming, ["wait", "wait", "join", "join", "409", "409", "409"]),
         (State::Killing, ["409", "join", "409", "404", "409", "409", "409"]),
     ];
+
     const OPS: [Op; 7] =
         [Op::Pause, Op::Kill, Op::Connect, Op::Resume, Op::Change, Op::Snapshot, Op::Fork];
 
     #[test]
-    fn the_table_is_the_contracts_row_by_row() {
+    fn the_table_is_the_contracts() {
         assert_eq!(TABLE.map(|(state, _)| state), State::ALL);
         for (state, row) in TABLE {
-            for (op, expected) in OPS.into_iter().zip(row) {
-                let plan = match expected {
-                    "wait" => Plan::Wait,
+            for (op, status) in OPS.into_iter().zip(row) {
+                let expected = match status {
                     "join" => Plan::Join,
+                    "wait" => Plan::Wait,
                     "409" => Plan::Conflict,
                     "404" => Plan::NotFound,
                     _ => Plan::Begin,
                 };
-                assert_eq!(state.plan(op), plan, "{op} while {state}");
+                assert_eq!(state.plan(op), expected, "{op} while {state}");
             }
         }
     }
