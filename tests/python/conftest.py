@@ -24,7 +24,7 @@ import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
 
 # The fixtures of the life cycle's tests.
-pytest_plugins = ["lifecycle"]
+pytest_plugins = ["lifecycle", "snapshots"]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / ".sandyard" / "bin"
@@ -227,13 +227,27 @@ def server() -> Iterator[Server]:
     shutil.rmtree(made)
 
 
+# Whoever counts containers, or acts at a named call to the engine, has none that nobody asked for.
+NO_POOL = {"SANDYARD_POOL__MAX": "0"}
+
+
+@pytest.fixture(scope="session")
+def poolless_server() -> Iterator[Server]:
+    """As `server`, for tests that count containers."""
+    made = pathlib.Path(tempfile.mkdtemp(prefix="sy-"))
+    running = Server(made / "data", NO_POOL)
+    yield running
+    running.down()
+    shutil.rmtree(made)
+
+
 @pytest.fixture
 def own_server(folder: pathlib.Path) -> Iterator[Callable[..., Server]]:
     """Makes servers for tests that stop, kill or configure them."""
     started: list[Server] = []
 
     def start(*arguments: str, **settings: str) -> Server:
-        started.append(Server(folder / f"data-{len(started)}", settings, arguments))
+        started.append(Server(folder / f"data-{len(started)}", NO_POOL | settings, arguments))
         return started[-1]
 
     yield start

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import Server, until
+from conftest import NO_POOL, Server, until
 from e2b import Sandbox
 from engine_proxy import EngineProxy, Rule
 
@@ -167,7 +167,7 @@ class HeldEngine:
 
     def __init__(self, folder: pathlib.Path, **settings: str) -> None:
         self.engine = EngineProxy(folder / "engine.sock")
-        self.server = Server(folder / "data", {"SANDYARD_DOCKER__HOST": self.engine.host, **settings})
+        self.server = Server(folder / "data", {"SANDYARD_DOCKER__HOST": self.engine.host, **NO_POOL, **settings})
         self.pool = ThreadPoolExecutor(16)
 
     def hold(self, pattern: str) -> Held:
@@ -211,6 +211,14 @@ class Held:
 @pytest.fixture
 def rest(server: Server) -> Iterator[Rest]:
     made = Rest(server)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def counted(poolless_server: Server) -> Iterator[Rest]:
+    """Where no container is that no sandbox has."""
+    made = Rest(poolless_server)
     yield made
     made.close()
 

@@ -136,13 +136,13 @@ def test_the_sdks_calls(server: Server) -> None:
 @pytest.mark.parametrize("body", [
     {"count": 0}, {"count": 101}, {"count": -1}, {"count": "2"}, {"count": 1.5}, {"timeout": 0}, {"timeout": -1},
     {"timeout": "x"}, {"timeout": 72 * 3600}, []])
-def test_bad_bodies(rest: Rest, server: Server, body: object) -> None:
-    sandbox = rest.create()
-    before = server.containers()
-    message = rest.does("fork", sandbox, 400, body=body).json()["message"]
+def test_bad_bodies(counted: Rest, body: object) -> None:
+    sandbox = counted.create()
+    before = counted.server.containers()
+    message = counted.does("fork", sandbox, 400, body=body).json()["message"]
     if isinstance(body, dict):
         assert next(iter(body)) in message, message
-    assert rest.state(sandbox) == "running" and server.containers() == before
+    assert counted.state(sandbox) == "running" and counted.server.containers() == before
 
 
 def test_more_than_the_team_may_have(own_server: Callable[..., Server]) -> None:

@@ -23,12 +23,12 @@ CREATES = pytest.mark.parametrize("path", ["/sandboxes", "/v2/sandboxes"])
     ({"autoPause": "yes"}, "autoPause"), ({"autoResume": True}, "autoResume"), ({"autoResume": {}}, "enabled"),
     ({"autoResume": {"enabled": "yes"}}, "enabled"), ({"mcp": "x"}, "mcp")])
 def test_creates_that_contradict_themselves(
-        rest: Rest, server: Server, path: str, body: dict[str, object], named: str) -> None:
-    before = set(server.containers())
-    answer = rest.http.post(path, json={"templateID": "base", **body})
+        counted: Rest, path: str, body: dict[str, object], named: str) -> None:
+    before = set(counted.server.containers())
+    answer = counted.http.post(path, json={"templateID": "base", **body})
     assert answer.status_code == 400, answer.text
     assert answer.json()["code"] == 400 and named in answer.json()["message"], answer.text
-    assert set(server.containers()) <= before
+    assert set(counted.server.containers()) <= before
 
 
 @CREATES

@@ -19,12 +19,12 @@ CREATES = ["/sandboxes", "/v2/sandboxes"]
 
 
 @pytest.fixture
-def api(server: Server) -> Iterator[httpx.Client]:
+def api(poolless_server: Server) -> Iterator[httpx.Client]:
     """A client whose test must leave the engine as it was."""
-    before = set(server.containers())
-    with server.http() as client:
+    before = set(poolless_server.containers())
+    with poolless_server.http() as client:
         yield client
-    assert set(server.containers()) == before
+    assert set(poolless_server.containers()) == before
 
 
 def refused(answer: httpx.Response, status: int, *parts: str) -> str:
