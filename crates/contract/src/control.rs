@@ -61,6 +61,16 @@ pub enum Call {
         /// Limit in milliseconds for sync, unmount and the programs' exit.
         flush_limit_ms: u64,
     },
+    /// Before the container is frozen (design 5.1): halts the user's side, lets its requests to the FUSE
+    /// programs finish, syncs all mounts. What was halted goes on by [`Call::Resume`]; if not everything
+    /// was in the store within the limit, `init` lets it go on itself before it answers.
+    Drain {
+        /// Limit in milliseconds for all of it.
+        limit_ms: u64,
+    },
+    /// After the container was thawed: forgets what is cached of the store, lets the user's side go on.
+    /// Without effect if nothing is halted.
+    Resume,
     /// Sync of all mounts, without stopping anything.
     Sync {
         /// Limit in milliseconds.
@@ -134,6 +144,13 @@ pub enum Reply {
         /// How it went.
         flush: FlushReport,
     },
+    /// The user's side is halted and everything in the store, or the limit was over and it goes on.
+    Drained {
+        /// How it went.
+        flush: FlushReport,
+    },
+    /// The user's side goes on.
+    Resumed,
     /// The mounts were synced, or the limit is over.
     Synced {
         /// How it went.

@@ -9,6 +9,7 @@ mod busybox;
 mod control;
 mod control_port;
 mod docker;
+mod drain;
 mod durability;
 mod fence;
 mod memory;
