@@ -22,8 +22,9 @@ pub use catalogue::{
 pub use events::{EndReason, Event, SandboxEvent};
 pub use pool::{IDLE_MIB, PoolReport, PoolSettings};
 pub use ports::{
-    Claim, ContainerSpec, ContainerState, DiskSpace, ExecutorClient, ExecutorError, Flushed,
-    ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
+    Claim, ContainerSpec, ContainerState, DiskSpace, Engine, EngineFacts, ExecutorClient,
+    ExecutorError, Flushed, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    WorkspaceError, Workspaces,
 };
 pub use sandbox::{Connected, CreateSandbox, Op, Plan, Sandbox, State};
 pub use scheduler::{

@@ -15,7 +15,8 @@ use bollard::{ClientVersion, Docker};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use sandyard_core::{
-    ContainerSpec, DiskSpace, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    ContainerSpec, DiskSpace, Engine, EngineFacts, ImageFacts, Instance, Profile, Runtime,
+    RuntimeError, RuntimeEvent,
 };
 use sandyard_types::{InstallationId, InstanceId, Template};
 use tokio::sync::Mutex;
@@ -54,21 +55,6 @@ pub struct DockerSettings {
     /// A folder on the disk that containers write to, for an engine whose own folder is not seen from here: the
     /// server's data is on a volume of the same engine then.
     pub data_dir: PathBuf,
-}
-
-/// What the engine says about itself, for `doctor`.
-#[derive(Clone, Debug)]
-pub struct EngineFacts {
-    /// Its version.
-    pub version: String,
-    /// The API it speaks.
-    pub api_version: String,
-    /// Whether AppArmor confines containers there.
-    pub apparmor: bool,
-    /// `1` or `2`.
-    pub cgroup_version: String,
-    /// Whether users in containers are others than those of the host (`userns-remap`).
-    pub remaps_users: bool,
 }
 
 /// [`Runtime`] over the Docker Engine.
@@ -148,56 +134,6 @@ impl DockerRuntime {
             layer_size: AtomicBool::new(layer_size),
             layer_size_proven: AtomicBool::new(false),
         })
-    }
-
-    /// What the engine says about itself.
-    pub fn facts(&self) -> &EngineFacts {
-        &self.facts
-    }
-
-    /// Makes sure the sandboxes' network is there. To be called before the first create.
-    ///
-    /// # Errors
-    /// The engine's refusal, most often because it has no free address range left.
-    pub async fn ensure_network(&self) -> Result<(), RuntimeError> {
-        let found = self.network.ensure(&self.docker, &self.settings).await?;
-        self.network_facts.get_or_init(|| found);
-        Ok(())
-    }
-
-    /// The engine's own address on the sandboxes' network: where a server on the host is reached from
-    /// inside. `None` on a network without one, and before [`Self::ensure_network`].
-    pub fn gateway_address(&self) -> Option<IpAddr> {
-        self.network_facts.get()?.gateway
-    }
-
-    /// Whether sandboxes cannot reach each other on their network. False before [`Self::ensure_network`].
-    pub fn isolates_sandboxes(&self) -> bool {
-        self.network_facts.get().is_some_and(|found| found.isolated)
-    }
-
-    /// Whether sandboxes cannot reach each other on the network as it is now; `None` if it does not exist. Changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// The engine's refusal.
-    pub async fn inspect_isolation(&self) -> Result<Option<bool>, RuntimeError> {
-        self.network.inspect_isolation(&self.docker, &self.endpoint).await
-    }
-
-    /// The name of the sandboxes' network.
-    pub fn network_name(&self) -> &str {
-        &self.network.name
-    }
-
-    /// Removes what the installation has on the engine besides sandboxes, which must be gone: its hold on the
-    /// executor's volume, and its own network.
-    ///
-    /// # Errors
-    /// The engine's refusal.
-    pub async fn tear_down(&self) -> Result<(), RuntimeError> {
-        self.release_volume().await?;
-        self.network.remove(&self.docker, &self.endpoint).await
     }
 
     pub(crate) fn labels(&self, role: &str) -> HashMap<String, String> {
@@ -450,6 +386,46 @@ impl Runtime for DockerRuntime {
 
     async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
         self.log_lines(id).await
+    }
+}
+
+#[async_trait]
+impl Engine for DockerRuntime {
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    async fn prepare(&self) -> Result<(), RuntimeError> {
+        let found = self.network.ensure(&self.docker, &self.settings).await?;
+        self.network_facts.get_or_init(|| found);
+        Ok(())
+    }
+
+    fn network_name(&self) -> &str {
+        &self.network.name
+    }
+
+    fn sandbox_facing_address(&self) -> Option<IpAddr> {
+        self.network_facts.get()?.gateway
+    }
+
+    async fn isolates_sandboxes(&self) -> Result<Option<bool>, RuntimeError> {
+        match self.network_facts.get() {
+            Some(found) => Ok(Some(found.isolated)),
+            None => self.network.inspect_isolation(&self.docker, &self.endpoint).await,
+        }
+    }
+
+    async fn collect_garbage(&self, all: bool) -> Result<Vec<String>, RuntimeError> {
+        if all {
+            self.release_volume().await?;
+        }
+        self.remove_old_volumes(all).await
+    }
+
+    async fn tear_down(&self) -> Result<(), RuntimeError> {
+        self.release_volume().await?;
+        self.network.remove(&self.docker, &self.endpoint).await
     }
 }
 

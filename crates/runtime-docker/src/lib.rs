@@ -1,4 +1,4 @@
-//! [`sandyard_core::Runtime`] over the Docker Engine API, 1.41 (Docker 20.10) and later.
+//! [`sandyard_core::Engine`] over the Docker Engine API, 1.41 (Docker 20.10) and later.
 //!
 //! Control goes through the engine, data never does: no exec, no attach, no copy on any request path
 //! (design 4). The only crate that names bollard.
@@ -16,5 +16,5 @@ mod states;
 
 pub use bundle::Bundle;
 pub use container::container_name;
-pub use engine::{DockerRuntime, DockerSettings, EngineFacts};
+pub use engine::{DockerRuntime, DockerSettings};
 pub use error::DockerError;

@@ -333,9 +333,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
 /// Whether an error may go away while a container starts: its port is not open yet, or its address not yet known to
 /// the bridge.
 fn is_not_yet(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{
-        ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut,
-    };
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | TimedOut)
 }
 

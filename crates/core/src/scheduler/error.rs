@@ -129,6 +129,14 @@ pub enum SandboxError {
         /// Why.
         source: ExecutorError,
     },
+    /// A paused sandbox did not become ready. It is paused as before.
+    #[error("sandbox '{id}' did not become ready after its pause; it is still paused")]
+    NotResumed {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: ExecutorError,
+    },
     /// Somebody removed the container of a paused sandbox.
     #[error(
         "sandbox '{0}' is lost: its container was removed from the engine; create a new sandbox"

@@ -256,7 +256,7 @@ impl Scheduler {
             self.shared.pool.give_back(warm);
             return Err(refused);
         }
-        let span = info_span!("sandbox", sandbox.id = %id);
+        let span = info_span!(parent: None, "sandbox", sandbox.id = %id);
         self.spawn(driver.create(warm, answer).instrument(span));
         Ok(Accepted { id, created, driver: requests })
     }

@@ -68,9 +68,11 @@ pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailB
                 sandyard_types::OnTimeout::Pause(_) => OnTimeout::Pause,
             },
         },
-        pause_mode: sandbox.paused.filter(|_| sandbox.state == State::Paused).map(|kind| match kind {
-            PauseKind::Full => PauseMode::Full,
-            PauseKind::Filesystem => PauseMode::Filesystem,
-        }),
+        pause_mode: sandbox.paused.filter(|_| sandbox.state == State::Paused).map(
+            |kind| match kind {
+                PauseKind::Full => PauseMode::Full,
+                PauseKind::Filesystem => PauseMode::Filesystem,
+            },
+        ),
     })
 }

@@ -132,6 +132,7 @@ fn status_of(error: &SandboxError) -> StatusCode {
         // The sandbox is as it was before.
         SandboxError::NotFlushed { .. }
         | SandboxError::NotHalted { .. }
+        | SandboxError::NotResumed { .. }
         | SandboxError::ShuttingDown
         | SandboxError::Runtime { op: "pause" | "snapshot" | "resume", .. } => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -74,10 +74,7 @@ impl Position {
         if its_order != order.as_str() {
             return Err(refused());
         }
-        Ok(Self {
-            micros: micros.parse().map_err(|_| refused())?,
-            id: id.to_owned(),
-        })
+        Ok(Self { micros: micros.parse().map_err(|_| refused())?, id: id.to_owned() })
     }
 }
 

@@ -86,7 +86,8 @@ pub(super) async fn list(
         let token = HeaderValue::from_str(&last.to_token(Order::Descending));
         headers.extend(token.ok().map(|token| (NEXT_TOKEN, token)));
     }
-    let page: Vec<SnapshotInfoBody> = placed.iter().map(|(_, snapshot)| body_of(snapshot)).collect();
+    let page: Vec<SnapshotInfoBody> =
+        placed.iter().map(|(_, snapshot)| body_of(snapshot)).collect();
     Ok((headers, Json(page)).into_response())
 }
 

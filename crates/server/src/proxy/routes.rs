@@ -31,11 +31,9 @@ impl Routes for SchedulerRoutes {
         let sandbox = self.scheduler.route(id)?;
         match sandbox.state {
             State::Running | State::Snapshotting => {}
-            State::Creating
-            | State::Pausing
-            | State::Paused
-            | State::Resuming
-            | State::Killing => return None,
+            State::Creating | State::Pausing | State::Paused | State::Resuming | State::Killing => {
+                return None;
+            }
         }
         Some(Route {
             address: sandbox.instance.address?,

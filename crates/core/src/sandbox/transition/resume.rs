@@ -46,7 +46,7 @@ async fn resume(
     let parts = &shared.parts;
     let id = record.id.clone();
     let failed = |source| SandboxError::Runtime { op: "resume", id: id.clone(), source };
-    let executor = |source| SandboxError::Executor { id: id.clone(), source };
+    let executor = |source| SandboxError::NotResumed { id: id.clone(), source };
     let found = parts.runtime.inspect(&record.instance).await.map_err(failed)?;
     let Some(found) = found else {
         return Err(SandboxError::ContainerGone(id));
