@@ -15,6 +15,7 @@ mod fence;
 mod memory;
 mod mounts;
 mod probes;
+mod restart;
 mod rpc;
 mod s3;
 mod sandbox;

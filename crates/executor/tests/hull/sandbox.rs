@@ -72,10 +72,24 @@ impl Sandbox {
         let prefix = format!("sessions/{}", name("s"));
         store.put(&format!("{prefix}/"), b"")?;
         let sandbox = Self { container, authority, store, prefix, _bundle: bundle };
-        wait_for("init", Duration::from_secs(10), || {
-            Ok(Connection::open(sandbox.container.address).is_ok())
-        })?;
+        sandbox.wait_for_init()?;
         Ok(sandbox)
+    }
+
+    fn wait_for_init(&self) -> anyhow::Result<()> {
+        wait_for("init", Duration::from_secs(10), || {
+            Ok(Connection::open(self.container.address).is_ok())
+        })?;
+        Ok(())
+    }
+
+    /// Starts its container again after its end, claims it and mounts its workspace.
+    pub(super) fn start_again(&mut self) -> anyhow::Result<()> {
+        self.container.start_again()?;
+        self.wait_for_init()?;
+        rpc::claim(self.container.address, &self.authority)?;
+        self.mount(vec![self.workspace()])?;
+        Ok(())
     }
 
     /// Starts a sandbox with its workspace mounted.
