@@ -31,6 +31,8 @@ pub enum EndReason {
 pub enum SandboxEvent {
     /// It runs.
     Created {
+        /// Name of its template.
+        template: String,
         /// Whether its container came from the pool.
         from_pool: bool,
     },

@@ -8,11 +8,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use sandyard_types::{Cache, InstanceId, Template, TemplateKind};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -156,6 +158,9 @@ pub(crate) struct Pool {
     cold: AtomicUsize,
     /// The container that is being made.
     making: Mutex<Option<InstanceId>>,
+    /// The making of it. Kept here, and not by whoever keeps the pool: a call to the engine that is dropped half-way
+    /// may still have its effect, so it is finished before the pool is emptied.
+    work: tokio::sync::Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 /// A create that waits for the engine: nothing is made for the pool meanwhile.
@@ -194,6 +199,7 @@ impl Pool {
             changed: Notify::new(),
             cold: AtomicUsize::new(0),
             making: Mutex::default(),
+            work: tokio::sync::Mutex::default(),
         }
     }
 
@@ -273,15 +279,18 @@ impl Pool {
         making.as_ref() == Some(instance) || warm.any(|warm| warm.instance.id == *instance)
     }
 
-    /// Removes those of the pool that do not run.
-    pub(crate) async fn compare(&self, instances: &[Instance]) {
+    /// The containers that wait.
+    pub(crate) fn instances(&self) -> Vec<InstanceId> {
+        let shelves = self.shelves();
+        let warm = shelves.values().flat_map(|shelf| &shelf.warm);
+        warm.map(|warm| warm.instance.id.clone()).collect()
+    }
+
+    /// Removes those of the pool that do not run. `known` are those that waited before the engine was asked what it
+    /// has: one that came later would be missing in its answer.
+    pub(crate) async fn compare(&self, known: &[InstanceId], instances: &[Instance]) {
         let runs = |id: &InstanceId| {
             instances.iter().any(|i| i.id == *id && i.state == ContainerState::Running)
-        };
-        let known: Vec<InstanceId> = {
-            let shelves = self.shelves();
-            let warm = shelves.values().flat_map(|shelf| &shelf.warm);
-            warm.map(|warm| warm.instance.id.clone()).collect()
         };
         for id in known.iter().filter(|id| !runs(id)) {
             if self.remove(id) {
@@ -302,6 +311,8 @@ impl Pool {
         for warm in dropped {
             self.delete(&warm.instance.id).await;
         }
+        // One that is being made from it goes when it finds no shelf.
+        self.finish_work().await;
     }
 
     /// What is in it.
@@ -325,14 +336,18 @@ impl Pool {
     }
 
     /// Keeps the pool as it should be, until dropped.
-    pub(crate) async fn keep(&self) {
+    pub(crate) async fn keep(self: &Arc<Self>) {
         if self.settings.max == 0 {
             return std::future::pending().await;
         }
         loop {
-            let next = self.next();
-            match next {
-                Next::Make(key, template, profile) => self.make(&key, &template, profile).await,
+            self.finish_work().await;
+            match self.next() {
+                Next::Make(key, template, profile) => {
+                    let pool = self.clone();
+                    let make = async move { pool.make(&key, &template, profile).await };
+                    *self.work.lock().await = Some(Box::pin(make));
+                }
                 Next::Drop(warm) => {
                     debug!(instance = %warm.instance.id, "the pool gives a container back");
                     self.delete(&warm.instance.id).await;
@@ -342,6 +357,14 @@ impl Pool {
                     let _ = tokio::time::timeout(limit, self.changed.notified()).await;
                 }
             }
+        }
+    }
+
+    async fn finish_work(&self) {
+        let mut work = self.work.lock().await;
+        if let Some(running) = work.as_mut() {
+            running.await;
+            *work = None;
         }
     }
 
@@ -440,12 +463,12 @@ impl Pool {
 
     /// Removes all containers of the pool. It must not be kept any more.
     pub(crate) async fn empty(&self) {
-        let mut all: Vec<InstanceId> = {
+        self.finish_work().await;
+        let all: Vec<InstanceId> = {
             let mut shelves = self.shelves();
             let warm = shelves.values_mut().flat_map(|shelf| shelf.warm.drain(..));
             warm.map(|warm| warm.instance.id).collect()
         };
-        all.extend(self.making.lock().unwrap_or_else(PoisonError::into_inner).take());
         let removals = futures::stream::iter(&all).map(|id| self.delete(id));
         removals.buffer_unordered(4).collect::<()>().await;
     }

@@ -49,6 +49,8 @@ pub struct Catalogue {
     slugs: BTreeMap<TeamId, String>,
     store: Store,
     stored: Mutex<BTreeMap<TemplateId, StoredTemplate>>,
+    /// Whether all that the store holds could be read.
+    is_whole: bool,
     /// Held over each change, so that two snapshots of one name are two builds of one template.
     changes: tokio::sync::Mutex<()>,
 }
@@ -60,6 +62,7 @@ impl Catalogue {
     /// The store's.
     pub async fn load(configured: Vec<Template>, store: Store) -> Result<Self, StoreError> {
         let (stored, unreadable) = store.stored_templates().await?;
+        let is_whole = unreadable.is_empty();
         for reason in unreadable {
             error!(%reason, "a template of the store is left out");
         }
@@ -69,6 +72,7 @@ impl Catalogue {
             slugs: teams.map(|team| (team.id, team.slug)).collect(),
             store,
             stored: Mutex::new(stored.into_iter().map(|t| (t.id.clone(), t)).collect()),
+            is_whole,
             changes: tokio::sync::Mutex::default(),
         })
     }
@@ -147,6 +151,12 @@ impl Catalogue {
             Found::Configured(template) => template.id.clone(),
             Found::Stored(id) => id,
         })
+    }
+
+    /// Whether it knows all that the store holds: an image that nobody seems to need may be one of what it could not
+    /// read.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Whether a stored template has an image.

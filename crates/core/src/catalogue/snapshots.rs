@@ -218,12 +218,13 @@ impl Catalogue {
         }
     }
 
-    /// Forgets a stored template.
-    pub(crate) async fn remove(&self, id: &TemplateId) -> Result<(), StoreError> {
+    /// Forgets a stored template. Returns the images of its builds.
+    pub(crate) async fn remove(&self, id: &TemplateId) -> Result<Vec<String>, StoreError> {
         let _one_at_a_time = self.changes.lock().await;
         self.store.remove_template(id).await?;
-        self.stored().remove(id);
-        Ok(())
+        let removed = self.stored().remove(id);
+        let builds = removed.iter().flat_map(|template| template.builds.values());
+        Ok(builds.map(|build| build.template.image.clone()).collect())
     }
 }
 

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use sandyard_types::{OnTimeout, PauseKind};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::request::reply;
@@ -18,7 +19,7 @@ use super::transition::{self, Ended, Made, Outcome};
 use super::{Answer, Bound, Connected, Plan, Request, RunRequest, Sandbox, SavedImage, State};
 use crate::events::{EndReason, SandboxEvent};
 use crate::pool::Warm;
-use crate::scheduler::{Entry, Shared};
+use crate::scheduler::{Entry, NewSandbox, Shared};
 use crate::store::{Record, Stage};
 use crate::{ContainerState, Instance, SandboxError, now};
 
@@ -36,7 +37,7 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Who waits for the running transition.
 enum Waiter {
-    Create(Answer<Arc<Sandbox>>),
+    Create(Answer<NewSandbox>),
     /// A pause or a kill.
     Done(Answer<()>),
     Run(RunRequest),
@@ -47,6 +48,18 @@ enum Waiter {
 struct Slot {
     work: BoxFuture<'static, Outcome>,
     waiters: Vec<Waiter>,
+    /// Whether it sets right what was found. What the sandbox is then is not known yet, so every request waits.
+    recovers: bool,
+}
+
+impl Slot {
+    fn new(work: impl Future<Output = Outcome> + Send + 'static, waiters: Vec<Waiter>) -> Self {
+        Self { work: Box::pin(work), waiters, recovers: false }
+    }
+
+    fn recovery(work: impl Future<Output = Outcome> + Send + 'static) -> Self {
+        Self { recovers: true, ..Self::new(work, Vec::new()) }
+    }
 }
 
 pub(crate) struct Driver {
@@ -63,7 +76,7 @@ pub(crate) struct Driver {
     /// Whether the container is to be looked at when the running transition has ended.
     look: bool,
     /// Expiry is not tried before this moment.
-    not_before: Option<OffsetDateTime>,
+    not_before: Option<Instant>,
     reason: EndReason,
 }
 
@@ -100,9 +113,9 @@ impl Driver {
     }
 
     /// Makes the sandbox, and serves it.
-    pub(crate) async fn create(mut self, warm: Option<Warm>, answer: Answer<Arc<Sandbox>>) {
+    pub(crate) async fn create(mut self, warm: Option<Warm>, answer: Answer<NewSandbox>) {
         let work = transition::create::run(self.shared.clone(), self.record.clone(), warm);
-        self.slot = Some(Slot { work: Box::pin(work), waiters: vec![Waiter::Create(answer)] });
+        self.slot = Some(Slot::new(work, vec![Waiter::Create(answer)]));
         self.serve().await;
     }
 
@@ -117,7 +130,7 @@ impl Driver {
                 self.instance.clone(),
                 found,
             );
-            self.slot = Some(Slot { work: Box::pin(work), waiters: Vec::new() });
+            self.slot = Some(Slot::recovery(work));
         }
         self.serve().await;
     }
@@ -134,7 +147,7 @@ impl Driver {
 
     async fn serve(mut self) {
         loop {
-            let due = self.not_before.unwrap_or(self.record.end_at).max(self.record.end_at);
+            let (due, not_before) = (self.record.end_at, self.not_before);
             let expires = self.slot.is_none() && self.state() == State::Running;
             tokio::select! {
                 // The end of a transition first: what it answers must not be overtaken by a new request.
@@ -150,7 +163,7 @@ impl Driver {
                     // Never: the driver holds a sender itself.
                     None => return,
                 },
-                () = until(due), if expires => self.expire(),
+                () = until(due, not_before), if expires => self.expire(),
             }
         }
     }
@@ -174,7 +187,8 @@ impl Driver {
             }
             return;
         };
-        match self.state().plan(op) {
+        let recovers = self.slot.as_ref().is_some_and(|slot| slot.recovers);
+        match if recovers { Plan::Wait } else { self.state().plan(op) } {
             Plan::Begin => self.begin(request).await,
             Plan::Join => self.join(request),
             Plan::Wait => self.waiting.push_back(request),
@@ -244,11 +258,9 @@ impl Driver {
     fn expire(&mut self) {
         match self.record.lifecycle.on_timeout {
             OnTimeout::Kill => {
-                info!("expired");
                 self.end(EndReason::Expired, true, Vec::new());
             }
             OnTimeout::Pause(kind) => {
-                info!(?kind, "expired: pausing");
                 self.pause(kind, false, Vec::new());
             }
         }
@@ -259,7 +271,7 @@ impl Driver {
         let (shared, record) = (self.shared.clone(), self.record.clone());
         let instance = self.instance.clone();
         let work = transition::pause::run(shared, record, instance, kind, require_healthy);
-        self.slot = Some(Slot { work: Box::pin(work), waiters });
+        self.slot = Some(Slot::new(work, waiters));
     }
 
     fn resume(&mut self, run: RunRequest) {
@@ -285,7 +297,7 @@ impl Driver {
         let timeout = if run.by_traffic { self.wake_timeout() } else { run.timeout };
         let (shared, instance) = (self.shared.clone(), self.instance.clone());
         let work = transition::resume::run(shared, record, instance, kind, run.memory, timeout);
-        self.slot = Some(Slot { work: Box::pin(work), waiters: vec![Waiter::Run(run)] });
+        self.slot = Some(Slot::new(work, vec![Waiter::Run(run)]));
     }
 
     /// How long a sandbox runs that traffic woke (control-plane 3.4): as long as its create asked for, within
@@ -299,7 +311,7 @@ impl Driver {
         self.set_stage(Stage::Snapshotting);
         let (shared, record) = (self.shared.clone(), self.record.clone());
         let work = transition::snapshot::run(shared, record, self.instance.clone());
-        self.slot = Some(Slot { work: Box::pin(work), waiters: vec![Waiter::Save(answer)] });
+        self.slot = Some(Slot::new(work, vec![Waiter::Save(answer)]));
     }
 
     /// Makes the sandbox invisible and starts its end.
@@ -309,7 +321,7 @@ impl Driver {
         let flush = flush && self.record.workspace.is_some();
         let (shared, record) = (self.shared.clone(), self.record.clone());
         let work = transition::end::run(shared, record, self.instance.clone(), flush);
-        self.slot = Some(Slot { work: Box::pin(work), waiters });
+        self.slot = Some(Slot::new(work, waiters));
     }
 
     async fn set_end(
@@ -343,7 +355,7 @@ impl Driver {
         match outcome {
             Outcome::Created(made) => self.created(made, waiters),
             Outcome::CreateFailed { failure, left } => {
-                return self.create_failed(failure, left, waiters);
+                return self.create_failed(failure, left, waiters).await;
             }
             Outcome::Paused { record, result } => self.paused(record, result, waiters),
             Outcome::Resumed { record, instance, result } => {
@@ -389,23 +401,28 @@ impl Driver {
     }
 
     fn created(&mut self, made: Made, waiters: Vec<Waiter>) {
+        // Nobody could tell us if another container than the one that we knew of has ended meanwhile.
+        self.look |= made.record.instance != self.record.instance;
         self.record = made.record;
         self.move_to(made.instance);
         let sandbox = self.update_view();
-        info!(template = %self.record.template.name, pool = made.from_pool, "sandbox created");
-        self.tell(SandboxEvent::Created { from_pool: made.from_pool });
+        let template = self.record.template.name.to_string();
+        self.tell(SandboxEvent::Created { template, from_pool: made.from_pool });
         for waiter in waiters {
-            if let Waiter::Create(answer) = waiter
-                && answer.send(Ok(sandbox.clone())).is_err()
-            {
-                info!("the client left before its sandbox was ready: ending it");
-                self.end(EndReason::Abandoned, true, Vec::new());
+            if let Waiter::Create(answer) = waiter {
+                // Also when its client leaves before it takes this: what is dropped ends the sandbox.
+                reply(answer, Ok(NewSandbox::new(sandbox.clone(), self.sender.clone())));
             }
         }
     }
 
     /// True if nothing is left of the sandbox.
-    fn create_failed(&mut self, failure: SandboxError, left: bool, waiters: Vec<Waiter>) -> bool {
+    async fn create_failed(
+        &mut self,
+        failure: SandboxError,
+        left: bool,
+        waiters: Vec<Waiter>,
+    ) -> bool {
         let mut failure = Some(failure);
         for waiter in waiters {
             if let Waiter::Create(answer) = waiter
@@ -420,6 +437,8 @@ impl Driver {
             self.end(EndReason::CreateFailed, false, Vec::new());
         } else {
             self.shared.forget(&self.record.id);
+            // A fork's image may have no other user.
+            self.shared.release_image(&self.record.template).await;
         }
         !left
     }
@@ -435,24 +454,24 @@ impl Driver {
         match &result {
             Ok(kind) => {
                 self.shared.set_active(&self.record.id, false);
-                info!(?kind, "sandbox paused");
                 self.tell(SandboxEvent::Paused { kind: *kind });
             }
             Err(failure) => {
                 let reason = failure.chain();
-                warn!(reason, "the sandbox could not be paused; it runs on");
-                self.not_before = Some(now() + PAUSE_AGAIN);
+                self.not_before = Some(Instant::now() + PAUSE_AGAIN);
                 self.look = true;
                 self.tell(SandboxEvent::PauseFailed { reason });
             }
         }
-        if self.state() == State::Paused {
+        match self.record.stage {
             // A stopped container has no ports; a frozen one keeps its own.
-            if self.record.stage == Stage::Paused(PauseKind::Filesystem) {
+            Stage::Paused(PauseKind::Filesystem) => {
                 let state = ContainerState::Stopped;
                 let instance = Instance { state, address: None, ..self.instance.clone() };
                 self.move_to(instance);
             }
+            Stage::Paused(PauseKind::Full) => self.instance.state = ContainerState::Frozen,
+            _ => {}
         }
         self.update_view();
         for waiter in waiters {
@@ -469,6 +488,7 @@ impl Driver {
         result: Result<PauseKind, SandboxError>,
         waiters: Vec<Waiter>,
     ) {
+        let had_memory = self.record.stage == Stage::Resuming(PauseKind::Full);
         self.record = record;
         self.move_to(instance);
         self.not_before = None;
@@ -476,11 +496,13 @@ impl Driver {
         let result = result.map_err(Arc::new);
         match &result {
             Ok(kind) => {
-                info!(?kind, "sandbox resumed");
                 self.tell(SandboxEvent::Resumed { kind: *kind });
             }
             Err(failure) => {
                 warn!(reason = failure.chain(), "the sandbox could not be resumed");
+                if had_memory && self.record.stage == Stage::Paused(PauseKind::Filesystem) {
+                    self.tell(SandboxEvent::MemoryLost);
+                }
                 self.shared.set_active(&self.record.id, false);
                 self.look = true;
             }
@@ -489,7 +511,12 @@ impl Driver {
             let Waiter::Run(run) = waiter else { continue };
             let connected = match &result {
                 // Who joined may have asked for more time.
-                Ok(_) if run.by_traffic => Ok(self.view.borrow().clone()),
+                Ok(_)
+                    if run.by_traffic
+                        || self.record.started_at + run.timeout <= self.record.end_at =>
+                {
+                    Ok(self.view.borrow().clone())
+                }
                 Ok(_) => self.set_end(run.timeout, Bound::AtLeast).await,
                 Err(failure) => Err(SandboxError::Shared(failure.clone())),
             };
@@ -509,7 +536,6 @@ impl Driver {
             }
             self.shared.forget(&self.record.id);
             self.shared.release_image(&self.record.template).await;
-            info!(reason = ?self.reason, "sandbox ended");
             self.tell(SandboxEvent::Ended { reason: self.reason });
         }
         for waiter in waiters {
@@ -523,7 +549,7 @@ impl Driver {
         if !gone {
             let (shared, record) = (self.shared.clone(), self.record.clone());
             let work = transition::end::retry(shared, record);
-            self.slot = Some(Slot { work: Box::pin(work), waiters: Vec::new() });
+            self.slot = Some(Slot::new(work, Vec::new()));
         }
         gone
     }
@@ -560,7 +586,7 @@ impl Driver {
                 let (shared, record) = (self.shared.clone(), self.record.clone());
                 let found = found.unwrap_or(ContainerState::Stopped);
                 let work = transition::recover::run(shared, record, self.instance.clone(), found);
-                self.slot = Some(Slot { work: Box::pin(work), waiters: Vec::new() });
+                self.slot = Some(Slot::recovery(work));
             }
             // All is as it should be, or a transition has begun.
             _ => {}
@@ -575,9 +601,12 @@ async fn ended(slot: &mut Option<Slot>) -> Outcome {
     }
 }
 
-/// Sleeps until a wall-clock time. Wakes once a minute to look at the clock again, because it can be
+/// Sleeps until a wall-clock time, and at least until `not_before`. Wakes once a minute to look at the clock again, because it can be
 /// set while we sleep.
-async fn until(due: OffsetDateTime) {
+async fn until(due: OffsetDateTime, not_before: Option<Instant>) {
+    if let Some(at) = not_before {
+        tokio::time::sleep_until(at).await;
+    }
     loop {
         let left = due - now();
         let Ok(left) = Duration::try_from(left) else {

@@ -101,6 +101,10 @@ pub struct NewSandbox {
 }
 
 impl NewSandbox {
+    pub(crate) fn new(sandbox: Arc<Sandbox>, driver: tokio::sync::mpsc::Sender<Request>) -> Self {
+        Self { sandbox, abandon: Some(driver) }
+    }
+
     /// The sandbox, whose client is told of it now.
     pub fn keep(mut self) -> Arc<Sandbox> {
         self.abandon = None;
@@ -129,8 +133,7 @@ impl Drop for NewSandbox {
 /// A create that was accepted: its driver runs.
 struct Accepted {
     id: SandboxId,
-    created: oneshot::Receiver<Result<Arc<Sandbox>, SandboxError>>,
-    driver: tokio::sync::mpsc::Sender<Request>,
+    created: oneshot::Receiver<Result<NewSandbox, SandboxError>>,
 }
 
 impl Scheduler {
@@ -230,9 +233,8 @@ impl Scheduler {
 
     /// Waits until a create that was accepted is done.
     async fn made(&self, accepted: Accepted) -> Result<NewSandbox, SandboxError> {
-        let Accepted { id, created, driver } = accepted;
-        let sandbox = created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))?;
-        Ok(NewSandbox { sandbox, abandon: Some(driver) })
+        let Accepted { id, created } = accepted;
+        created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
     }
 
     /// Checks a create, takes a place for it and starts its driver.
@@ -250,15 +252,13 @@ impl Scheduler {
         let state = ContainerState::Stopped;
         let instance = Instance { id: record.instance.clone(), state, address: None };
         let driver = Driver::new(self.shared.clone(), record, instance);
-        let entry = driver.entry();
-        let requests = entry.requests.clone();
-        if let Err(refused) = self.shared.reserve(&id, entry) {
+        if let Err(refused) = self.shared.reserve(&id, driver.entry()) {
             self.shared.pool.give_back(warm);
             return Err(refused);
         }
         let span = info_span!(parent: None, "sandbox", sandbox.id = %id);
         self.spawn(driver.create(warm, answer).instrument(span));
-        Ok(Accepted { id, created, driver: requests })
+        Ok(Accepted { id, created })
     }
 
     fn check_length(&self, timeout: Duration) -> Result<(), SandboxError> {
@@ -493,6 +493,14 @@ impl Scheduler {
         tasks.shutdown().await;
         self.shared.pool.empty().await;
         report
+    }
+
+    /// Stops all background tasks where they are, as the end of the process does. For tests of what a start after a
+    /// crash finds.
+    #[doc(hidden)]
+    pub async fn abort(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        tasks.shutdown().await;
     }
 
     /// Ends every sandbox of every team. Returns how many and which of them failed.

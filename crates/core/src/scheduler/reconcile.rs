@@ -25,6 +25,7 @@ impl Scheduler {
         let instances = parts.runtime.list().await.map_err(SandboxError::Engine)?;
         let mut instances: HashMap<InstanceId, Instance> =
             instances.into_iter().map(|instance| (instance.id.clone(), instance)).collect();
+        let all_known = unreadable.is_empty() && self.catalogue().is_whole();
         for row in unreadable {
             error!(sandbox.id = row.id, reason = %row.reason, "a sandbox's record is left as it is, and so is its container");
             instances.retain(|id, _| id.as_str() != row.instance);
@@ -44,7 +45,11 @@ impl Scheduler {
             info!(%instance, "removing a container that no record owns");
             self.remove_nobodys(instance);
         }
-        self.remove_images().await;
+        if all_known {
+            self.remove_images().await;
+        } else {
+            warn!("images are left alone, because not everything that may need them could be read");
+        }
         Ok(())
     }
 
@@ -135,11 +140,12 @@ impl Scheduler {
             let entries = self.shared.entries();
             entries.values().map(|entry| entry.view.borrow().clone()).collect()
         };
+        let warm = self.shared.pool.instances();
         let instances = match self.shared.parts.runtime.list().await {
             Ok(instances) => instances,
             Err(error) => return warn!(%error, "cannot compare sandboxes with the engine"),
         };
-        self.shared.pool.compare(&instances).await;
+        self.shared.pool.compare(&warm, &instances).await;
         let found: HashMap<&InstanceId, ContainerState> =
             instances.iter().map(|instance| (&instance.id, instance.state)).collect();
         for sandbox in known.iter().filter(|sandbox| sandbox.state.is_visible()) {

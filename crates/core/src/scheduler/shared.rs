@@ -35,7 +35,7 @@ pub(crate) struct Entry {
 pub(crate) struct Shared {
     pub(crate) parts: SchedulerParts,
     pub(crate) catalogue: Catalogue,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) events: Events,
     entries: Mutex<HashMap<SandboxId, Entry>>,
     /// Images that are between their making and their first use, each as often as it is held.
@@ -58,7 +58,7 @@ impl Shared {
         Self {
             parts,
             catalogue,
-            pool,
+            pool: Arc::new(pool),
             events: Events::default(),
             entries: Mutex::default(),
             held_images: Mutex::default(),

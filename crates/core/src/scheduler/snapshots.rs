@@ -4,12 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandyard_types::{InstanceId, SandboxId, TeamId, Template};
+use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use super::{NewSandbox, Scheduler};
 use crate::catalogue::{DeleteRefusal, Snapshot};
 use crate::sandbox::{Request, SavedImage};
 use crate::store::{Record, Stage};
 use crate::{Op, SandboxError, TemplateReference, now};
+
+/// Who waits for a result.
+struct Client(oneshot::Sender<()>);
+
+impl Client {
+    fn has_left(&self) -> bool {
+        self.0.is_closed()
+    }
+}
 
 impl Scheduler {
     /// Takes a snapshot of a running sandbox, which runs on. With a name it becomes the newest build of the template
@@ -27,20 +38,41 @@ impl Scheduler {
         if let Some(name) = name {
             self.catalogue().check_snapshot_name(team, name)?;
         }
-        let SavedImage { template, .. } = self.save(team, id, Op::Snapshot).await?;
-        // From here on in a task of its own: a client that leaves must not leave an image that nobody has.
-        let (answer, answered) = tokio::sync::oneshot::channel();
         let (scheduler, id, name) = (self.clone(), id.clone(), name.cloned());
-        self.spawn(async move {
-            let catalogue = scheduler.catalogue();
-            let from = Template::clone(&template);
-            let added = catalogue.add_snapshot(team, &id, from, name.as_ref()).await;
+        self.to_the_end(move |client| async move {
+            let SavedImage { template, .. } = scheduler.save(team, &id, Op::Snapshot).await?;
+            let added = if client.has_left() {
+                Err(SandboxError::ShuttingDown)
+            } else {
+                let from = Template::clone(&template);
+                let added = scheduler.catalogue().add_snapshot(team, &id, from, name.as_ref());
+                added.await.map_err(SandboxError::from)
+            };
             scheduler.shared.let_go_of_image(&template).await;
+            added
+        })
+        .await
+    }
+
+    /// Does something that a client asks for in a task of its own: were it dropped half-way because the client left,
+    /// an image that nobody has would stay.
+    async fn to_the_end<T, W>(&self, work: impl FnOnce(Client) -> W) -> Result<T, SandboxError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, SandboxError>> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let (here, left) = oneshot::channel();
+        let work = work(Client(here));
+        let task = async move {
+            let result = work.await;
             // The client may have left.
-            let _ = answer.send(added);
-        });
-        let added = answered.await.map_err(|_| SandboxError::ShuttingDown)?;
-        Ok(added?)
+            let _ = answer.send(result);
+        };
+        self.spawn(task.in_current_span());
+        let result = answered.await.map_err(|_| SandboxError::ShuttingDown);
+        drop(left);
+        result?
     }
 
     async fn save(&self, team: TeamId, id: &SandboxId, op: Op) -> Result<SavedImage, SandboxError> {
@@ -64,20 +96,26 @@ impl Scheduler {
         if count >= max {
             return Err(SandboxError::TooManyForks { count, max });
         }
-        let SavedImage { template, source } = self.save(team, id, Op::Fork).await?;
-        let record = || Record {
-            id: SandboxId::random(),
-            template: template.clone(),
-            instance: InstanceId::random(),
-            stage: Stage::Creating,
-            started_at: now(),
-            end_at: now() + timeout,
-            timeout,
-            ..source.clone()
-        };
-        let accepted: Vec<_> = (0..count).map(|_| self.accept(record())).collect();
-        // Those that were accepted hold the image from here on.
-        self.shared.let_go_of_image(&template).await;
+        let (scheduler, id) = (self.clone(), id.clone());
+        let accepted = self.to_the_end(move |client| async move {
+            let SavedImage { template, source } = scheduler.save(team, &id, Op::Fork).await?;
+            let record = || Record {
+                id: SandboxId::random(),
+                template: template.clone(),
+                instance: InstanceId::random(),
+                stage: Stage::Creating,
+                started_at: now(),
+                end_at: now() + timeout,
+                timeout,
+                ..source.clone()
+            };
+            let count = if client.has_left() { 0 } else { count };
+            let accepted: Vec<_> = (0..count).map(|_| scheduler.accept(record())).collect();
+            // Those that were accepted hold the image from here on.
+            scheduler.shared.let_go_of_image(&template).await;
+            Ok(accepted)
+        });
+        let accepted = accepted.await?;
         let made = accepted.into_iter().map(async |accepted| self.made(accepted?).await);
         Ok(futures::future::join_all(made).await)
     }
@@ -101,8 +139,7 @@ impl Scheduler {
         if users > 0 {
             return Err(DeleteRefusal::InUse(users).into());
         }
-        self.catalogue().remove(&id).await?;
-        for image in images {
+        for image in self.catalogue().remove(&id).await? {
             // A create may have begun meanwhile: its end removes the image then.
             if !self.shared.image_is_used(&image) {
                 self.shared.remove_image(&image).await;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandyard_types::{PauseKind, SandboxId};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::SavedImage;
 use crate::scheduler::Shared;
@@ -103,10 +103,15 @@ fn claim_of(record: &Record) -> Claim {
     }
 }
 
+/// How often `init` is asked to let go on what it halted. One that does not answer serves nobody, and its sandbox must
+/// still expire and be killed.
+const RESUME_TRIES: u32 = 15;
+
 /// Lets a container and what is halted in it go on, trying again until the engine and `init` do it or the container
 /// no longer runs. Without effect on one that runs undisturbed.
 async fn let_go_on(shared: &Arc<Shared>, record: &Record, instance: &Instance) {
     let parts = &shared.parts;
+    let mut tries = 0;
     loop {
         let thawed = parts.runtime.thaw(&record.instance).await;
         let undone = match thawed {
@@ -118,13 +123,20 @@ async fn let_go_on(shared: &Arc<Shared>, record: &Record, instance: &Instance) {
                         warn!(reason, "`init` does not resume");
                         Ok(())
                     }
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => {
+                        tries += 1;
+                        Err(error.to_string())
+                    }
                 }
             }
             Ok(()) => Ok(()),
             Err(error) => Err(error.to_string()),
         };
         let Err(reason) = undone else { return };
+        if tries == RESUME_TRIES {
+            error!(reason, "`init` does not let the sandbox's processes go on");
+            return;
+        }
         warn!(reason, "cannot let the sandbox go on; trying again");
         if let Ok(found) = parts.runtime.inspect(&record.instance).await
             && found.is_none_or(|found| found.address.is_none())

@@ -12,10 +12,10 @@ use std::time::Duration;
 use sandyard_types::PauseKind;
 use tracing::warn;
 
-use super::{Outcome, let_go_on};
+use super::{Outcome, RETRY, let_go_on};
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
-use crate::{ExecutorError, Flushed, Instance, SandboxError, now};
+use crate::{ContainerState, ExecutorError, Flushed, Instance, RuntimeError, SandboxError, now};
 
 /// How long a daemon that must be healthy may take to say so.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ async fn pause(
     let failed = |source| SandboxError::Runtime { op: "pause", id: record.id.clone(), source };
     match kind {
         PauseKind::Full => parts.runtime.freeze(&record.instance).await.map_err(failed)?,
-        PauseKind::Filesystem => parts.runtime.halt(&record.instance).await.map_err(failed)?,
+        PauseKind::Filesystem => halt(shared, record).await.map_err(failed)?,
     }
     record.stage = Stage::Paused(kind);
     record.end_at = now();
@@ -85,6 +85,26 @@ async fn pause(
             Ok(kind)
         }
         (noted, _) => Ok(noted.map(|()| kind)?),
+    }
+}
+
+/// Ends all processes. A halt that fails may have done so all the same: then there is nothing to go back to, and it
+/// counts.
+async fn halt(shared: &Arc<Shared>, record: &Record) -> Result<(), RuntimeError> {
+    let runtime = &shared.parts.runtime;
+    let Err(failure) = runtime.halt(&record.instance).await else { return Ok(()) };
+    loop {
+        match runtime.inspect(&record.instance).await {
+            Ok(Some(found)) if found.state == ContainerState::Stopped => {
+                warn!(%failure, "the container is stopped, though stopping it failed");
+                return Ok(());
+            }
+            Ok(_) => return Err(failure),
+            Err(error) => {
+                warn!(%error, "cannot see whether the container is stopped; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::{Outcome, RETRY, let_go_on};
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
-use crate::{ContainerState, Instance};
+use crate::{ContainerState, Instance, now};
 
 pub(crate) async fn run(
     shared: Arc<Shared>,
@@ -56,6 +56,9 @@ pub(crate) async fn run(
         instance.address = None;
     }
     if stage != record.stage {
+        if matches!(record.stage, Stage::Pausing(_)) && matches!(stage, Stage::Paused(_)) {
+            record.end_at = now();
+        }
         record.stage = stage;
         if let Err(error) = shared.parts.store.update_sandbox(&record).await {
             warn!(%error, "cannot note what became of the sandbox");

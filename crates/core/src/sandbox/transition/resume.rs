@@ -24,9 +24,11 @@ pub(crate) async fn run(
 ) -> Outcome {
     let before = record.clone();
     let mut from = if memory { kind } else { PauseKind::Filesystem };
-    let result = resume(&shared, &mut record, &mut instance, kind, &mut from, timeout).await;
+    let mut reached = Reached::Nothing;
+    let result =
+        resume(&shared, &mut record, &mut instance, kind, &mut from, &mut reached, timeout).await;
     if result.is_err() {
-        let kept = undo(&shared, &record, &mut instance, kind).await;
+        let kept = undo(&shared, &record, &mut instance, kind, reached).await;
         record = Record { stage: Stage::Paused(kept), ..before };
         if let Err(error) = shared.parts.store.update_sandbox(&record).await {
             warn!(%error, "cannot note that the sandbox is still paused");
@@ -35,12 +37,26 @@ pub(crate) async fn run(
     Outcome::Resumed { record, instance, result: result.map(|()| from) }
 }
 
+/// How far a resume has come: what there is to undo.
+#[derive(Clone, Copy)]
+enum Reached {
+    /// The container is as it was.
+    Nothing,
+    /// It may be frozen, or go on with what is halted in it.
+    Thawing,
+    /// All of it may go on.
+    Thawed,
+    /// The saved memory is given up.
+    Starting,
+}
+
 async fn resume(
     shared: &Arc<Shared>,
     record: &mut Record,
     instance: &mut Instance,
     kind: PauseKind,
     from: &mut PauseKind,
+    reached: &mut Reached,
     timeout: Duration,
 ) -> Result<(), SandboxError> {
     let parts = &shared.parts;
@@ -57,13 +73,16 @@ async fn resume(
     parts.store.update_sandbox(record).await?;
     match *from {
         PauseKind::Full => {
+            *reached = Reached::Thawing;
             parts.runtime.thaw(&record.instance).await.map_err(failed)?;
+            *reached = Reached::Thawed;
             if record.workspace.is_some() {
                 parts.executor.resume(instance).await.map_err(executor)?;
             }
             instance.state = ContainerState::Running;
         }
         PauseKind::Filesystem => {
+            *reached = Reached::Starting;
             if kind == PauseKind::Full {
                 // Asked for without the memory that there is.
                 parts.runtime.halt(&record.instance).await.map_err(failed)?;
@@ -86,17 +105,29 @@ async fn undo(
     record: &Record,
     instance: &mut Instance,
     kind: PauseKind,
+    reached: Reached,
 ) -> PauseKind {
     let runtime = &shared.parts.runtime;
-    // What was halted in it for the pause still is, unless `init` has let it go on: then it is not resumed by us,
-    // for the call failed, and the workspace may have been written to.
-    if kind == PauseKind::Full
-        && record.stage == Stage::Resuming(PauseKind::Full)
-        && super::pause::drain(shared, record, instance).await.is_ok()
-        && runtime.freeze(&record.instance).await.is_ok()
-    {
-        instance.state = ContainerState::Frozen;
-        return PauseKind::Full;
+    match reached {
+        Reached::Nothing => return kind,
+        Reached::Thawing => {
+            instance.state = ContainerState::Frozen;
+            if let Err(error) = runtime.freeze(&record.instance).await {
+                // The look that follows finds out whether it goes on.
+                warn!(%error, "cannot freeze a container that could not be thawed");
+            }
+            return PauseKind::Full;
+        }
+        // `init` may have let it go on, and the workspace may have been written to.
+        Reached::Thawed => {
+            if super::pause::drain(shared, record, instance).await.is_ok()
+                && runtime.freeze(&record.instance).await.is_ok()
+            {
+                instance.state = ContainerState::Frozen;
+                return PauseKind::Full;
+            }
+        }
+        Reached::Starting => {}
     }
     if let Err(error) = runtime.halt(&record.instance).await {
         warn!(%error, "cannot stop the container of a sandbox that could not be resumed");
