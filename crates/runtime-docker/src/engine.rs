@@ -374,6 +374,10 @@ impl Runtime for DockerRuntime {
         Ok(listed.into_iter().filter_map(read).collect())
     }
 
+    async fn memory_usage(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        self.memory_of(id).await
+    }
+
     fn disk_space(&self) -> Option<DiskSpace> {
         let found = rustix::fs::statvfs(&self.disk)
             .inspect_err(|error| warn!(%error, disk = %self.disk.display(), "cannot see the disk"));

@@ -3,7 +3,7 @@
 use bollard::errors::Error;
 use bollard::query_parameters::{
     InspectContainerOptions, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
-    WaitContainerOptions,
+    StatsOptionsBuilder, WaitContainerOptions,
 };
 use futures::StreamExt as _;
 use sandyard_core::{ContainerState, Instance, RuntimeError};
@@ -97,6 +97,19 @@ impl DockerRuntime {
                 Err(RuntimeError::Failed { call: "keep a container running", reason })
             }
         }
+    }
+
+    /// What a container holds without what the system keeps of files and gives back when asked.
+    pub(crate) async fn memory_of(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        let options = StatsOptionsBuilder::default().stream(false).one_shot(true).build();
+        let mut stats = self.docker.stats(&container_name(id), Some(options));
+        let fail = |error| failed(&self.endpoint, "tell a container's memory", error);
+        let stats = stats.next().await.transpose().map_err(fail)?;
+        let memory = stats.and_then(|stats| stats.memory_stats).unwrap_or_default();
+        let files = memory.stats.as_ref().and_then(|stats| {
+            ["total_inactive_file", "inactive_file"].iter().find_map(|name| stats.get(*name))
+        });
+        Ok(memory.usage.unwrap_or(0).saturating_sub(files.copied().unwrap_or(0)))
     }
 
     pub(crate) async fn remove(&self, id: &InstanceId) -> Result<(), RuntimeError> {

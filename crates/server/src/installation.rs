@@ -124,6 +124,7 @@ impl Installation {
                 flush: config.flush,
                 disk_watch: config.disk_watch,
                 pool: config.pool,
+                frozen_memory: config.frozen_memory,
             },
             bucket: config.bucket.clone(),
             cache: config.cache,

@@ -47,6 +47,8 @@ pub enum Call {
     Delete,
     /// [`Runtime::disk_usage`].
     DiskUsage,
+    /// [`Runtime::memory_usage`].
+    MemoryUsage,
     /// [`Runtime::last_lines`].
     LastLines,
     /// [`Workspaces::prepare`].

@@ -16,7 +16,7 @@ pub use reference::{DEFAULT_TAG, InvalidReference, TemplateReference};
 pub use snapshots::{DeleteRefusal, InvalidSnapshotName, Snapshot, SnapshotFilter};
 
 use crate::store::{StoredBuild, StoredTemplate};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, Team};
 
 /// A reference to a template that is not there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +46,7 @@ pub(crate) enum Found {
 pub struct Catalogue {
     configured: Vec<Arc<Template>>,
     /// The namespaces of teams.
-    slugs: BTreeMap<TeamId, String>,
+    slugs: Mutex<BTreeMap<TeamId, String>>,
     store: Store,
     stored: Mutex<BTreeMap<TemplateId, StoredTemplate>>,
     /// Whether all that the store holds could be read.
@@ -69,7 +69,7 @@ impl Catalogue {
         let teams = store.teams().await?.into_iter();
         Ok(Self {
             configured: configured.into_iter().map(Arc::new).collect(),
-            slugs: teams.map(|team| (team.id, team.slug)).collect(),
+            slugs: Mutex::new(teams.map(|team| (team.id, team.slug)).collect()),
             store,
             stored: Mutex::new(stored.into_iter().map(|t| (t.id.clone(), t)).collect()),
             is_whole,
@@ -86,9 +86,16 @@ impl Catalogue {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A team may be new: teams are added beside a running server.
+    pub fn learn(&self, team: &Team) {
+        let mut slugs = self.slugs.lock().unwrap_or_else(PoisonError::into_inner);
+        slugs.entry(team.id).or_insert_with(|| team.slug.clone());
+    }
+
     /// The namespace of a team.
-    pub(crate) fn slug(&self, team: TeamId) -> &str {
-        self.slugs.get(&team).map_or("", String::as_str)
+    pub(crate) fn slug(&self, team: TeamId) -> String {
+        let slugs = self.slugs.lock().unwrap_or_else(PoisonError::into_inner);
+        slugs.get(&team).cloned().unwrap_or_default()
     }
 
     /// What a reference means to a team, whatever its tag: in its own namespace first, then among the
@@ -103,7 +110,7 @@ impl Catalogue {
         let named = own.clone().find(|template| template.name.as_ref() == Some(&reference.name));
         let unknown = || UnknownTemplate::Name(reference.without_tag());
         if let Some(namespace) = &reference.namespace {
-            let named = named.filter(|_| namespace == self.slug(team));
+            let named = named.filter(|_| *namespace == self.slug(team));
             return named.map(|template| Found::Stored(template.id.clone())).ok_or_else(unknown);
         }
         if let Some(template) = named {

@@ -67,10 +67,10 @@ impl Catalogue {
         name: &TemplateReference,
     ) -> Result<(), InvalidSnapshotName> {
         let own = self.slug(team);
-        if let Some(namespace) = name.namespace.as_ref().filter(|given| *given != own) {
+        if let Some(namespace) = name.namespace.as_ref().filter(|given| **given != own) {
             return Err(InvalidSnapshotName::Namespace {
                 namespace: namespace.clone(),
-                own: own.to_owned(),
+                own,
                 name: name.name.to_string(),
             });
         }
@@ -135,7 +135,7 @@ impl Catalogue {
     }
 
     fn snapshot_of(&self, template: &StoredTemplate, tag: &str) -> Snapshot {
-        let names = template.names(self.slug(template.team));
+        let names = template.names(&self.slug(template.team));
         let name = names.first().cloned().unwrap_or_else(|| template.id.to_string());
         Snapshot {
             id: format!("{name}:{tag}"),

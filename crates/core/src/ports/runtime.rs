@@ -227,6 +227,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// The engine's failure.
     async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError>;
 
+    /// The memory that a container's processes hold now, in bytes, frozen or not.
+    ///
+    /// # Errors
+    /// The engine's failure.
+    async fn memory_usage(&self, id: &InstanceId) -> Result<u64, RuntimeError>;
+
     /// The disk that containers write to; `None` where it cannot be seen from here.
     fn disk_space(&self) -> Option<DiskSpace>;
 

@@ -12,7 +12,7 @@ use sandyard_types::{OnTimeout, PauseKind};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::request::reply;
 use super::transition::{self, Ended, Made, Outcome};
@@ -180,10 +180,10 @@ impl Driver {
 
     async fn handle(&mut self, request: Request) {
         let Some(op) = request.op() else {
-            if self.slot.is_some() {
-                self.look = true;
-            } else {
-                self.look_at_container().await;
+            match request {
+                Request::DropMemory => self.drop_memory(),
+                _ if self.slot.is_some() => self.look = true,
+                _ => self.look_at_container().await,
             }
             return;
         };
@@ -204,7 +204,10 @@ impl Driver {
         let waiter = match request {
             Request::Pause { answer, .. } | Request::Kill { answer, .. } => Waiter::Done(answer),
             Request::Run(run) => Waiter::Run(run),
-            other @ (Request::Save { .. } | Request::SetEnd { .. } | Request::Look) => {
+            other @ (Request::Save { .. }
+            | Request::SetEnd { .. }
+            | Request::Look
+            | Request::DropMemory) => {
                 // The table lets none of them join.
                 return other.refuse(SandboxError::NotFound(self.record.id.clone()));
             }
@@ -236,7 +239,7 @@ impl Driver {
                 reply(run.answer, result.map(|sandbox| Connected { sandbox, resumed: false }));
             }
             Request::Run(run) => self.resume(run),
-            Request::Look => {}
+            Request::Look | Request::DropMemory => {}
         }
     }
 
@@ -552,6 +555,16 @@ impl Driver {
             self.slot = Some(Slot::new(work, Vec::new()));
         }
         gone
+    }
+
+    /// Others need the memory of a sandbox that is frozen. Everything of it is in the store since its pause.
+    fn drop_memory(&mut self) {
+        if self.slot.is_some() || self.record.stage != Stage::Paused(PauseKind::Full) {
+            return;
+        }
+        let (shared, record) = (self.shared.clone(), self.record.clone());
+        let work = transition::recover::drop_memory(shared, record, self.instance.clone());
+        self.slot = Some(Slot::recovery(work));
     }
 
     /// Compares the sandbox with its container: it may have ended by itself, or somebody may have done

@@ -81,6 +81,8 @@ pub(crate) enum Request {
     },
     /// The container may have ended: look.
     Look,
+    /// A pause that kept memory keeps files only from now on.
+    DropMemory,
 }
 
 impl Request {
@@ -92,7 +94,7 @@ impl Request {
             Self::Save { op, .. } => Some(*op),
             Self::SetEnd { .. } => Some(Op::Change),
             Self::Kill { .. } => Some(Op::Kill),
-            Self::Look => None,
+            Self::Look | Self::DropMemory => None,
         }
     }
 
@@ -106,7 +108,7 @@ impl Request {
             }
             Self::Run(run) => reply(run.answer, Err(error)),
             Self::Save { answer, .. } => reply(answer, Err(error)),
-            Self::Look => {}
+            Self::Look | Self::DropMemory => {}
         }
     }
 }

@@ -121,6 +121,14 @@ pub enum SandboxError {
         /// Bytes that were left, where the driver can tell.
         bytes_left: Option<u64>,
     },
+    /// A pause or a resume could not be noted, and was undone.
+    #[error("sandbox '{id}' is as it was before: what was asked could not be noted")]
+    NotNoted {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: StoreError,
+    },
     /// The processes could not be halted for a pause or snapshot. The sandbox runs on.
     #[error("the processes of sandbox '{id}' could not be halted; it runs on")]
     NotHalted {

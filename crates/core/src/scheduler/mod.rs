@@ -2,6 +2,7 @@
 
 mod disk;
 mod error;
+mod frozen;
 mod reconcile;
 mod shared;
 mod snapshots;
@@ -43,6 +44,8 @@ pub struct Limits {
     pub disk_watch: Duration,
     /// How the pool is kept.
     pub pool: PoolSettings,
+    /// The memory that all frozen sandboxes may keep together, in bytes; `None`: as much as there is.
+    pub frozen_memory: Option<u64>,
 }
 
 /// Everything the scheduler works with.

@@ -7,7 +7,9 @@ mod sandboxes;
 mod sessions;
 
 use std::fmt::Display;
-use std::path::Path;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -28,6 +30,14 @@ pub enum StoreError {
         call: &'static str,
         /// What the data base said.
         source: sqlx::Error,
+    },
+    /// Its file cannot be kept from other users of the machine.
+    #[error("cannot keep the store's file {} for its owner alone", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The data base is from a newer version, or damaged.
     #[error("the store cannot be brought to this version's form")]
@@ -65,15 +75,21 @@ fn to_json<T: serde::Serialize>(what: &str, value: &T) -> Result<String, StoreEr
     serde_json::to_string(value).map_err(|error| corrupt(what, &error))
 }
 
+/// It holds what clients gave their sandboxes as variables. SQLite gives the files beside it the same mode.
+fn keep_private(file: &Path) -> std::io::Result<()> {
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(file)?;
+    opened.set_permissions(Permissions::from_mode(0o600))
+}
+
 impl Store {
     /// Opens the store in `file`, making it or bringing it to this version's form.
     ///
     /// # Errors
     /// [`StoreError`] if the file cannot be opened or is from a newer version.
     pub async fn open(file: &Path) -> Result<Self, StoreError> {
+        keep_private(file).map_err(|source| StoreError::File { file: file.to_owned(), source })?;
         let options = SqliteConnectOptions::new()
             .filename(file)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // An answered create must survive a power cut: its container would otherwise be removed
             // as nobody's.

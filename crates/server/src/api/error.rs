@@ -133,6 +133,7 @@ fn status_of(error: &SandboxError) -> StatusCode {
         SandboxError::NotFlushed { .. }
         | SandboxError::NotHalted { .. }
         | SandboxError::NotResumed { .. }
+        | SandboxError::NotNoted { .. }
         | SandboxError::ShuttingDown
         | SandboxError::Runtime { op: "pause" | "snapshot" | "resume", .. } => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -82,6 +82,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     watching.spawn({
         let scheduler = scheduler.clone();
         async move {
+            scheduler.bound_frozen_memory().await;
+            Ok(())
+        }
+    });
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
             scheduler.keep_pool().await;
             Ok(())
         }

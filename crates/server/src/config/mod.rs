@@ -99,6 +99,8 @@ pub struct Config {
     pub flush: Duration,
     /// Between two looks at what sandboxes have written.
     pub disk_watch: Duration,
+    /// The memory that all frozen sandboxes may keep together, in bytes; absent: as much as there is.
+    pub frozen_memory: Option<u64>,
     /// How containers are kept in stock.
     pub pool: PoolSettings,
     /// How log lines look.
@@ -178,6 +180,7 @@ impl Config {
         let pool_max = r.value("pool.max", pool.max, |v| reader::within(v, 0, 1000));
         let pool_memory =
             r.value("pool.memory_mib", pool.memory_mib, |v| reader::within(v, 0, 1 << 20));
+        let frozen = r.optional("limits.frozen_memory_mib", |v| reader::within(v, 1, 1 << 24));
         let log_format = r.value("log.format", LogFormat::Text, log_format);
         let log_filter = r.value("log.filter", "info,s3s=off".to_owned(), text);
         let templates = template::read_all(r);
@@ -214,6 +217,7 @@ impl Config {
             max_sandboxes: usize::try_from(max_sandboxes?).ok()?,
             flush: Duration::from_secs(u64::from(flush?)),
             disk_watch: Duration::from_secs(u64::from(disk_watch?)),
+            frozen_memory: frozen.map(|mib| u64::from(mib) << 20),
             pool: PoolSettings { max: pool_max?, memory_mib: pool_memory? },
             log_format: log_format?,
             log_filter: log_filter?,

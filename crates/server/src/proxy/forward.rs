@@ -145,7 +145,7 @@ impl Proxy {
         }
         let host = requested_host(&request).map_err(Refusal::Host)?;
         check_once(request.headers())?;
-        let (target, proved) = self.target(&request, host.as_ref())?;
+        let target = self.target(&request, host.as_ref())?;
         Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
             && let Some(path) = reserved(request.uri().path())
@@ -156,7 +156,10 @@ impl Proxy {
             Some(route) => route,
             // No request there is for a service: none wakes anybody.
             None if target.port == CONTROL_PORT => return Err(Refusal::NotFound(target.id)),
-            None => wake(self.routes.as_ref(), &target, request.headers(), proved).await?,
+            None => {
+                let signed = SignedUrl::of(request.method(), request.uri());
+                wake(self.routes.as_ref(), &target, request.headers(), signed).await?
+            }
         };
         if target.port != DAEMON_PORT {
             check(route.traffic_token.as_ref(), &target, request.headers())?;
@@ -210,14 +213,14 @@ impl Proxy {
         }
     }
 
-    /// For which sandbox a request is, and whether it has shown that sandbox's token by its signature.
+    /// For which sandbox a request is.
     fn target(
         &self,
         request: &Request<Inbound>,
         host: Option<&Authority>,
-    ) -> Result<(Target, bool), Refusal> {
+    ) -> Result<Target, Refusal> {
         let refused = match target_of(host.map(Authority::as_str), request.headers()) {
-            Ok(target) => return Ok((target, false)),
+            Ok(target) => return Ok(target),
             Err(refused) => refused,
         };
         // Also for a name in a local network that only looks like a sandbox's, as `build-machine.lan`.
@@ -226,7 +229,7 @@ impl Proxy {
         }
         let routes = self.routes.as_ref();
         if let Some(target) = by_access_token(routes, request.headers()) {
-            return Ok((target, false));
+            return Ok(target);
         }
         let Some(url) = SignedUrl::of(request.method(), request.uri()) else {
             return Err(Refusal::Unaddressed(refused));
@@ -235,7 +238,7 @@ impl Proxy {
             Unaddressed::Host => Refusal::Signature,
             other => Refusal::Unaddressed(other),
         })?;
-        Ok((Target { id, port: DAEMON_PORT }, true))
+        Ok(Target { id, port: DAEMON_PORT })
     }
 
     /// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.

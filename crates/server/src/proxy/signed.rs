@@ -59,7 +59,8 @@ impl SignedUrl {
         found.map(|(id, _)| id)
     }
 
-    fn fits(&self, token: &Secret) -> bool {
+    /// Whether it was signed with a token.
+    pub(super) fn fits(&self, token: &Secret) -> bool {
         self.operations.iter().any(|operation| {
             let expected = self.expected(operation, token);
             expected.as_bytes().ct_eq(self.signature.as_bytes()).into()

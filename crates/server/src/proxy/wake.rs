@@ -11,25 +11,29 @@ use tokio::time::timeout;
 
 use super::access::{ACCESS_TOKEN, check};
 use super::answers::Refusal;
+use super::signed::SignedUrl;
 use super::target::Target;
 use super::{NotWoken, Route, Routes, Sleeping};
 
 /// The longest wait for a sandbox that is being paused or resumed.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The way to a sandbox that is not running, if the request may wake it. `proved` says that the request has shown the
-/// daemon's token by a signature.
+/// The way to a sandbox that is not running, if the request may wake it. `signed` is what the request has in the place of
+/// the daemon's token, if it is for a signed URL.
 pub(super) async fn wake(
     routes: &dyn Routes,
     target: &Target,
     headers: &HeaderMap,
-    proved: bool,
+    signed: Option<SignedUrl>,
 ) -> Result<Route, Refusal> {
     let not_found = || Refusal::NotFound(target.id.clone());
     let Sleeping { access_token, traffic_token } =
         routes.sleeping(&target.id).ok_or_else(not_found)?;
     if target.port == DAEMON_PORT {
-        if !proved && !access_token.is_none_or(|token| shows(headers, &token)) {
+        let proves = |token: &Secret| {
+            shows(headers, token) || signed.as_ref().is_some_and(|url| url.fits(token))
+        };
+        if !access_token.as_ref().is_none_or(proves) {
             return Err(Refusal::WakeDenied(target.id.clone()));
         }
     } else {

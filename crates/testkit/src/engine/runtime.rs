@@ -204,6 +204,14 @@ impl Runtime for FakeEngine {
         Ok(usage)
     }
 
+    async fn memory_usage(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        const WHAT: &str = "tell the container's memory";
+        self.begin(Call::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
+        self.end(Call::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
+        // Each as much as the other.
+        Ok(100 << 20)
+    }
+
     fn disk_space(&self) -> Option<DiskSpace> {
         self.state().disk_space
     }

@@ -18,7 +18,7 @@ use tracing::{error, warn};
 use super::SavedImage;
 use crate::scheduler::Shared;
 use crate::store::Record;
-use crate::{Claim, ExecutorError, Instance, RuntimeError, SandboxError};
+use crate::{Claim, ExecutorError, Instance, RuntimeError, SandboxError, StoreError};
 
 /// Between two tries of something that must happen in the end.
 pub(crate) const RETRY: Duration = Duration::from_secs(2);
@@ -86,6 +86,11 @@ pub(crate) enum Outcome {
         lost: bool,
     },
     Ended(Ended),
+}
+
+/// A transition that the store did not take; it is undone.
+fn not_noted(record: &Record, source: StoreError) -> SandboxError {
+    SandboxError::NotNoted { id: record.id.clone(), source }
 }
 
 /// What makes the record's container its sandbox.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use sandyard_types::PauseKind;
 use tracing::warn;
 
-use super::{Outcome, RETRY, let_go_on};
+use super::{Outcome, RETRY, let_go_on, not_noted};
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
 use crate::{ContainerState, ExecutorError, Flushed, Instance, RuntimeError, SandboxError, now};
@@ -63,7 +63,7 @@ async fn pause(
     kind: PauseKind,
 ) -> Result<PauseKind, SandboxError> {
     let parts = &shared.parts;
-    parts.store.update_sandbox(record).await?;
+    parts.store.update_sandbox(record).await.map_err(|source| not_noted(record, source))?;
     drain(shared, record, instance).await?;
     let failed = |source| SandboxError::Runtime { op: "pause", id: record.id.clone(), source };
     match kind {
@@ -84,7 +84,7 @@ async fn pause(
             warn!(%error, "cannot note that the sandbox is paused");
             Ok(kind)
         }
-        (noted, _) => Ok(noted.map(|()| kind)?),
+        (noted, _) => noted.map(|()| kind).map_err(|source| not_noted(record, source)),
     }
 }
 

@@ -67,6 +67,16 @@ pub(crate) async fn run(
     Outcome::Recovered { record, instance, lost }
 }
 
+/// Ends the processes of a frozen sandbox: from then on it is paused with its files only.
+pub(crate) async fn drop_memory(
+    shared: Arc<Shared>,
+    record: Record,
+    instance: Instance,
+) -> Outcome {
+    halt(&shared, &record).await;
+    run(shared, record, instance, ContainerState::Stopped).await
+}
+
 /// Somebody let a paused sandbox go on with the engine's own tools.
 async fn freeze_again(shared: &Arc<Shared>, record: &Record, instance: &Instance) -> Stage {
     warn!("the container of the paused sandbox ran: pausing it again");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sandyard_types::PauseKind;
 use tracing::warn;
 
-use super::{Outcome, claim_of};
+use super::{Outcome, claim_of, not_noted};
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
 use crate::{ContainerState, Instance, SandboxError, now};
@@ -70,7 +70,7 @@ async fn resume(
     // The memory is gone if the engine or somebody has stopped the container meanwhile.
     *from = if found.state == ContainerState::Stopped { PauseKind::Filesystem } else { *from };
     record.stage = Stage::Resuming(*from);
-    parts.store.update_sandbox(record).await?;
+    parts.store.update_sandbox(record).await.map_err(|source| not_noted(record, source))?;
     match *from {
         PauseKind::Full => {
             *reached = Reached::Thawing;
@@ -96,7 +96,7 @@ async fn resume(
     record.stage = Stage::Running;
     record.started_at = now();
     record.end_at = record.started_at + timeout;
-    Ok(parts.store.update_sandbox(record).await?)
+    parts.store.update_sandbox(record).await.map_err(|source| not_noted(record, source))
 }
 
 /// Makes it paused again. Returns what is kept now.

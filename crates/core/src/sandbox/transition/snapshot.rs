@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sandyard_types::{Template, TemplateKind};
 use tracing::warn;
 
-use super::{Outcome, let_go_on, pause};
+use super::{Outcome, let_go_on, not_noted, pause};
 use crate::sandbox::SavedImage;
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
@@ -31,7 +31,7 @@ async fn save(
     instance: &Instance,
 ) -> Result<SavedImage, SandboxError> {
     let parts = &shared.parts;
-    parts.store.update_sandbox(record).await?;
+    parts.store.update_sandbox(record).await.map_err(|source| not_noted(record, source))?;
     pause::drain(shared, record, instance).await?;
     let failed = |source| SandboxError::Runtime { op: "snapshot", id: record.id.clone(), source };
     parts.runtime.freeze(&record.instance).await.map_err(failed)?;
