@@ -17,7 +17,10 @@ const home = mkdtempSync(join(tmpdir(), 'sy-cli-'))
 
 async function cli(...words) {
   const options = { env: { ...process.env, HOME: home, NO_COLOR: '1' }, cwd: home, timeout: 60_000 }
-  const { stdout, stderr } = await promisify(execFile)(CLI, ['sandbox', ...words], options)
+  const running = promisify(execFile)(CLI, ['sandbox', ...words], options)
+  // It passes its input on to the command of `exec`.
+  running.child.stdin.end()
+  const { stdout, stderr } = await running
   return stdout + stderr
 }
 

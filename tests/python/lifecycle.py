@@ -45,6 +45,13 @@ class Counter(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         told = f"{next(count)} {os.getpid()}".encode()
+        self.answer(told)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(f"{next(count)} {os.getpid()} {len(body)}".encode())
+
+    def answer(self, told):
         self.send_response(200)
         self.send_header("Content-Length", str(len(told)))
         self.end_headers()
@@ -62,6 +69,7 @@ class Rest:
 
     def __init__(self, server: Server, api_key: str | None = "") -> None:
         self.server = server
+        self.api_key = api_key or None
         self.http = server.http(api_key)
         self.made: list[str] = []
         self.templates: list[str] = []
@@ -115,7 +123,7 @@ class Rest:
 
     def sdk(self, sandbox: str) -> Sandbox:
         """The official client's object for a running sandbox."""
-        return Sandbox.connect(sandbox, **self.server.options())
+        return Sandbox.connect(sandbox, **self.server.options(self.api_key))
 
     def close(self) -> None:
         for sandbox in self.made:

@@ -18,9 +18,9 @@ from lifecycle import BOOT_ID, ask, serve_counter
 STATEFUL = """
 import os, secrets, sys
 secret = secrets.token_hex(8)
-print("secret", secret, os.getpid(), flush=True)
+print(f"secret {secret} {os.getpid()}", flush=True)
 for line in sys.stdin:
-    print("again", secret, os.getpid(), line.strip(), flush=True)
+    print(f"again {secret} {os.getpid()} {line.strip()}", flush=True)
 """
 
 
@@ -53,7 +53,7 @@ def test_a_program_goes_on_with_its_memory_and_its_port(server: Server, sandbox:
 
 def test_a_background_command_is_listed_joined_fed_and_killed(server: Server, sandbox: Sandbox) -> None:
     sandbox.files.write("stateful.py", STATEFUL)
-    handle = sandbox.commands.run("python3 -u stateful.py", background=True, stdin=True, timeout=0)
+    handle = sandbox.commands.run("python3 stateful.py", background=True, stdin=True, timeout=0)
     first = next(out for out, _, _ in handle if out).split()
     handle.disconnect()
     again = pause_and_connect(server, sandbox)

@@ -140,23 +140,44 @@ def test_the_list_is_paged(rest: Rest) -> None:
         assert rest.http.get("/snapshots", params=bad).status_code == 400, bad
 
 
-def test_a_deleted_one_is_gone_and_what_started_from_it_runs_on(rest: Rest, name: str) -> None:
+def test_a_deleted_one_is_gone(rest: Rest, name: str) -> None:
     sandbox = rest.create()
-    rest.sdk(sandbox).files.write("version", "1")
-    unnamed, named = take(rest, sandbox), take(rest, sandbox, name=name)
-    copy = rest.create(str(unnamed["snapshotID"]))
-    for snapshot in (unnamed, named):
+    for snapshot in (take(rest, sandbox), take(rest, sandbox, name=name)):
         reference = str(snapshot["snapshotID"])
         assert delete(rest, reference) == 204
         assert delete(rest, reference) == 404
         assert rest.http.post("/v2/sandboxes", json={"templateID": reference}).status_code == 404
     assert listed(rest, sandboxID=sandbox) == []
-    assert rest.sdk(copy).files.read("version") == "1"
-    # Its own pause, resume and snapshot need nothing of what was deleted.
+
+
+def test_one_that_sandboxes_were_started_from_stays_until_they_are_gone(rest: Rest) -> None:
+    """control-plane 3.9: 400 while running or paused ones are based on it."""
+    sandbox = rest.create()
+    rest.sdk(sandbox).files.write("version", "1")
+    snapshot = str(take(rest, sandbox)["snapshotID"])
+    running, paused = rest.create(snapshot), rest.create(snapshot)
     for memory in (True, False):
-        rest.does("pause", copy, 204, body={"memory": memory})
-        rest.does("connect", copy, 201)
-    assert read(rest, str(take(rest, copy)["snapshotID"])) == "1"
+        rest.does("pause", paused, 204, body={"memory": memory})
+        assert delete(rest, snapshot) == 400
+        rest.does("connect", paused, 201)
+    rest.does("kill", running, 204)
+    assert delete(rest, snapshot) == 400
+    assert rest.sdk(paused).files.read("version") == "1"
+    rest.does("kill", paused, 204)
+    assert delete(rest, snapshot) == 204
+    # Its source was never based on it.
+    assert rest.state(sandbox) == "running"
+
+
+def test_the_copy_of_a_copy_needs_only_its_own(rest: Rest) -> None:
+    sandbox = rest.create()
+    rest.sdk(sandbox).files.write("version", "1")
+    first = str(take(rest, sandbox)["snapshotID"])
+    copy = rest.create(first)
+    second = str(take(rest, copy)["snapshotID"])
+    rest.does("kill", copy, 204)
+    assert delete(rest, first) == 204
+    assert read(rest, second) == "1"
 
 
 def test_by_each_of_its_references_it_is_deleted(rest: Rest, name: str, slug: str) -> None:
