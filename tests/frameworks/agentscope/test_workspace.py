@@ -105,7 +105,7 @@ async def test_an_agent_uses_its_tools_and_goes_on_after_a_pause(workspace_id: s
     async with Workspace(workspace_id=workspace_id) as again:
         assert again.sandbox_id == sandbox_id
         [answer] = await run(again, ("Bash", {"command": "cat notes.txt; echo $FROM_CREATE", "description": "look"}))
-        assert "first\\nchanged\\nyes" in repr(answer) or "first\nchanged\nyes" in answer
+        assert r"first\nchanged\nyes" in answer
         assert await again._gateway.health()
     assert await states(workspace_id) == [(sandbox_id, "paused")]
     assert await AsyncSandbox.kill(sandbox_id)
@@ -113,7 +113,7 @@ async def test_an_agent_uses_its_tools_and_goes_on_after_a_pause(workspace_id: s
 
 
 async def test_many_closings(workspace_id: str) -> None:
-    for turn in range(4):
+    for turn in range(3):
         async with Workspace(workspace_id=workspace_id) as workspace:
             backend = workspace.get_backend()
             await backend.exec_shell(["sh", "-c", f"echo {turn} >> turns"])
