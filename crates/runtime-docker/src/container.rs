@@ -130,13 +130,7 @@ pub(crate) fn plan(
             });
         }
     } else {
-        if runtime.facts.apparmor {
-            // The engine's profile forbids mount even to `init`, which could install no filter of its own either.
-            security.push(format!("seccomp={}", *seccomp::PROFILE));
-        } else {
-            // For `init` to give the sandbox a boot id; it takes it away from everything it starts.
-            cap_add.push("SYS_ADMIN".to_owned());
-        }
+        security.push(format!("seccomp={}", *seccomp::PROFILE));
         let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
         masked = Some(texts(&HIDDEN_PATHS));
         read_only = Some(texts(&READ_ONLY_PATHS));

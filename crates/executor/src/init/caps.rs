@@ -45,11 +45,6 @@ pub(super) fn cut_to_allow_list() -> io::Result<()> {
     Ok(set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })?)
 }
 
-/// Whether this process can mount.
-pub(super) fn has_sys_admin() -> io::Result<bool> {
-    Ok(capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN))
-}
-
 /// Fails with the name of what is missing for mounts.
 pub(super) fn require_for_mounts() -> anyhow::Result<()> {
     let effective = capabilities(None).context("failed to read capabilities")?.effective;

@@ -1,6 +1,6 @@
 //! `init`: the first process of a sandbox's container (design 6.1).
 //!
-//! Without a workspace it gives the sandbox a boot id, gives up what user code must not have and becomes the daemon. With one it
+//! Without a workspace it gives up what user code must not have and becomes the daemon. With one it
 //! stays: it holds the FUSE mounts and the keys, and the daemon with everything of the user runs in a
 //! nested PID and mount namespace, without SYS_ADMIN and behind a system call filter. `init` has one
 //! thread and never touches a FUSE path itself, since a program that does not answer would put it to
@@ -60,13 +60,6 @@ fn start(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("init must be started as root, whatever user the image names");
     }
     if !args.workspace {
-        // Absent where the engine confines containers by AppArmor, which forbids mounts: there the engine has the same
-        // filter, and the boot id is the host's.
-        if caps::has_sys_admin().context("failed to read capabilities")? {
-            boot_id::renew()?;
-            spawn::close_all_but(&[]).context("failed to close descriptors")?;
-            seccomp::install().context("failed to install the system call filter")?;
-        }
         caps::cut_to_allow_list().context("failed to give up capabilities")?;
         return Err(spawn::exec_daemon(args)).context("failed to execute the daemon");
     }
