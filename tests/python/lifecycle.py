@@ -61,6 +61,9 @@ class Counter(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Counter).serve_forever()
 """
 
+# When the first process began: another value after each start, and the same over a pause with memory.
+STARTED = "cut -d' ' -f22 /proc/1/stat"
+# Another one after each start too, but the sandbox's own only where it has a workspace (docs/decisions/security.md).
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 

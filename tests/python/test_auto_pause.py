@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from conftest import Server, until
 from e2b import Sandbox, SandboxState
-from lifecycle import BOOT_ID, Rest, ask, seconds_left, serve_counter
+from lifecycle import STARTED, Rest, ask, seconds_left, serve_counter
 
 
 def expire(rest: Rest, sandbox: str) -> None:
@@ -91,12 +91,12 @@ def test_what_was_written_is_there_after_a_timeout_without(server: Server) -> No
     sandbox = server.create(lifecycle={"on_timeout": action}, timeout=600)
     try:
         sandbox.files.write("kept.txt", "kept")
-        boot = sandbox.commands.run(BOOT_ID).stdout
+        boot = sandbox.commands.run(STARTED).stdout
         sandbox.set_timeout(0)
         until("it is paused", lambda: sandbox.get_info().state == SandboxState.PAUSED, 10)
         again = Sandbox.connect(sandbox.sandbox_id, **server.options())
         assert again.files.read("kept.txt") == "kept"
-        assert again.commands.run(BOOT_ID).stdout != boot
+        assert again.commands.run(STARTED).stdout != boot
     finally:
         sandbox.kill()
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import Server, docker, until
 from e2b import Sandbox
 from e2b.exceptions import InvalidArgumentException, SandboxException, SandboxNotFoundException
-from lifecycle import BOOT_ID, Rest, ask, in_parallel, seconds_left, serve_counter
+from lifecycle import STARTED, Rest, ask, in_parallel, seconds_left, serve_counter
 
 
 def fork(rest: Rest, sandbox: str, **body: object) -> list[dict[str, object]]:
@@ -24,7 +24,7 @@ def test_of_one_that_serves_http(rest: Rest, server: Server) -> None:
     client.files.write("kept.txt", "kept")
     pid = serve_counter(client)
     assert ask(server, sandbox).text == f"1 {pid}"
-    before, boot = rest.detail(sandbox), client.commands.run(BOOT_ID).stdout
+    before, boot = rest.detail(sandbox), client.commands.run(STARTED).stdout
     copies = fork(rest, sandbox, count=3, timeout=300)
     assert rest.detail(sandbox) == before
     assert ask(server, sandbox).text == f"2 {pid}"
@@ -39,7 +39,7 @@ def test_of_one_that_serves_http(rest: Rest, server: Server) -> None:
         copied = rest.sdk(copy)
         assert copied.files.read("kept.txt") == "kept"
         assert copied.commands.run("echo $FROM_CREATE $E2B_SANDBOX_ID").stdout == f"yes {copy}\n"
-        assert copied.commands.run(BOOT_ID).stdout != boot
+        assert copied.commands.run(STARTED).stdout != boot
         # Its own server, found at its own name.
         copied.files.write("counter.py", client.files.read("counter.py"))
         own = serve_counter(copied)

@@ -10,7 +10,7 @@ import pytest
 from conftest import Server, docker, until
 from e2b import Sandbox
 from e2b.exceptions import NotFoundException, SandboxException
-from lifecycle import BOOT_ID, Rest, ask, serve_counter
+from lifecycle import BOOT_ID, STARTED, Rest, ask, serve_counter
 
 
 @pytest.fixture
@@ -31,29 +31,35 @@ def test_files_stay_and_processes_do_not(server: Server, sandbox: Sandbox) -> No
                          "echo x > /dev/shm/in-memory; chmod +x kept.txt")
     before = sandbox.commands.run("stat -c '%n %U %a' kept.txt own link").stdout
     pid = serve_counter(sandbox)
-    boot = sandbox.commands.run(BOOT_ID).stdout
+    boot = sandbox.commands.run(STARTED).stdout
     again = pause_and_connect(server, sandbox)
     assert again.commands.list() == []
     assert again.files.read("kept.txt") == again.files.read("link") == "kept"
     assert again.commands.run("stat -c '%n %U %a' kept.txt own link; cat /etc/mine").stdout == before + "mine\n"
     assert not again.files.exists("/dev/shm/in-memory")
-    assert again.commands.run(BOOT_ID).stdout not in ("", boot)
+    assert again.commands.run(STARTED).stdout not in ("", boot)
     with pytest.raises(NotFoundException):
         again.commands.connect(pid)
     assert ask(server, again).json()["message"] == "The sandbox is running but port is not open"
 
 
-def test_every_boot_has_an_id_of_its_own(server: Server, sandbox: Sandbox) -> None:
-    # Read by root and by a program too, each run alike.
-    seen = {sandbox.commands.run(BOOT_ID).stdout}
-    for n in range(3):
-        again = pause_and_connect(server, sandbox)
-        boot = again.commands.run(BOOT_ID).stdout
-        assert uuid.UUID(boot.strip())
-        assert again.commands.run(BOOT_ID, user="root").stdout == boot
-        assert again.files.read("/proc/sys/kernel/random/boot_id") == boot
-        seen.add(boot)
-        assert len(seen) == n + 2
+@pytest.mark.parametrize("memory", [True, False], ids=["memory kept", "file system only"])
+def test_the_boot_id_tells_a_start_from_a_resume(server: Server, memory: bool) -> None:
+    """control-plane 8.13, read by a command, by root, and by the files API."""
+    sandbox = server.create(metadata={"session": uuid.uuid4().hex})
+    try:
+        seen = [sandbox.commands.run(BOOT_ID).stdout]
+        for _ in range(3):
+            assert sandbox.pause(mode="full" if memory else "filesystem")
+            sandbox.connect(timeout=600)
+            boot = sandbox.commands.run(BOOT_ID).stdout
+            assert uuid.UUID(boot.strip())
+            assert sandbox.commands.run(BOOT_ID, user="root").stdout == boot
+            assert sandbox.files.read("/proc/sys/kernel/random/boot_id") == boot
+            seen.append(boot)
+        assert len(set(seen)) == (1 if memory else 4), seen
+    finally:
+        sandbox.kill()
 
 
 def test_user_directory_and_environment_are_the_creates(server: Server, sandbox: Sandbox) -> None:
@@ -103,7 +109,7 @@ def test_many_times_and_after_pauses_of_the_other_kind(server: Server, sandbox: 
 def test_a_reboot_of_one_with_memory(server: Server, sandbox: Sandbox) -> None:
     """control-plane 3.4, `memory: false` at connect: a cold boot, or a refusal; never silently the memory."""
     sandbox.files.write("kept.txt", "kept")
-    boot = sandbox.commands.run(BOOT_ID).stdout
+    boot = sandbox.commands.run(STARTED).stdout
     serve_counter(sandbox)
     assert sandbox.pause()
     try:
@@ -114,16 +120,16 @@ def test_a_reboot_of_one_with_memory(server: Server, sandbox: Sandbox) -> None:
         return
     assert again.commands.list() == []
     assert again.files.read("kept.txt") == "kept"
-    assert again.commands.run(BOOT_ID).stdout != boot
+    assert again.commands.run(STARTED).stdout != boot
 
 
 def test_a_reboot_of_a_running_one_changes_nothing(server: Server, sandbox: Sandbox) -> None:
-    boot = sandbox.commands.run(BOOT_ID).stdout
+    boot = sandbox.commands.run(STARTED).stdout
     again = Sandbox.connect(sandbox.sandbox_id, on_resume="reboot", **server.options())
-    assert again.commands.run(BOOT_ID).stdout == boot
+    assert again.commands.run(STARTED).stdout == boot
 
 
 def test_the_deprecated_words_for_it(server: Server, sandbox: Sandbox) -> None:
-    boot = sandbox.commands.run(BOOT_ID).stdout
+    boot = sandbox.commands.run(STARTED).stdout
     assert sandbox.pause(keep_memory=False)
-    assert Sandbox.connect(sandbox.sandbox_id, **server.options()).commands.run(BOOT_ID).stdout != boot
+    assert Sandbox.connect(sandbox.sandbox_id, **server.options()).commands.run(STARTED).stdout != boot

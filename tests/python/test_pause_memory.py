@@ -12,7 +12,7 @@ import pytest
 from conftest import Server, until
 from e2b import AsyncSandbox, CommandHandle, FilesystemEventType, PtySize, Sandbox, SandboxState
 from e2b.exceptions import SandboxNotFoundException
-from lifecycle import BOOT_ID, ask, serve_counter
+from lifecycle import STARTED, ask, serve_counter
 
 # Holds what only memory has: a number nobody wrote anywhere, and a line that was half read.
 STATEFUL = """
@@ -40,12 +40,12 @@ def pause_and_connect(server: Server, sandbox: Sandbox) -> Sandbox:
 def test_a_program_goes_on_with_its_memory_and_its_port(server: Server, sandbox: Sandbox) -> None:
     pid = serve_counter(sandbox)
     assert ask(server, sandbox).text == f"1 {pid}"
-    boot = sandbox.commands.run(BOOT_ID).stdout
+    boot = sandbox.commands.run(STARTED).stdout
     for count in (2, 3):
         again = pause_and_connect(server, sandbox)
         assert ask(server, again).text == f"{count} {pid}"
     assert pid in {p.pid for p in again.commands.list()}
-    assert again.commands.run(BOOT_ID).stdout == boot
+    assert again.commands.run(STARTED).stdout == boot
     # The object from before the pause is as good as the new one.
     assert sandbox.commands.run("echo $FROM_CREATE").stdout == "yes\n"
     assert again._envd_access_token == sandbox._envd_access_token

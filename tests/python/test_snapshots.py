@@ -9,7 +9,7 @@ import pytest
 from conftest import Server, until
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
-from lifecycle import BOOT_ID, UNKNOWN, Rest, ask, serve_counter
+from lifecycle import STARTED, UNKNOWN, Rest, ask, serve_counter
 from snapshots import delete, listed, quoted, read, take
 
 
@@ -19,7 +19,7 @@ def test_the_source_runs_on_and_files_are_in_the_copy(rest: Rest, server: Server
     client.files.write("kept.txt", "kept")
     client.commands.run("sudo sh -c 'echo mine > /etc/mine'; chmod 640 kept.txt; ln -s kept.txt link")
     pid = serve_counter(client)
-    before, boot = rest.detail(sandbox), client.commands.run(BOOT_ID).stdout
+    before, boot = rest.detail(sandbox), client.commands.run(STARTED).stdout
     snapshot = take(rest, sandbox)
     assert snapshot["names"] == []
     template, _, tag = str(snapshot["snapshotID"]).partition(":")
@@ -40,7 +40,7 @@ def test_the_source_runs_on_and_files_are_in_the_copy(rest: Rest, server: Server
         # What the create of the source asked for is not its template's.
         assert copied.commands.run("echo [$FROM_CREATE] $E2B_SANDBOX_ID").stdout == f"[] {copy['sandboxID']}\n"
         assert "metadata" not in rest.detail(copy["sandboxID"])
-        assert copied.commands.run(BOOT_ID).stdout != boot
+        assert copied.commands.run(STARTED).stdout != boot
 
 
 def test_the_copy_shares_nothing_with_its_source(rest: Rest) -> None:
