@@ -142,6 +142,7 @@ mod tests {
 
         use crate::page;
 
+        assert_eq!(ATTRIBUTES_LIMIT.as_secs(), sandyard_s3fs_guard::ATTRIBUTES_SECS);
         let offset = |at: usize| u64::try_from(at).expect("small");
         assert_eq!(page::DESCRIPTOR, library::DESCRIPTOR);
         assert_eq!(page::BYTES, offset(library::BYTES));

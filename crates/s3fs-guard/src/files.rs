@@ -163,7 +163,7 @@ impl Files {
 
     /// The paths of files with a writer whose directory is `path`.
     pub(crate) fn within(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let name_at = directory(path).len();
+        let name_at = with_slash(path).len();
         let mut found = self.0.lock().below(path);
         found.retain(|path| !path[name_at..].contains(&b'/'));
         found
@@ -201,7 +201,7 @@ impl Index {
     }
 
     fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let directory = directory(path);
+        let directory = with_slash(path);
         let following = self.by_path.range(directory.clone()..);
         let inside = following.take_while(|(path, _)| path.starts_with(&directory));
         inside.map(|(path, _)| path.clone()).collect()
@@ -217,7 +217,7 @@ pub(crate) fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// A directory's path with one slash at its end.
-fn directory(path: &[u8]) -> Vec<u8> {
+pub(crate) fn with_slash(path: &[u8]) -> Vec<u8> {
     let mut path = path.to_vec();
     if path.last() != Some(&b'/') {
         path.push(b'/');

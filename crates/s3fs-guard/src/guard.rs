@@ -9,6 +9,7 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use crate::abi::{
     FLUSH, FileInfo, Filler, NOT_IMPLEMENTED, O_RDONLY, O_RDWR, O_TRUNC, Offset, Operations, Stat,
 };
+use crate::clock;
 use crate::files::{File, Files};
 use crate::listings::Listings;
 use crate::page::Page;
@@ -23,7 +24,7 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) const fn new(given: Operations, page: &'static Page) -> Self {
-        Self { given, files: Files::new(), listings: Listings::new(), page }
+        Self { given, files: Files::new(), listings: Listings::new(clock::seconds), page }
     }
 
     /// Brings what is written to a file to the store: s3fs takes what it finds there for the truth.

@@ -29,7 +29,6 @@
 extern crate alloc;
 
 mod abi;
-#[cfg(feature = "preload")]
 mod clock;
 mod files;
 mod guard;
@@ -41,6 +40,9 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
 
 pub use abi::Operations;
+
+/// What s3fs is told about the age of cached attributes: when one is older it asks the store again.
+pub const ATTRIBUTES_SECS: u64 = 5;
 
 /// `fuse_main_real` of libfuse 2.6 to 2.9.
 type Main = extern "C" fn(c_int, *mut *mut c_char, *const Operations, usize, *mut c_void) -> c_int;
@@ -81,7 +83,6 @@ pub unsafe extern "C" fn fuse_main_real(
     let Some(page) = page::map() else {
         return refuse(c"sandyard-s3fs-guard: the memory shared with init cannot be mapped\n");
     };
-    #[cfg(feature = "preload")]
     clock::follow(page);
     // SAFETY: the caller's promise about `operations` and `size`.
     match unsafe { operations::corrected(operations, size, page) } {

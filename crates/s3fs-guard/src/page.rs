@@ -28,7 +28,6 @@ pub const CLOCK_AHEAD_AT: usize = 16;
 pub(crate) struct Page {
     unsent: AtomicU64,
     lost: AtomicU64,
-    #[cfg_attr(not(feature = "preload"), allow(dead_code))]
     clock_ahead: AtomicU64,
 }
 
@@ -59,9 +58,13 @@ impl Page {
         self.sent(bytes);
     }
 
-    #[cfg(feature = "preload")]
     pub(crate) fn clock_ahead(&self) -> u64 {
         self.clock_ahead.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_clock_ahead(&self, nanos: u64) {
+        self.clock_ahead.store(nanos, Ordering::Relaxed);
     }
 
     #[cfg(test)]
