@@ -7,9 +7,6 @@ use sandyard_types::Driver;
 
 use crate::s3fs;
 
-/// How long a program may take until its root directory answers (design 6.1 (6)).
-pub const READY_LIMIT: Duration = Duration::from_secs(10);
-
 /// How long the first listing may take after the root directory answered. A program that lists a
 /// large prefix slowly is not broken, so the mount counts as ready when this is over.
 pub const LISTING_LIMIT: Duration = Duration::from_secs(2);

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use ed25519_dalek::Signer as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
+use sandyard_contract::budget;
 use sandyard_contract::control::{
     CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, Secret,
     SignedCall, signing_input,
@@ -29,21 +30,9 @@ use tokio::time::{sleep, timeout};
 use crate::api::Tokens as _;
 use crate::secrets::Secrets;
 
-/// How long a started container may take until its executor listens.
-const BOOT_LIMIT: Duration = Duration::from_secs(10);
-
 /// Between two tries to reach an executor that does not listen yet. A container says nothing when it
 /// is ready; a refused connection costs about 0.1 ms.
 const BOOT_RETRY: Duration = Duration::from_millis(2);
-
-/// How long the mounts may take, `init`'s own limit of 10 s and a margin.
-const MOUNT_LIMIT: Duration = Duration::from_secs(14);
-
-/// How long a running executor may take to answer what it does at once.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// What `init` allows the user's processes before it ends them, and a margin for the answer.
-const STOP_MARGIN: Duration = Duration::from_secs(8);
 
 /// The daemon's route that says whether it takes requests (executor 6.1).
 const HEALTH_PATH: &str = "/health";
@@ -84,7 +73,7 @@ impl NetworkExecutor {
     }
 
     async fn mount(&self, instance: &Instance, call: &Call) -> Result<(), ExecutorError> {
-        match self.call(instance, call, MOUNT_LIMIT).await? {
+        match self.call(instance, call, budget::MOUNT_CALL).await? {
             Reply::Mounted { mounts } => {
                 for mount in mounts {
                     tracing::debug!(target = %mount.target, micros = mount.micros, "mounted");
@@ -147,8 +136,8 @@ impl NetworkExecutor {
             )));
         }
         let stream = connect(address).await?;
-        let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, body));
-        let answered = sent.await.map_err(|_| no_answer(address, ANSWER_LIMIT))?;
+        let sent = timeout(budget::ANSWER, self.send_init(stream, instance, address, body));
+        let answered = sent.await.map_err(|_| no_answer(address, budget::ANSWER))?;
         answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))
     }
 
@@ -205,21 +194,21 @@ impl ExecutorClient for NetworkExecutor {
     async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
         let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
         let stream = connect(address).await?;
-        let asked = timeout(ANSWER_LIMIT, health(stream, address));
-        let answered = asked.await.map_err(|_| no_answer(address, ANSWER_LIMIT))?;
+        let asked = timeout(budget::ANSWER, health(stream, address));
+        let answered = asked.await.map_err(|_| no_answer(address, budget::ANSWER))?;
         answered.map_err(|e| ExecutorError::Unreachable(format!("the daemon at {address}: {e:#}")))
     }
 
     async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Drain { limit_ms: millis(limit) };
-        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Drained { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
-        match self.call(instance, &Call::Resume, ANSWER_LIMIT).await? {
+        match self.call(instance, &Call::Resume, budget::ANSWER).await? {
             Reply::Resumed => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -227,7 +216,7 @@ impl ExecutorClient for NetworkExecutor {
 
     async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Sync { limit_ms: millis(limit) };
-        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Synced { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
@@ -235,7 +224,7 @@ impl ExecutorClient for NetworkExecutor {
 
     async fn stop(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Stop { flush_limit_ms: millis(limit) };
-        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Stopped { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
@@ -311,7 +300,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
             }
         }
     };
-    let connected = timeout(BOOT_LIMIT, trying).await;
+    let connected = timeout(budget::BOOT, trying).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -320,7 +309,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
         }
         Err(_) => {
             let reason = last.map_or_else(|| "no answer".to_owned(), |error| error.to_string());
-            let text = format!("nothing listens at {address} after {BOOT_LIMIT:?}: {reason}");
+            let text = format!("nothing listens at {address} after {:?}: {reason}", budget::BOOT);
             return Err(ExecutorError::Unreachable(text));
         }
     };

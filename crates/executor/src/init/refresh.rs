@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::CWD;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fspick};
 use rustix::process::Pid;
+use sandyard_contract::budget::REFRESH;
 use sandyard_mount::ATTRIBUTES_LIMIT;
 
 use super::flush::{kill, readable};
@@ -18,16 +19,13 @@ use super::program::Page;
 use super::worker::{Channel, Report};
 use super::{log, spawn};
 
-/// What all mounts may take together. A program that hangs has the user's side wait for no longer.
-pub(super) const REFRESH_LIMIT: Duration = Duration::from_secs(2);
-
 /// The mounts whose programs run.
 pub(super) struct Refresh(pub Vec<(Place, Pid)>);
 
 impl Refresh {
     /// Does it and reports.
     pub(super) fn run(&self, channel: &Channel) {
-        let deadline = Instant::now() + REFRESH_LIMIT;
+        let deadline = Instant::now() + REFRESH;
         let started: Vec<_> =
             self.0.iter().map(|(place, program)| start(*place, *program)).collect();
         for ((place, _), started) in self.0.iter().zip(started) {
@@ -40,7 +38,7 @@ impl Refresh {
             });
             match ended {
                 Ok(true) => {}
-                Ok(false) => log!("mount {place} does not drop its cache within {REFRESH_LIMIT:?}"),
+                Ok(false) => log!("mount {place} does not drop its cache within {REFRESH:?}"),
                 Err(error) => log!("cannot drop the cache of mount {place}: {error}"),
             }
         }

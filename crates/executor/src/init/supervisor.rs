@@ -12,10 +12,12 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use sandyard_contract::budget::{
+    FLUSH_DEFAULT, FLUSH_WORKER_MARGIN, LAST_REPLY, MOUNT_WORKER_MARGIN, PROGRAM_READY,
+};
 use sandyard_contract::control::{
     Call, Failure, FailureKind, FlushReport, MountCall, Mounted, Reply,
 };
-use sandyard_mount::READY_LIMIT;
 
 use super::boot::OwnRoot;
 use super::control::{ConnectionId, Control};
@@ -28,20 +30,8 @@ use super::worker::{MOST_MOUNTS, Message, Report, Started, Worker};
 use super::{log, rest, spawn};
 use drain::Drained;
 
-/// Limit of the barrier where nobody gives one: SIGTERM, and a user's side that ended by itself.
-const DEFAULT_FLUSH_LIMIT: Duration = Duration::from_secs(30);
-
-/// What a mount worker gets beyond the program's own limit before it is given up.
-const WORKER_MARGIN: Duration = Duration::from_millis(1500);
-
-/// What a flush worker gets beyond its limit before it is given up.
-const FLUSH_MARGIN: Duration = Duration::from_secs(1);
-
 /// Limit for trimming a cache and for cleaning up.
 const HOUSEKEEPING_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long the last reply may take to reach its reader.
-const LAST_REPLY_MS: i64 = 250;
 
 /// What a worker is for.
 enum Purpose {
@@ -224,7 +214,7 @@ impl Supervisor {
                 let flush = self.mounts.flush(false, limit);
                 let started = Worker::start(&flush.descriptors(), |channel| flush.run(channel));
                 drop(flush);
-                self.employ(started, Purpose::Sync { connection }, limit + FLUSH_MARGIN);
+                self.employ(started, Purpose::Sync { connection }, limit + FLUSH_WORKER_MARGIN);
             }
         }
     }
@@ -260,7 +250,7 @@ impl Supervisor {
         };
         let started = Worker::start(&work.descriptors(), |channel| work.run(channel));
         drop(work);
-        self.employ(started, purpose, READY_LIMIT + WORKER_MARGIN);
+        self.employ(started, purpose, PROGRAM_READY + MOUNT_WORKER_MARGIN);
     }
 
     fn employ(&mut self, started: std::io::Result<Worker>, purpose: Purpose, limit: Duration) {
@@ -392,7 +382,7 @@ impl Supervisor {
         while let Some(signal) = self.signals.read_signal().context("failed to read a signal")? {
             if signal.ssi_signo != Signal::SIGCHLD as u32 && self.stopping.is_none() {
                 log!("stopping on signal {}", signal.ssi_signo);
-                self.stop(DEFAULT_FLUSH_LIMIT);
+                self.stop(FLUSH_DEFAULT);
             }
         }
         let mut dead = Vec::new();
@@ -418,7 +408,7 @@ impl Supervisor {
                 log!("the user's side ended by itself; ending the container");
                 self.abort_drain("the user's side has ended");
                 self.mounts.note_lost();
-                self.stopping = Some(Stopping::after_end(process, DEFAULT_FLUSH_LIMIT));
+                self.stopping = Some(Stopping::after_end(process, FLUSH_DEFAULT));
                 self.abort_mounts();
             }
         } else {
@@ -496,7 +486,7 @@ impl Supervisor {
         drop(flush);
         // The last reference to a mount must not be this process's (see `flush`).
         self.mounts.let_go();
-        self.employ(started, Purpose::Flush, limit + FLUSH_MARGIN);
+        self.employ(started, Purpose::Flush, limit + FLUSH_WORKER_MARGIN);
     }
 
     fn end(&mut self, mut flush: FlushReport) {
@@ -511,7 +501,7 @@ impl Supervisor {
         }
         let reply = Reply::Stopped { flush };
         for connection in stopping.waiting {
-            self.control.reply_and_close(connection, &reply, LAST_REPLY_MS);
+            self.control.reply_and_close(connection, &reply, LAST_REPLY);
         }
         self.exit = Some(if stopping.unasked { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }

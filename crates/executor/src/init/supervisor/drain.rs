@@ -4,24 +4,19 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use sandyard_contract::budget::{
+    FLUSH_WORKER_MARGIN, LONGEST_HALT, REFRESH, REFRESH_WORKER_MARGIN,
+};
 use sandyard_contract::control::{FailureKind, FlushReport, Reply};
 
 use super::super::control::ConnectionId;
 use super::super::flush::Flush;
-use super::super::refresh::REFRESH_LIMIT;
 use super::super::worker::{Channel, Report, Worker};
 use super::super::{cgroup, halt, log};
-use super::{FLUSH_MARGIN, Job, Purpose, Supervisor, failed};
-
-/// How long the user's side stays halted by a drain while the container runs. A server that has ended between the
-/// drain and the freeze, or between the thaw and the resume, must not leave it so.
-const LONGEST_HALT: Duration = Duration::from_secs(60);
+use super::{Job, Purpose, Supervisor, failed};
 
 /// How often that is looked at. Time that passes without a look is time in which the container was frozen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// What a refresh gets beyond its limit before it is given up.
-const REFRESH_MARGIN: Duration = Duration::from_secs(1);
 
 /// The user's side, halted or about to be.
 pub(super) struct Drained {
@@ -124,7 +119,7 @@ impl Supervisor {
         let drain = Drain { freezer: self.user_side.fence.freezer.as_ref(), is_halted, flush };
         let started = Worker::start(&drain.flush.descriptors(), |channel| drain.run(channel));
         drop(drain);
-        self.employ(started, Purpose::Drain, limit + FLUSH_MARGIN);
+        self.employ(started, Purpose::Drain, limit + FLUSH_WORKER_MARGIN);
     }
 
     pub(super) fn note_halted_by_user(&mut self, processes: Vec<i32>) {
@@ -169,7 +164,7 @@ impl Supervisor {
         drained.waiting.extend(connection);
         let refresh = self.mounts.refresh();
         let started = Worker::start(&[], |channel| refresh.run(channel));
-        self.employ(started, Purpose::Resume, REFRESH_LIMIT + REFRESH_MARGIN);
+        self.employ(started, Purpose::Resume, REFRESH + REFRESH_WORKER_MARGIN);
     }
 
     /// The worker of a resume has ended.
