@@ -282,6 +282,25 @@ fn tunnels_lead_to_ports_and_need_the_control_token() {
     assert_eq!(Answer::read(&mut closed).status, 503);
 }
 
+/// An address that was another sandbox's a moment ago: its token, which is its own, opens nothing here.
+#[test]
+fn a_tunnel_for_another_sandbox_is_refused_before_anything_is_dialled() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let target = format!("/sandyard/tunnel/{}", listener.local_addr().unwrap().port());
+    let mine = (CONTROL_TOKEN_HEADER, "token of the first");
+    let upgrade = [("Upgrade", "sandyard-tunnel"), mine];
+    for settings in [json!({"controlToken": "token of the second"}), json!({})] {
+        let second = Daemon::start_with(settings);
+        let answer = second.call("GET", &target, &upgrade, b"");
+        assert_eq!(answer.status, 401, "{}", answer.text());
+    }
+    let unclaimed = Daemon::start_unclaimed();
+    assert_eq!(unclaimed.call("GET", &target, &upgrade, b"").status, 503);
+    let dialled = listener.accept().map_err(|error| error.kind());
+    assert_eq!(dialled.err(), Some(std::io::ErrorKind::WouldBlock));
+}
+
 #[test]
 fn metrics_have_every_field() {
     let daemon = Daemon::start();
