@@ -33,7 +33,7 @@ const PAUSE_AGAIN: Duration = Duration::from_secs(10);
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The shortest run of a sandbox that traffic woke.
-const WAKE_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const WAKE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Who waits for the running transition.
 enum Waiter {
@@ -588,7 +588,8 @@ impl Driver {
                 warn!("the container of the paused sandbox was removed");
                 self.end(EndReason::Died, false, Vec::new());
             }
-            (
+            (Stage::Running, Some(ContainerState::Frozen))
+            | (
                 Stage::Paused(PauseKind::Full),
                 Some(ContainerState::Stopped | ContainerState::Running),
             )

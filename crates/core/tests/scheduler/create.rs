@@ -5,7 +5,7 @@ use std::time::Duration;
 use sandyard_core::{CreateSandbox, Sandbox, SandboxError, State};
 use sandyard_testkit::{Behaviour, Call};
 
-use crate::host::{Host, MINUTE, StillTime, breathe, request, within};
+use crate::host::{Host, MINUTE, StillTime, breathe, eventually, request, within};
 
 #[tokio::test]
 async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Result<()> {
@@ -65,7 +65,7 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_undone_is_tried_again_here_and_by_the_next_start() -> anyhow::Result<()>
 {
-    let (mut host, time) = (Host::start().await?, StillTime::new());
+    let (time, mut host) = (StillTime::new(), Host::start().await?);
     host.engine.script(Call::Claim, Behaviour::Fail);
     host.engine.script(Call::Delete, Behaviour::Fail);
     let failed = host.create(request()).await.expect_err("fails");
@@ -137,12 +137,15 @@ async fn a_sandbox_whose_client_left_at_any_moment_is_ended() -> anyhow::Result<
 async fn a_sandbox_that_is_ready_but_not_taken_is_ended() -> anyhow::Result<()> {
     let host = Host::start().await?;
     let mut create = Box::pin(host.create(request()));
-    // The create is asked once, and not again: its result waits for it.
-    let asked =
-        std::future::poll_fn(|context| std::task::Poll::Ready(create.as_mut().poll(context)));
-    assert!(asked.await.is_pending());
+    host.engine.script(Call::Create, Behaviour::Hang);
+    tokio::select! {
+        created = &mut create => panic!("it was ready at once: {created:?}"),
+        () = host.engine.hangs(Call::Create) => {}
+    }
+    // Nobody asks any more: the result waits.
+    host.engine.heal(Call::Create);
     let running = || host.scheduler.list(host.team).iter().any(|s| s.state == State::Running);
-    crate::host::eventually("it runs", running).await;
+    eventually("it runs", running).await;
     drop(create);
     host.assert_empty("not taken").await
 }

@@ -366,7 +366,7 @@ async fn frozen_memory_beyond_its_bound_is_given_up_oldest_first() -> anyhow::Re
 /// An `init` that answers nothing must not keep its sandbox from being killed for ever.
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_that_cannot_go_on_after_a_failed_pause_can_be_killed() -> anyhow::Result<()> {
-    let (host, time) = (Host::start().await?, StillTime::new());
+    let (time, host) = (StillTime::new(), Host::start().await?);
     let sandbox = host.create(request()).await?;
     host.engine.script(Call::Freeze, Behaviour::Fail);
     host.engine.script(Call::Resume, Behaviour::Hang);

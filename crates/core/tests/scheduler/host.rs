@@ -22,12 +22,12 @@ use tokio::task::JoinSet;
 /// How long anything in here may take before the test fails instead of hanging.
 const LIMIT: Duration = Duration::from_secs(30);
 
-pub const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a host is started with.
-pub struct Settings {
-    pub templates: Vec<Template>,
-    pub limits: Limits,
+pub(crate) struct Settings {
+    pub(crate) templates: Vec<Template>,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Settings {
@@ -46,26 +46,26 @@ impl Default for Settings {
     }
 }
 
-pub struct Host {
+pub(crate) struct Host {
     _folder: tempfile::TempDir,
     settings: Settings,
-    pub engine: FakeEngine,
-    pub store: Store,
+    pub(crate) engine: FakeEngine,
+    pub(crate) store: Store,
     /// A view of the store's file beside the store.
-    pub database: SqlitePool,
-    pub team: TeamId,
-    pub other_team: TeamId,
-    pub scheduler: Scheduler,
+    pub(crate) database: SqlitePool,
+    pub(crate) team: TeamId,
+    pub(crate) other_team: TeamId,
+    pub(crate) scheduler: Scheduler,
     /// What a server runs beside its API, as far as a test wants it.
-    pub tasks: JoinSet<()>,
+    pub(crate) tasks: JoinSet<()>,
 }
 
 impl Host {
-    pub async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
         Self::with(Settings::default()).await
     }
 
-    pub async fn with(settings: Settings) -> anyhow::Result<Self> {
+    pub(crate) async fn with(settings: Settings) -> anyhow::Result<Self> {
         // In memory where that is offered: thousands of writes that each wait for a disk take minutes.
         let memory = std::path::Path::new("/dev/shm");
         let folder = match memory.is_dir() {
@@ -98,21 +98,21 @@ impl Host {
     }
 
     /// The process ends without a word.
-    pub async fn crash(&mut self) {
+    pub(crate) async fn crash(&mut self) {
         self.tasks.shutdown().await;
         self.scheduler.abort().await;
         self.engine.never_stop();
     }
 
     /// Another process starts.
-    pub async fn restart(&mut self) -> Result<(), SandboxError> {
+    pub(crate) async fn restart(&mut self) -> Result<(), SandboxError> {
         let parts = parts(&self.settings, &self.engine, &self.store);
         self.scheduler = within("the start", Scheduler::start(parts)).await?;
         Ok(())
     }
 
     /// Another process starts and may stop half-way; false if it did.
-    pub async fn restart_or_stop(&mut self) -> Result<bool, SandboxError> {
+    pub(crate) async fn restart_or_stop(&mut self) -> Result<bool, SandboxError> {
         let parts = parts(&self.settings, &self.engine, &self.store);
         let engine = self.engine.clone();
         tokio::select! {
@@ -125,13 +125,13 @@ impl Host {
         }
     }
 
-    pub async fn crash_and_restart(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn crash_and_restart(&mut self) -> anyhow::Result<()> {
         self.crash().await;
         Ok(self.restart().await?)
     }
 
     /// Follows the engine's events from now on.
-    pub async fn watch(&mut self) {
+    pub(crate) async fn watch(&mut self) {
         let (watching, lists) = (self.scheduler.clone(), self.count(Call::List));
         self.tasks.spawn(async move { watching.watch().await });
         // It listens before anything else happens.
@@ -142,36 +142,39 @@ impl Host {
     }
 
     /// Keeps the pool from now on.
-    pub fn keep_pool(&mut self) {
+    pub(crate) fn keep_pool(&mut self) {
         let keeping = self.scheduler.clone();
         self.tasks.spawn(async move { keeping.keep_pool().await });
     }
 
-    pub async fn create(&self, request: CreateSandbox) -> Result<Arc<Sandbox>, SandboxError> {
+    pub(crate) async fn create(
+        &self,
+        request: CreateSandbox,
+    ) -> Result<Arc<Sandbox>, SandboxError> {
         Ok(self.scheduler.create(self.team, request).await?.keep())
     }
 
-    pub async fn pause(&self, id: &SandboxId, kind: PauseKind) -> Result<(), SandboxError> {
+    pub(crate) async fn pause(&self, id: &SandboxId, kind: PauseKind) -> Result<(), SandboxError> {
         self.scheduler.pause(self.team, id, kind, false).await
     }
 
-    pub fn get(&self, id: &SandboxId) -> Result<Arc<Sandbox>, SandboxError> {
+    pub(crate) fn get(&self, id: &SandboxId) -> Result<Arc<Sandbox>, SandboxError> {
         self.scheduler.get(self.team, id)
     }
 
     /// How often a call has been made.
-    pub fn count(&self, call: Call) -> usize {
+    pub(crate) fn count(&self, call: Call) -> usize {
         self.engine.calls().iter().filter(|(made, _)| *made == call).count()
     }
 
     /// How often a call has been made to a container.
-    pub fn count_of(&self, call: Call, instance: &InstanceId) -> usize {
+    pub(crate) fn count_of(&self, call: Call, instance: &InstanceId) -> usize {
         let calls = self.engine.calls();
         calls.iter().filter(|(made, id)| *made == call && id.as_ref() == Some(instance)).count()
     }
 
     /// Every sandbox's row in the store: what its stage is.
-    pub async fn rows(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+    pub(crate) async fn rows(&self) -> anyhow::Result<BTreeMap<String, Value>> {
         let rows = sqlx::query("SELECT id, document FROM sandboxes").fetch_all(&self.database);
         let mut stages = BTreeMap::new();
         for row in rows.await? {
@@ -182,7 +185,7 @@ impl Host {
     }
 
     /// The images of all builds in the store.
-    pub async fn built_images(&self) -> anyhow::Result<BTreeSet<String>> {
+    pub(crate) async fn built_images(&self) -> anyhow::Result<BTreeSet<String>> {
         let rows = sqlx::query("SELECT document FROM builds").fetch_all(&self.database).await?;
         let mut images = BTreeSet::new();
         for row in rows {
@@ -194,7 +197,7 @@ impl Host {
 
     /// What is wrong now with what the scheduler, the engine and the store have, if anything: each sandbox is in a
     /// state that it can stay in, its container and its row say the same, and nothing is there that nobody owns.
-    pub async fn faults(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn faults(&self) -> anyhow::Result<Vec<String>> {
         let mut faults = Vec::new();
         let mut sandboxes = self.scheduler.list(self.team);
         sandboxes.extend(self.scheduler.list(self.other_team));
@@ -261,7 +264,7 @@ impl Host {
     }
 
     /// Waits until [`Host::faults`] finds none.
-    pub async fn settled(&self, when: &str) -> anyhow::Result<()> {
+    pub(crate) async fn settled(&self, when: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
             let faults = self.faults().await?;
@@ -274,7 +277,7 @@ impl Host {
     }
 
     /// Nothing of any sandbox is left, in memory, on the engine or in the store.
-    pub async fn assert_empty(&self, when: &str) -> anyhow::Result<()> {
+    pub(crate) async fn assert_empty(&self, when: &str) -> anyhow::Result<()> {
         within(when, self.scheduler.emptied()).await;
         // The removal of an image follows that of its last user.
         self.settled(when).await?;
@@ -301,7 +304,7 @@ fn parts(settings: &Settings, engine: &FakeEngine, store: &Store) -> SchedulerPa
     }
 }
 
-pub fn template() -> Template {
+pub(crate) fn template() -> Template {
     Template {
         id: "abcdefghij0123456789".parse().expect("valid"),
         name: "base".parse().expect("valid"),
@@ -323,7 +326,7 @@ pub fn template() -> Template {
 }
 
 /// A create with a workspace.
-pub fn request() -> CreateSandbox {
+pub(crate) fn request() -> CreateSandbox {
     CreateSandbox {
         template: "base".parse().expect("valid"),
         timeout: Duration::from_secs(600),
@@ -338,13 +341,13 @@ pub fn request() -> CreateSandbox {
 }
 
 /// A create that pauses at its end.
-pub fn pausing(kind: PauseKind) -> CreateSandbox {
+pub(crate) fn pausing(kind: PauseKind) -> CreateSandbox {
     let on_timeout = OnTimeout::Pause(kind);
     CreateSandbox { lifecycle: Lifecycle { on_timeout, auto_resume: false }, ..request() }
 }
 
 /// Lets everything go on that can, without the clock of the tests.
-pub async fn breathe() {
+pub(crate) async fn breathe() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -353,7 +356,7 @@ pub async fn breathe() {
 }
 
 /// Waits for something, with a limit on a clock that no test stops.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let mut future = pin!(future);
     loop {
@@ -366,7 +369,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Waits until a condition holds.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     within(what, async {
         while !condition() {
             breathe().await;
@@ -376,19 +379,19 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The next event of a sandbox.
-pub async fn next_event(events: &mut Receiver<Event>) -> SandboxEvent {
+pub(crate) async fn next_event(events: &mut Receiver<Event>) -> SandboxEvent {
     within("an event", events.recv()).await.expect("none is missed").what
 }
 
 /// The clock of a test that was started paused stands still as long as this lives, also while everything waits for a
 /// thread of the store.
-pub struct StillTime {
+pub(crate) struct StillTime {
     _release: std::sync::mpsc::Sender<()>,
     _tasks: JoinSet<()>,
 }
 
 impl StillTime {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (release, released) = std::sync::mpsc::channel();
         let mut tasks = JoinSet::new();
         tasks.spawn_blocking(move || {
@@ -399,7 +402,7 @@ impl StillTime {
     }
 
     /// Lets time pass, with what is due in it.
-    pub async fn pass(&self, time: Duration) {
+    pub(crate) async fn pass(&self, time: Duration) {
         tokio::time::advance(time).await;
         breathe().await;
     }

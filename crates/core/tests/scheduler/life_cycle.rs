@@ -12,7 +12,7 @@ use crate::host::{Host, MINUTE, Settings, breathe, eventually, request, within};
 
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Column {
+pub(crate) enum Column {
     Pause,
     Kill,
     Connect,
@@ -23,7 +23,7 @@ pub enum Column {
     Fork,
 }
 
-pub const COLUMNS: [Column; 8] = [
+pub(crate) const COLUMNS: [Column; 8] = [
     Column::Pause,
     Column::Kill,
     Column::Connect,
@@ -36,7 +36,7 @@ pub const COLUMNS: [Column; 8] = [
 
 /// What a call answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// 204, and 201 of a snapshot or fork.
     Done,
     /// 200.
@@ -66,7 +66,12 @@ fn answer<T>(result: Result<T, SandboxError>, done: impl FnOnce(T) -> Answer) ->
 }
 
 /// Makes a call of a column, and keeps what it makes.
-pub async fn call(scheduler: Scheduler, team: TeamId, id: SandboxId, column: Column) -> Answer {
+pub(crate) async fn call(
+    scheduler: Scheduler,
+    team: TeamId,
+    id: SandboxId,
+    column: Column,
+) -> Answer {
     let done = |()| Answer::Done;
     match column {
         Column::Pause => answer(scheduler.pause(team, &id, PauseKind::Full, false).await, done),
@@ -93,7 +98,7 @@ pub async fn call(scheduler: Scheduler, team: TeamId, id: SandboxId, column: Col
 
 /// A cell of the table.
 #[derive(Clone, Copy, Debug)]
-pub enum Cell {
+pub(crate) enum Cell {
     /// Answered at once.
     Now(Answer),
     /// Answered when what was under way has ended: it waits for that, or joins it.
@@ -101,7 +106,7 @@ pub enum Cell {
 }
 
 /// The contract's table, with the columns in the order of [`COLUMNS`].
-pub fn row(state: State) -> [Cell; 8] {
+pub(crate) fn row(state: State) -> [Cell; 8] {
     use Answer::{Conflict, Done, NotFound, Ran, Resumed};
     use Cell::{Now, Then};
     match state {

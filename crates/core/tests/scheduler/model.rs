@@ -116,13 +116,14 @@ const CALLS: [Call; 12] = [
 
 impl Model {
     async fn new(seed: u64) -> anyhow::Result<Self> {
+        let time = StillTime::new();
         let mut settings = Settings::default();
         settings.limits.max_sandboxes = 1000;
         let mut host = Host::with(settings).await?;
         host.watch().await;
         Ok(Self {
             host,
-            time: StillTime::new(),
+            time,
             random: Random(seed | 1),
             tasks: JoinSet::new(),
             expiring: JoinSet::new(),

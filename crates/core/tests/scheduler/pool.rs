@@ -157,7 +157,7 @@ async fn one_container_is_made_at_a_time_and_no_more_than_fit() -> anyhow::Resul
 
 #[tokio::test(start_paused = true)]
 async fn demand_grows_the_pool_to_its_maximum_and_passes() -> anyhow::Result<()> {
-    let (mut host, time) = (Host::with(settings(1, 4, 512)).await?, StillTime::new());
+    let (time, mut host) = (StillTime::new(), Host::with(settings(1, 4, 512)).await?);
     host.keep_pool();
     filled(&host, [1, 1]).await;
     for _ in 0..6 {
@@ -186,7 +186,7 @@ async fn a_container_that_cannot_be_made_is_tried_again_later_and_leaves_nothing
     for call in [Call::EnsureImage, Call::Create, Call::Ready] {
         for behaviour in [Behaviour::Fail, Behaviour::FailAfter] {
             let case = format!("{call:?} {behaviour:?}");
-            let (mut host, time) = (Host::with(settings(1, 1, 512)).await?, StillTime::new());
+            let (time, mut host) = (StillTime::new(), Host::with(settings(1, 1, 512)).await?);
             host.engine.script(call, behaviour);
             host.keep_pool();
             // Each kind is tried once, and then not for a while.

@@ -125,7 +125,7 @@ async fn an_executor_that_does_not_stop_is_stopped_by_the_engine() -> anyhow::Re
 
 #[tokio::test(start_paused = true)]
 async fn a_kill_that_the_engine_refuses_is_said_and_tried_again() -> anyhow::Result<()> {
-    let (host, time) = (Host::start().await?, StillTime::new());
+    let (time, host) = (StillTime::new(), Host::start().await?);
     let sandbox = host.create(request()).await?;
     host.engine.script(Call::Delete, Behaviour::Fail);
     let refused = host.scheduler.kill(host.team, &sandbox.id).await;

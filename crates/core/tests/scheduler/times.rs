@@ -145,7 +145,7 @@ async fn what_was_due_while_the_server_was_away_happens_at_its_start() -> anyhow
 /// The fault of a store or an engine passes; a sandbox whose pause at its end fails must not run for ever.
 #[tokio::test(start_paused = true)]
 async fn a_pause_at_the_end_that_fails_is_tried_again() -> anyhow::Result<()> {
-    let (host, time) = (Host::start().await?, StillTime::new());
+    let (time, host) = (StillTime::new(), Host::start().await?);
     let sandbox = host.create(pausing(PauseKind::Full)).await?;
     let mut events = host.scheduler.events();
     host.engine.script(Call::Freeze, Behaviour::Fail);
@@ -171,7 +171,7 @@ async fn a_pause_at_the_end_that_fails_is_tried_again() -> anyhow::Result<()> {
 async fn a_sandbox_that_has_used_up_its_length_cannot_be_extended() -> anyhow::Result<()> {
     let mut settings = Settings::default();
     settings.limits.max_length = Duration::from_millis(200);
-    let (host, _still) = (Host::with(settings).await?, StillTime::new());
+    let (_still, host) = (StillTime::new(), Host::with(settings).await?);
     let timeout = Duration::from_millis(200);
     let sandbox = host.create(CreateSandbox { timeout, ..request() }).await?;
     // The clock of the timer stands still, so it outlives its end.

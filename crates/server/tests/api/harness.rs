@@ -18,7 +18,7 @@ use sandyard::data_dir::DataDir;
 use sandyard::proxy::{Port, SchedulerRoutes, serve};
 use sandyard::tls::{CA_FILE, Tls};
 use sandyard_contract::control::Secret;
-use sandyard_core::{Limits, Scheduler, SchedulerParts, Store, Team, Templates};
+use sandyard_core::{Limits, PoolSettings, Scheduler, SchedulerParts, Store, Team};
 use sandyard_http::{MAX_HEADERS, Quota};
 use sandyard_testkit::{FakeDaemon, FakeEngine};
 use sandyard_types::{Cache, InstanceId, SandboxId, TeamId, Template, TemplateKind};
@@ -108,12 +108,14 @@ impl Harness {
             executor: Arc::new(engine.clone()),
             workspaces: Arc::new(engine.clone()),
             store,
-            templates: Templates::new(vec![template()?]),
+            templates: vec![template()?],
             limits: Limits {
                 max_length: Duration::from_secs(24 * 3600),
                 max_sandboxes: MAX_SANDBOXES,
                 flush: Duration::from_secs(1),
                 disk_watch: Duration::from_secs(3600),
+                pool: PoolSettings { max: 0, memory_mib: 0 },
+                frozen_memory: None,
             },
             bucket: "sandyard".parse()?,
             cache: Cache::Disk { limit_mib: 64 },
@@ -283,6 +285,7 @@ fn template() -> anyhow::Result<Template> {
         env: BTreeMap::new(),
         sudo: true,
         workspace_target: "/workspace".parse()?,
+        pool: 0,
     })
 }
 

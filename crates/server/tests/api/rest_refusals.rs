@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
+use sandyard_testkit::Call;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Harness, KEY, MAX_SANDBOXES};
@@ -54,7 +55,7 @@ async fn who_calls_is_asked_before_anything_else() -> anyhow::Result<()> {
 async fn routes_that_are_not_built_name_themselves() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     for (method, path, named) in [
-        (Method::POST, "/sandboxes/iabc/pause", "POST /sandboxes/{sandboxID}/pause"),
+        (Method::PUT, "/sandboxes/iabc/network", "PUT /sandboxes/{sandboxID}/network"),
         (Method::GET, "/templates/aliases/team%2Fname%3Atag", "GET /templates/aliases/{alias}"),
         (Method::DELETE, "/templates/tags", "DELETE /templates/tags"),
         (Method::GET, "/sandboxes/metrics", "GET /sandboxes/metrics"),
@@ -89,14 +90,15 @@ async fn bad_requests_say_what_is_wrong_and_leave_nothing() -> anyhow::Result<()
         (with_session(""), 400, "'metadata.session'"),
         (with_session("ünï"), 400, "'metadata.session'"),
         (with_session(&long), 400, "'metadata.session'"),
-        (json!({"templateID": "base", "autoPause": true}), 501, "'autoPause'"),
+        (json!({"templateID": "base", "autoPauseMemory": false}), 400, "'autoPauseMemory'"),
         (json!({"templateID": "base", "network": {"allowOut": "x"}}), 400, "'network.allowOut'"),
     ] {
         let answer = server.post("/v2/sandboxes", body.clone()).await?;
         let message = answer.error(status)?;
         assert!(message.contains(expected), "{body}: {message}");
     }
-    assert_eq!(server.engine.calls().len(), 1, "only the list at the start");
+    let calls: Vec<Call> = server.engine.calls().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls, [Call::List, Call::Images], "only what a start looks at");
     Ok(())
 }
 

@@ -32,10 +32,11 @@ pub(crate) async fn run(
         return Outcome::Paused { record, result: Err(unhealthy) };
     }
     record.stage = Stage::Pausing(kind);
+    let end_at = record.end_at;
     let result = pause(&shared, &mut record, &instance, kind).await;
     if result.is_err() && record.stage != Stage::Paused(kind) {
         let_go_on(&shared, &record, &instance).await;
-        record.stage = Stage::Running;
+        (record.stage, record.end_at) = (Stage::Running, end_at);
         if let Err(error) = shared.parts.store.update_sandbox(&record).await {
             // A start after a crash would find the pause half-done, and let the sandbox go on again.
             warn!(%error, "cannot note that the sandbox runs on");

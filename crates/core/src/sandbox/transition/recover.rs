@@ -7,6 +7,7 @@ use sandyard_types::PauseKind;
 use tracing::{info, warn};
 
 use super::{Outcome, RETRY, let_go_on};
+use crate::sandbox::driver::WAKE_TIMEOUT;
 use crate::scheduler::Shared;
 use crate::store::{Record, Stage};
 use crate::{ContainerState, Instance, now};
@@ -56,8 +57,14 @@ pub(crate) async fn run(
         instance.address = None;
     }
     if stage != record.stage {
-        if matches!(record.stage, Stage::Pausing(_)) && matches!(stage, Stage::Paused(_)) {
+        let ran = matches!(record.stage, Stage::Pausing(_) | Stage::Resuming(Full));
+        if ran && matches!(stage, Stage::Paused(_)) {
             record.end_at = now();
+        }
+        if matches!(record.stage, Stage::Paused(_)) && stage == Stage::Running {
+            // Its run had ended, and it must not be over at once.
+            record.started_at = now();
+            record.end_at = record.started_at + record.timeout.max(WAKE_TIMEOUT);
         }
         record.stage = stage;
         if let Err(error) = shared.parts.store.update_sandbox(&record).await {

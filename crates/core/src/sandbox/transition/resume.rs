@@ -70,7 +70,13 @@ async fn resume(
     // The memory is gone if the engine or somebody has stopped the container meanwhile.
     *from = if found.state == ContainerState::Stopped { PauseKind::Filesystem } else { *from };
     record.stage = Stage::Resuming(*from);
-    parts.store.update_sandbox(record).await.map_err(|source| not_noted(record, source))?;
+    let mut noted = record.clone();
+    if *from == PauseKind::Full {
+        // A start after a crash lets it run: then it must not be over at once.
+        noted.started_at = now();
+        noted.end_at = noted.started_at + timeout;
+    }
+    parts.store.update_sandbox(&noted).await.map_err(|source| not_noted(record, source))?;
     match *from {
         PauseKind::Full => {
             *reached = Reached::Thawing;
