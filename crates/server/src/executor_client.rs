@@ -12,23 +12,23 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::budget;
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, Secret,
-    SignedCall, signing_input,
+    CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, SignedCall,
+    signing_input,
 };
 use sandyard_contract::daemon::{
     DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER,
     InitBody, init_signing_input,
 };
 use sandyard_core::{Claim, ExecutorClient, ExecutorError, Flushed, Instance};
-use sandyard_types::{Cache, WorkspaceSpec};
+use sandyard_types::{Cache, Secret, WORKSPACE_OWNER, WorkspaceSpec};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::api::Tokens as _;
 use crate::secrets::Secrets;
+use crate::tokens::Tokens as _;
 
 /// Between two tries to reach an executor that does not listen yet. A container says nothing when it
 /// is ready; a refused connection costs about 0.1 ms.
@@ -36,9 +36,6 @@ const BOOT_RETRY: Duration = Duration::from_millis(2);
 
 /// The daemon's route that says whether it takes requests (executor 6.1).
 const HEALTH_PATH: &str = "/health";
-
-/// Owner of everything in a workspace: the user of the templates (design 3).
-const WORKSPACE_OWNER: u32 = 1000;
 
 /// [`ExecutorClient`] over TCP.
 pub struct NetworkExecutor {
