@@ -12,8 +12,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::budget;
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, SignedCall,
-    signing_input,
+    CONTROL_PORT, Call, Failure, FailureKind, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply,
+    SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{
     DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER,
@@ -197,6 +197,8 @@ impl ExecutorClient for NetworkExecutor {
     }
 
     async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        // Nobody's processes are halted for longer, whatever a kill may take.
+        let limit = limit.min(budget::FLUSH_DEFAULT);
         let call = Call::Drain { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Drained { flush } => Ok(flushed(&flush)),
@@ -248,11 +250,22 @@ fn unexpected(reply: &Reply) -> ExecutorError {
     ExecutorError::Refused(format!("init answered something else than was asked: {reply:?}"))
 }
 
+/// What went wrong, the last lines of a program that was involved, and what to do about it.
 fn describe(failure: &Failure) -> String {
-    if failure.program_output.is_empty() {
-        return failure.message.clone();
+    let mut text = failure.message.clone();
+    if !failure.program_output.is_empty() {
+        text = format!("{text}; its last lines: {}", failure.program_output.join(" | "));
     }
-    format!("{}; its last lines: {}", failure.message, failure.program_output.join(" | "))
+    let advice = match failure.kind {
+        FailureKind::Unauthorized => {
+            "; it takes no calls signed with this data folder's key: was the folder replaced?"
+        }
+        FailureKind::NoFuse => "; load the kernel module 'fuse' on the engine's host",
+        FailureKind::Attach => "; choose a target that the template's image does not use otherwise",
+        // The text says what was wrong with the call, or the program's lines do.
+        FailureKind::BadCall | FailureKind::Program => "",
+    };
+    text + advice
 }
 
 fn no_answer(address: SocketAddr, limit: Duration) -> ExecutorError {
