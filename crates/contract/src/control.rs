@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use sandyard_types::{Access, BucketName, Cache, Driver, InstanceId, KeyPrefix, TargetPath};
+use sandyard_types::{
+    Access, BucketName, Cache, Driver, InstanceId, KeyPrefix, Secret, TargetPath,
+};
 use serde::{Deserialize, Serialize};
 
 /// TCP port of `init` in every sandbox. The proxy never routes to it.
@@ -116,29 +118,6 @@ pub struct MountCall {
     pub gid: u32,
     /// Local cache of the driver.
     pub cache: Cache,
-}
-
-/// A text that must not reach a log: it prints as `***`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself: for the one place that needs it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// What `init` answers to a call.

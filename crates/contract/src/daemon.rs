@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use sandyard_types::InstanceId;
+use sandyard_types::{InstanceId, Secret};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-
-use crate::control::Secret;
 
 /// TCP port of the daemon in every sandbox (executor 2.1).
 pub const DAEMON_PORT: u16 = 49983;

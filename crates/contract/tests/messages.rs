@@ -7,10 +7,10 @@ use std::fmt::Debug;
 
 use sandyard_contract::control::{
     CONTROL_VERSION, Call, Failure, FailureKind, FlushReport, Hello, MountCall, MountStatus,
-    Mounted, Reply, Secret, SignedCall, signing_input,
+    Mounted, Reply, SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{InitBody, init_signing_input};
-use sandyard_types::{Access, Cache, Driver, InstanceId};
+use sandyard_types::{Access, Cache, Driver, InstanceId, Secret};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

@@ -1,25 +1,7 @@
-//! What runs inside a sandbox, in any image: one static program with two roles.
-//!
-//! - `init` is the first process of the container (design 6.1).
-//! - `daemon` is the API on port 49983 that clients of the sandbox talk to (contract/executor.md).
-
-mod daemon;
-mod init;
+//! The program in every sandbox; all it does is in the library.
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: executor init|daemon --instance <32 hex digits> \
-    --control-key <64 hex digits> [--workspace (init only)]";
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("init") => init::run(arguments),
-        Some("daemon") => daemon::run(arguments),
-        other => {
-            let given = other.map_or_else(|| "no role".to_owned(), |role| format!("role '{role}'"));
-            eprintln!("sandyard-executor: {given}; {USAGE}");
-            ExitCode::FAILURE
-        }
-    }
+    sandyard_executor::run(std::env::args().skip(1))
 }

@@ -2,14 +2,43 @@
 
 use std::time::Duration;
 
-use sandyard_contract::control::{MountCall, Secret};
-use sandyard_types::Driver;
+use sandyard_types::{Access, BucketName, Cache, Driver, KeyPrefix, Secret};
 
 use crate::s3fs;
 
 /// How long the first listing may take after the root directory answered. A program that lists a
 /// large prefix slowly is not broken, so the mount counts as ready when this is over.
 pub const LISTING_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is to be mounted, and how. No credential is in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mount<'a> {
+    /// The bucket.
+    pub bucket: &'a BucketName,
+    /// The part of it that is shown.
+    pub prefix: &'a KeyPrefix,
+    /// Read-only or writable.
+    pub access: Access,
+    /// The program that makes it.
+    pub driver: Driver,
+    /// Owner shown on every file.
+    pub uid: u32,
+    /// Group shown on every file.
+    pub gid: u32,
+    /// Local cache of the driver.
+    pub cache: Cache,
+}
+
+/// The store as the program reaches it, and the key that opens it there.
+#[derive(Clone, Copy, Debug)]
+pub struct Credentials<'a> {
+    /// Base URL, `http://host:port`.
+    pub endpoint: &'a str,
+    /// Id of the key.
+    pub access_key_id: &'a str,
+    /// Its secret.
+    pub secret_access_key: &'a Secret,
+}
 
 /// Paths that the starter of the program has prepared, as the program sees them.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +66,6 @@ pub struct Plan {
     pub key: KeyFile,
     /// Directories below the cache that must exist, be empty and take no writes.
     pub sealed: Vec<String>,
-    /// File system type in the mount table.
-    pub fs_type: &'static str,
     /// Source in the mount table.
     pub source: String,
 }
@@ -76,8 +103,8 @@ pub mod page {
 pub const ATTRIBUTES_LIMIT: Duration = Duration::from_secs(5);
 
 /// The program for a mount.
-pub fn plan(call: &MountCall, places: Places<'_>) -> Plan {
-    match call.driver {
-        Driver::S3fs => s3fs::plan(call, places),
+pub fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: Places<'_>) -> Plan {
+    match mount.driver {
+        Driver::S3fs => s3fs::plan(mount, credentials, places),
     }
 }

@@ -6,10 +6,9 @@
 //! Left alone it would lose what is written, whatever the options; [`PRELOAD`] mends that. With a `umask`
 //! every file shows the same mode, whatever chmod says.
 
-use sandyard_contract::control::{MountCall, Secret};
-use sandyard_types::{Access, Cache};
+use sandyard_types::{Access, Cache, Secret};
 
-use crate::plan::{ATTRIBUTES_LIMIT, KeyFile, Places, Plan};
+use crate::plan::{ATTRIBUTES_LIMIT, Credentials, KeyFile, Mount, Places, Plan};
 
 /// Where the bundle has the library of the crate `sandyard-s3fs-guard`.
 const PRELOAD: &str = "/lib/sandyard-s3fs-guard.so";
@@ -20,25 +19,26 @@ const KEY_DESCRIPTOR: i32 = 3;
 /// Space that s3fs leaves free where its cache is.
 const DISKFREE_MIB: u32 = 20;
 
-pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
-    let source = format!("{}:/{}", call.bucket, call.prefix.as_str().trim_end_matches('/'));
+pub(crate) fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: Places<'_>) -> Plan {
+    let source = format!("{}:/{}", mount.bucket, mount.prefix.as_str().trim_end_matches('/'));
     let mut options = vec![
-        format!("url={}", call.endpoint),
+        format!("url={}", credentials.endpoint),
         format!("passwd_file=/proc/self/fd/{KEY_DESCRIPTOR}"),
-        format!("uid={},gid={}", call.uid, call.gid),
+        format!("uid={},gid={}", mount.uid, mount.gid),
         // Open files live in the cache and not in a temporary directory. The default free-space reserve
         // is larger than a small cache, and then s3fs does not start.
         format!("use_cache={},ensure_diskfree={DISKFREE_MIB}", places.cache),
         "use_path_request_style,allow_other,umask=022".to_owned(),
-        transfers(call.cache),
+        transfers(mount.cache),
         format!("stat_cache_expire={},max_stat_cache_size=100000", ATTRIBUTES_LIMIT.as_secs()),
         "retries=5,connect_timeout=5".to_owned(),
         format!("fsname={},subtype=s3fs", escape(&source)),
     ];
-    if call.access == Access::ReadOnly {
+    if mount.access == Access::ReadOnly {
         options.push("ro".to_owned());
     }
-    let content = format!("{}:{}\n", call.access_key_id, call.secret_access_key.reveal());
+    let content =
+        format!("{}:{}\n", credentials.access_key_id, credentials.secret_access_key.reveal());
     Plan {
         program: "/bin/s3fs",
         arguments: vec![
@@ -54,8 +54,7 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
         // What s3fs notes here lets it take up an old cache file at the next open without a look at the
         // object's time: if the object was overwritten in the store meanwhile, readers get the old bytes
         // cut or stretched to the new length, for good. Without notes every first open loads afresh.
-        sealed: vec![format!(".{}.stat", call.bucket)],
-        fs_type: "fuse.s3fs",
+        sealed: vec![format!(".{}.stat", mount.bucket)],
         source,
     }
 }
@@ -83,24 +82,22 @@ mod tests {
 
     use super::*;
 
-    fn call(prefix: &str, access: Access) -> MountCall {
-        MountCall {
-            bucket: "sandyard".parse().expect("valid"),
-            prefix: prefix.parse().expect("valid"),
-            target: "/workspace".parse().expect("valid"),
+    fn planned(prefix: &str, access: Access) -> Plan {
+        let mount = Mount {
+            bucket: &"sandyard".parse().expect("valid"),
+            prefix: &prefix.parse().expect("valid"),
             access,
             driver: Driver::S3fs,
-            endpoint: "http://172.17.0.1:3003".to_owned(),
-            access_key_id: "key".to_owned(),
-            secret_access_key: Secret::new("hush"),
             uid: 1000,
             gid: 1001,
             cache: Cache::Disk { limit_mib: 1024 },
-        }
-    }
-
-    fn planned(prefix: &str, access: Access) -> Plan {
-        plan(&call(prefix, access), Places { mount_point: "/mnt/0", cache: "/tmp/0" })
+        };
+        let credentials = Credentials {
+            endpoint: "http://172.17.0.1:3003",
+            access_key_id: "key",
+            secret_access_key: &Secret::new("hush"),
+        };
+        plan(&mount, &credentials, Places { mount_point: "/mnt/0", cache: "/tmp/0" })
     }
 
     #[test]

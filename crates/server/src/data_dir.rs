@@ -259,7 +259,9 @@ impl DataDir {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let (path, partial) = (self.path.join(name), self.path.join(format!("{name}.partial")));
+        let path = self.path.join(name);
+        // Commands beside a server may write the same file at the same time.
+        let partial = self.path.join(format!("{name}.{}.partial", std::process::id()));
         let folder = path.parent().unwrap_or(&self.path);
         let written = || -> std::io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::budget;
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, Secret,
+    CONTROL_PORT, Call, Failure, FailureKind, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply,
     SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{
@@ -20,15 +20,15 @@ use sandyard_contract::daemon::{
     InitBody, init_signing_input,
 };
 use sandyard_core::{Claim, ExecutorClient, ExecutorError, Flushed, Instance};
-use sandyard_types::{Cache, WorkspaceSpec};
+use sandyard_types::{Cache, Secret, WORKSPACE_OWNER, WorkspaceSpec};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::api::Tokens as _;
 use crate::secrets::Secrets;
+use crate::tokens::Tokens as _;
 
 /// Between two tries to reach an executor that does not listen yet. A container says nothing when it
 /// is ready; a refused connection costs about 0.1 ms.
@@ -36,9 +36,6 @@ const BOOT_RETRY: Duration = Duration::from_millis(2);
 
 /// The daemon's route that says whether it takes requests (executor 6.1).
 const HEALTH_PATH: &str = "/health";
-
-/// Owner of everything in a workspace: the user of the templates (design 3).
-const WORKSPACE_OWNER: u32 = 1000;
 
 /// [`ExecutorClient`] over TCP.
 pub struct NetworkExecutor {
@@ -200,6 +197,8 @@ impl ExecutorClient for NetworkExecutor {
     }
 
     async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        // Nobody's processes are halted for longer, whatever a kill may take.
+        let limit = limit.min(budget::FLUSH_DEFAULT);
         let call = Call::Drain { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Drained { flush } => Ok(flushed(&flush)),
@@ -251,11 +250,22 @@ fn unexpected(reply: &Reply) -> ExecutorError {
     ExecutorError::Refused(format!("init answered something else than was asked: {reply:?}"))
 }
 
+/// What went wrong, the last lines of a program that was involved, and what to do about it.
 fn describe(failure: &Failure) -> String {
-    if failure.program_output.is_empty() {
-        return failure.message.clone();
+    let mut text = failure.message.clone();
+    if !failure.program_output.is_empty() {
+        text = format!("{text}; its last lines: {}", failure.program_output.join(" | "));
     }
-    format!("{}; its last lines: {}", failure.message, failure.program_output.join(" | "))
+    let advice = match failure.kind {
+        FailureKind::Unauthorized => {
+            "; it takes no calls signed with this data folder's key: was the folder replaced?"
+        }
+        FailureKind::NoFuse => "; load the kernel module 'fuse' on the engine's host",
+        FailureKind::Attach => "; choose a target that the template's image does not use otherwise",
+        // The text says what was wrong with the call, or the program's lines do.
+        FailureKind::BadCall | FailureKind::Program => "",
+    };
+    text + advice
 }
 
 fn no_answer(address: SocketAddr, limit: Duration) -> ExecutorError {

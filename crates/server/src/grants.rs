@@ -5,13 +5,10 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use sandyard_core::{Scheduler, WorkspaceError, Workspaces};
 use sandyard_gateway::{Gateway, Grant, GrantOwner, GrantSource, KeyName, Scope, StoreError};
-use sandyard_types::{Access, BucketName, SandboxId, WorkspaceSpec};
+use sandyard_types::{Access, BucketName, SandboxId, WORKSPACE_OWNER, WorkspaceSpec};
 use tracing::info;
 
 use crate::secrets::Secrets;
-
-/// Owner of the directories of a workspace: the user of the templates (design 3).
-const WORKSPACE_OWNER: u32 = 1000;
 
 /// Answers the gateway from the scheduler's state: a key lives as long as its sandbox.
 pub struct SchedulerGrants {

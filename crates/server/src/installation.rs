@@ -6,23 +6,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use sandyard_contract::control::Secret;
 use sandyard_core::{Engine, FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team};
 use sandyard_gateway::{Backend, Embedded, Gateway, SecretKey, Upstream, UpstreamConfig};
 use sandyard_runtime_docker::{Bundle, DockerRuntime, DockerSettings};
-use sandyard_types::TeamId;
+use sandyard_types::{Secret, TeamId};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::hash_api_key;
 use crate::config::{Config, StoreConfig};
 use crate::connection_budget::ConnectionBudget;
 use crate::data_dir::DataDir;
 use crate::executor_client::NetworkExecutor;
 use crate::grants::{GatewayWorkspaces, SchedulerGrants};
 use crate::secrets::Secrets;
+use crate::tokens::hash_api_key;
 
 /// What to do about a network whose containers reach each other.
 pub const ISOLATION_ADVICE: &str = "let sandyard make its own network (leave docker.network out), or make that \

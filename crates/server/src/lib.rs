@@ -16,3 +16,4 @@ pub mod installation;
 pub mod proxy;
 pub mod secrets;
 pub mod tls;
+pub mod tokens;

@@ -3,12 +3,11 @@
 
 use ed25519_dalek::SigningKey;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sandyard_contract::control::Secret;
 use sandyard_gateway::{AccessKey, GatewayKeys, KeyName};
-use sandyard_types::SandboxId;
+use sandyard_types::{SandboxId, Secret};
 use sha2::Sha256;
 
-use crate::api::Tokens;
+use crate::tokens::Tokens;
 
 /// The key of a sandbox's grant or of the owner's counts from here; a second key for the same holder
 /// would have the next number.

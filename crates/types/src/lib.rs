@@ -8,6 +8,7 @@ mod error_chain;
 mod ids;
 mod lifecycle;
 mod network;
+mod secret;
 mod template;
 mod workspace;
 
@@ -18,8 +19,9 @@ pub use ids::{
 };
 pub use lifecycle::{Lifecycle, OnTimeout, PauseKind};
 pub use network::{HostMask, InvalidHostMask, Network};
+pub use secret::Secret;
 pub use template::{DEFAULT_DISK_MIB, Template, TemplateKind};
 pub use workspace::{
     Access, BucketName, Cache, Driver, InvalidWorkspace, KeyPrefix, MountSpec, TargetPath,
-    WorkspaceSpec,
+    WORKSPACE_OWNER, WorkspaceSpec,
 };

@@ -206,6 +206,9 @@ pub enum Cache {
     },
 }
 
+/// Owner and group of everything in a workspace: the user of the templates (design 3).
+pub const WORKSPACE_OWNER: u32 = 1000;
+
 /// One mount of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::control::Secret;
+use sandyard_types::Secret;
 
 /// Body of a create (control-plane 3.3).
 #[derive(Deserialize)]

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sandyard_types::Network;
+use sandyard_types::{Network, Secret};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-
-use crate::control::Secret;
 
 /// The one client id there is (control-plane 3.1).
 pub const CLIENT_ID: &str = "6532622b";

@@ -192,7 +192,13 @@ impl Driver {
             Plan::Begin => self.begin(request).await,
             Plan::Join => self.join(request),
             Plan::Wait => self.waiting.push_back(request),
-            Plan::NotFound => request.refuse(SandboxError::NotFound(self.record.id.clone())),
+            Plan::NotFound => {
+                let id = self.record.id.clone();
+                request.refuse(match self.state() {
+                    State::Paused => SandboxError::Paused { op, id },
+                    _ => SandboxError::NotFound(id),
+                });
+            }
             Plan::Conflict => {
                 let (id, state) = (self.record.id.clone(), self.state());
                 request.refuse(SandboxError::Conflict { op, id, state });

@@ -16,6 +16,14 @@ pub enum SandboxError {
     /// Unknown, ended, or of another team.
     #[error("sandbox '{0}' doesn't exist or you don't have access to it")]
     NotFound(SandboxId),
+    /// It is paused, and for this operation a paused sandbox does not exist (control-plane 3.2).
+    #[error("cannot {op} sandbox '{id}': it is paused; resume it first")]
+    Paused {
+        /// What was asked.
+        op: Op,
+        /// Of which sandbox.
+        id: SandboxId,
+    },
     /// The state does not allow the operation.
     #[error("cannot {op} sandbox '{id}': it is {state}")]
     Conflict {

@@ -4,10 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName};
-use sandyard_contract::control::Secret;
 use sandyard_contract::daemon::{
     CONTROL_TOKEN_HEADER, INIT_BODY_HASH_HEADER, INIT_PATH, INIT_SIGNATURE_HEADER,
 };
+use sandyard_types::Secret;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 

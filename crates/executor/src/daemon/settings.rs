@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sandyard_contract::control::Secret;
+use sandyard_types::Secret;
 use time::OffsetDateTime;
 
 /// The user of requests that name none, until `/init` names one (executor 3.1).

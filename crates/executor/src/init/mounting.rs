@@ -13,7 +13,7 @@ use rustix::process::{
 };
 use sandyard_contract::budget::PROGRAM_READY;
 use sandyard_contract::control::{Failure, FailureKind, MountCall};
-use sandyard_mount::{LISTING_LIMIT, Places, Plan, Trouble, plan};
+use sandyard_mount::{Credentials, LISTING_LIMIT, Mount, Places, Plan, Trouble, plan};
 
 use super::boot::{OwnRoot, ROOT};
 use super::cgroup::Fence;
@@ -220,12 +220,32 @@ struct Attempt<'a> {
     attached: Option<OwnedFd>,
 }
 
+/// A call as a driver understands it.
+fn of_call(call: &MountCall) -> (Mount<'_>, Credentials<'_>) {
+    let mount = Mount {
+        bucket: &call.bucket,
+        prefix: &call.prefix,
+        access: call.access,
+        driver: call.driver,
+        uid: call.uid,
+        gid: call.gid,
+        cache: call.cache,
+    };
+    let credentials = Credentials {
+        endpoint: &call.endpoint,
+        access_key_id: &call.access_key_id,
+        secret_access_key: &call.secret_access_key,
+    };
+    (mount, credentials)
+}
+
 impl<'a> Attempt<'a> {
     fn start(order: &'a Order<'a>, own_root: &OwnRoot) -> Result<Self, Failure> {
         let place = order.place;
         let mount_point = place.mount_point();
         let (inner, cache) = (place.inner_mount_point(), place.inner_cache());
-        let plan = plan(order.call, Places { mount_point: &inner, cache: &cache });
+        let (mount, credentials) = of_call(order.call);
+        let plan = plan(&mount, &credentials, Places { mount_point: &inner, cache: &cache });
         require_preload(&plan)?;
         let prepared = cache::prepare(order.call.cache, place, own_root.disk_cache);
         prepared.map_err(|error| {

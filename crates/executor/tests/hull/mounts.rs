@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use sandyard_contract::control::{Call, FailureKind, Reply, Secret};
-use sandyard_types::{Access, Cache};
+use sandyard_contract::control::{Call, FailureKind, Reply};
+use sandyard_types::{Access, Cache, Secret};
 use sha2::Digest as _;
 
 use super::docker::wait_for;

@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use sandyard_contract::control::{
-    Call, FlushReport, MountCall, MountStatus, Mounted, Reply, Secret,
-};
-use sandyard_types::{Access, Cache, Driver};
+use sandyard_contract::control::{Call, FlushReport, MountCall, MountStatus, Mounted, Reply};
+use sandyard_types::{Access, Cache, Driver, Secret};
 
 use super::control::{Authority, Connection};
 use super::docker::{Container, Volume, bundle, image, name, wait_for};

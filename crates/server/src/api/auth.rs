@@ -4,20 +4,14 @@
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use sandyard_core::ApiKeyHash;
 use sandyard_types::TeamId;
-use sha2::{Digest as _, Sha256};
 
 use super::Shared;
 use super::error::ApiError;
+use crate::tokens::hash_api_key;
 
 const API_KEY_HEADER: &str = "x-api-key";
 const API_KEY_PREFIX: &str = "e2b_";
-
-/// What the store keeps of an API key: SHA-256 of its whole text, in lower-case hex.
-pub fn hash_api_key(key: &str) -> ApiKeyHash {
-    ApiKeyHash(hex::encode(Sha256::digest(key.as_bytes())))
-}
 
 /// The team whose API key came with the request.
 pub(super) struct Caller {
@@ -53,18 +47,5 @@ impl FromRequestParts<Shared> for Caller {
             }
             None => Err(ApiError::unauthorized("the API key is not known here")),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_stored_as_the_sha_256_of_its_whole_text() {
-        assert_eq!(
-            hash_api_key("e2b_00").0,
-            "ee62d346e057821a022acfef71ed19de3434336a9e0d40bc0e99965ee3121944"
-        );
     }
 }

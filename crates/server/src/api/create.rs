@@ -6,10 +6,9 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::{Extension, Json};
 use http::{HeaderMap, StatusCode};
-use sandyard_contract::control::Secret;
 use sandyard_contract::rest::{CreateBody, SandboxBody};
 use sandyard_core::CreateSandbox;
-use sandyard_types::{Lifecycle, OnTimeout, PauseKind, SessionId};
+use sandyard_types::{Lifecycle, OnTimeout, PauseKind, Secret, SessionId};
 use serde_json::Value;
 use tracing::Span;
 

@@ -112,9 +112,10 @@ fn is_of_store(error: &SandboxError) -> bool {
 
 fn status_of(error: &SandboxError) -> StatusCode {
     match error {
-        SandboxError::NotFound(_) | SandboxError::Template(_) | SandboxError::ContainerGone(_) => {
-            StatusCode::NOT_FOUND
-        }
+        SandboxError::NotFound(_)
+        | SandboxError::Paused { .. }
+        | SandboxError::Template(_)
+        | SandboxError::ContainerGone(_) => StatusCode::NOT_FOUND,
         SandboxError::Conflict { .. } => StatusCode::CONFLICT,
         SandboxError::ZeroTimeout
         | SandboxError::TimeoutTooLong { .. }

@@ -30,32 +30,17 @@ use axum::routing::{delete, get, post};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use sandyard_contract::control::Secret;
 use sandyard_core::Scheduler;
 use sandyard_http::Quota;
-use sandyard_types::SandboxId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
-
-pub use auth::hash_api_key;
 
 use idempotency::Idempotency;
 
 use crate::domain::Domain;
 use crate::http_server::{self, Client, Transport};
-
-/// Makes the tokens of sandboxes. The same sandbox has the same tokens for its whole life, over restarts
-/// of the server (control-plane 4.1).
-pub trait Tokens: Send + Sync + 'static {
-    /// What the in-sandbox API demands of clients (executor 3.2). Safe in URLs and headers.
-    fn envd_access_token(&self, id: &SandboxId) -> Secret;
-    /// What the proxy demands for a sandbox's own ports, if they are not public (control-plane 5.5).
-    fn traffic_access_token(&self, id: &SandboxId) -> Secret;
-    /// What the daemon's control routes demand of the server
-    /// ([`sandyard_contract::daemon::CONTROL_TOKEN_HEADER`]).
-    fn control_token(&self, id: &SandboxId) -> Secret;
-}
+use crate::tokens::Tokens;
 
 /// What the API works with.
 #[derive(Clone)]

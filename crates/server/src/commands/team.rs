@@ -4,10 +4,10 @@ use anyhow::bail;
 use sandyard_core::{Store, Team};
 use sandyard_types::TeamId;
 
-use crate::api::hash_api_key;
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::secrets::fresh_api_key;
+use crate::tokens::hash_api_key;
 
 /// Adds the team and prints its first key. The server may be running; it knows the key at once.
 ///

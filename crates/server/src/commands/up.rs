@@ -21,6 +21,7 @@ use crate::event_log;
 use crate::installation::{Installation, bind};
 use crate::proxy;
 use crate::tls::Tls;
+use crate::tokens::Tokens;
 
 /// How long requests in flight may go on after a stop was asked for. Streams of commands that run have
 /// no end of their own.
@@ -102,7 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    let tokens: Arc<dyn api::Tokens> = installation.secrets.clone();
+    let tokens: Arc<dyn Tokens> = installation.secrets.clone();
     watching.spawn(async move {
         tls.keep_fresh().await;
         Ok(())

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
-use sandyard_contract::control::Secret;
 use sandyard_core::PoolSettings;
-use sandyard_types::{BucketName, Cache, Template};
+use sandyard_types::{BucketName, Cache, Secret, Template};
 
 pub use reader::BadConfig;
 use reader::{Reader, required, secret, text};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use config::{Value, ValueKind};
-use sandyard_contract::control::Secret;
+use sandyard_types::Secret;
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]

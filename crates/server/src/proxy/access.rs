@@ -3,8 +3,7 @@
 
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use sandyard_contract::control::Secret;
-use sandyard_types::HostMask;
+use sandyard_types::{HostMask, Secret};
 use subtle::ConstantTimeEq as _;
 
 use super::answers::Refusal;

@@ -25,9 +25,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandyard_contract::control::Secret;
 use sandyard_http::Quota;
-use sandyard_types::{HostMask, SandboxId};
+use sandyard_types::{HostMask, SandboxId, Secret};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;

@@ -4,13 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandyard_contract::control::Secret;
 use sandyard_core::{SandboxError, Scheduler, State};
-use sandyard_types::SandboxId;
+use sandyard_types::{SandboxId, Secret};
 use tracing::warn;
 
 use super::{NotWoken, Route, Routes, Sleeping};
-use crate::api::Tokens;
+use crate::tokens::Tokens;
 
 /// [`Routes`] from the scheduler and the tokens it does not know.
 pub struct SchedulerRoutes {

@@ -4,8 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use http::{Method, Uri};
-use sandyard_contract::control::Secret;
-use sandyard_types::SandboxId;
+use sandyard_types::{SandboxId, Secret};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 

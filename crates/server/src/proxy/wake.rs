@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
-use sandyard_contract::control::Secret;
 use sandyard_contract::daemon::DAEMON_PORT;
+use sandyard_types::Secret;
 use subtle::ConstantTimeEq as _;
 use tokio::time::timeout;
 
