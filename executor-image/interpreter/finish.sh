@@ -4,13 +4,10 @@
 set -eu
 cd "$(dirname "$0")"
 
+# Beside what packages put there: R's and Java's, in the full image.
 kernels=/usr/local/share/jupyter/kernels
-rm -rf "$kernels"
 install -d "$kernels" /usr/local/lib/sandyard-python-kernel /root/.ipython/profile_default/startup
 cp -r kernels/python3 kernels/javascript kernels/typescript kernels/bash "$kernels"
-for full in ir java; do
-    if [ -e "/usr/local/lib/sandyard-full/$full" ]; then cp -r "kernels/$full" "$kernels"; fi
-done
 cp node-kernel/*.js /usr/local/lib/sandyard-node-kernel/
 cp matplotlibrc /usr/local/lib/sandyard-python-kernel/
 cp profile/ipython_kernel_config.py /root/.ipython/profile_default/

@@ -16,11 +16,11 @@ debian_packages() {
 }
 
 # A sandbox is the environment, so pip may install into it, as on E2B.
-python_packages() {
+python_packages() { # PIP-ARGUMENT....
     rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
     ln -sf python3 /usr/bin/python
     pip3 install --disable-pip-version-check --no-input --root-user-action ignore --retries 5 \
-        --no-cache-dir --only-binary :all: --no-binary docopt -r "$folder/python.txt"
+        --no-cache-dir --only-binary :all: "$@"
     # Every kernel would compile what it imports: several times the time of its start.
     python3 -m compileall -q -j 0 /usr/local/lib/python3*/dist-packages >/dev/null || true
 }
@@ -37,5 +37,8 @@ node_kernel() {
 }
 
 debian_packages "$@"
-python_packages
+case " $* " in
+    *" packages-full.txt "*) python_packages -r "$folder/python.txt" -r "$folder/python-full.txt" ;;
+    *) python_packages -r "$folder/python.txt" ;;
+esac
 node_kernel

@@ -136,6 +136,7 @@ mod tests {
             workdir: None,
             env: BTreeMap::new(),
             sudo: true,
+            interpreter: false,
             workspace_target: "/workspace".parse().expect("valid"),
         }])
     }

@@ -79,6 +79,7 @@ async fn start(engine: &FakeEngine, store: &Store) -> Result<Scheduler, SandboxE
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
         sudo: true,
+        interpreter: false,
         workspace_target: "/workspace".parse().expect("valid"),
     };
     Scheduler::start(SchedulerParts {

@@ -9,7 +9,7 @@ mod init;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: executor init|daemon --instance <32 hex digits> \
-    --control-key <64 hex digits> [--workspace (init only)]";
+    --control-key <64 hex digits> [--interpreter] [--workspace (init only)]";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);

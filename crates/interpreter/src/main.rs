@@ -12,15 +12,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use rustix::process::DumpableBehavior;
+use sandyard_contract::daemon::INTERPRETER_PORT;
 use sandyard_interpreter::{
     ContextSettings, Contexts, KernelSettings, KernelSpecs, listen, read_claims, serve,
 };
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-
-/// The port of the contract (code-interpreter 1).
-const PORT: u16 = 49999;
 
 struct Args {
     /// Where to listen.
@@ -45,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Args> {
-    let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+    let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, INTERPRETER_PORT));
     let mut run_folder = PathBuf::from("/run/sandyard-interpreter");
     let mut cwd = PathBuf::from("/home/user");
     let (mut kernels, mut claims, mut quiet) = (None, false, true);

@@ -42,6 +42,10 @@ const MOUNT_LIMIT: Duration = Duration::from_secs(14);
 /// How long a running executor may take to answer what it does at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a daemon may take to answer its claim: where the template asks for a code interpreter, the daemon waits up to
+/// 60 s for that.
+const CLAIM_LIMIT: Duration = Duration::from_secs(65);
+
 /// What `init` allows the user's processes before it ends them, and a margin for the answer.
 const STOP_MARGIN: Duration = Duration::from_secs(8);
 
@@ -144,9 +148,9 @@ impl NetworkExecutor {
             )));
         }
         let stream = connect(address).await?;
-        let sent = timeout(ANSWER_LIMIT, self.send_init(stream, instance, address, body));
+        let sent = timeout(CLAIM_LIMIT, self.send_init(stream, instance, address, body));
         let answered = sent.await.map_err(|_| {
-            let text = format!("the daemon at {address} gave no answer in {ANSWER_LIMIT:?}");
+            let text = format!("the daemon at {address} gave no answer in {CLAIM_LIMIT:?}");
             ExecutorError::Unreachable(text)
         })?;
         answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))

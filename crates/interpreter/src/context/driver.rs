@@ -30,6 +30,8 @@ pub(super) struct Driver {
     pub(super) entered: PathBuf,
     /// Global variables that were set in the present kernel.
     pub(super) globals: Option<BTreeMap<String, String>>,
+    /// How many of our own executions the present kernel has counted: some count silent ones too.
+    pub(super) uncounted: i64,
     /// Why the kernel was given up though nobody asked for it, until a client has been told.
     pub(super) unreported: Option<String>,
     pub(super) requests: mpsc::Receiver<ExecuteRequest>,
@@ -86,6 +88,7 @@ impl Driver {
     /// Kills the kernel, if there is one.
     async fn kill(&mut self) -> Result<(), KernelError> {
         self.globals = None;
+        self.uncounted = 0;
         match self.kernel.take() {
             Some(kernel) => kernel.kill().await,
             None => Ok(()),
@@ -146,7 +149,10 @@ impl Driver {
     async fn silently(&mut self, code: &str) -> Result<(), KernelError> {
         let Some(kernel) = self.kernel.as_mut().filter(|_| !code.is_empty()) else { return Ok(()) };
         match timeout(SILENT_LIMIT, run_silently(kernel, code)).await {
-            Ok(result) => result,
+            Ok(result) => {
+                self.uncounted += i64::from(result?);
+                Ok(())
+            }
             Err(_) => {
                 kernel.interrupt().await?;
                 Err(KernelError::SetUp(format!(
@@ -157,16 +163,18 @@ impl Driver {
     }
 }
 
-async fn run_silently(kernel: &mut Kernel, code: &str) -> Result<(), KernelError> {
+/// Returns whether the kernel has counted it.
+async fn run_silently(kernel: &mut Kernel, code: &str) -> Result<bool, KernelError> {
     let request = kernel.execute_request(code, true)?;
     kernel.send(&request).await?;
-    let (mut idle, mut result) = (false, None);
+    let (mut idle, mut counted, mut result) = (false, false, None);
     loop {
         if idle && let Some(result) = result.take() {
-            return result;
+            return result.map(|()| counted);
         }
         match kernel.event().await {
             KernelEvent::Published(m) if m.parent.as_ref() == Some(&request.id) => {
+                counted |= m.kind == "execute_input";
                 idle |= super::execution::is_idle(&m);
             }
             KernelEvent::Replied(m) if m.parent.as_ref() == Some(&request.id) => {

@@ -10,6 +10,7 @@ use super::driver::{Driver, next_event};
 use super::output::{Client, Line, Output, WAITING_LIMIT};
 use super::{ExecuteRequest, Order};
 use crate::kernel::{KernelEvent, Message};
+use crate::language::Dialect;
 use crate::with_source;
 
 /// A client hears something at least so often.
@@ -75,6 +76,10 @@ struct Progress {
     reply: Option<Reply>,
     /// Whether an error was told.
     failed: bool,
+    /// What the kernel has counted and users have not.
+    uncounted: i64,
+    /// Whether the ends of lines are told by themselves, as the original's kernel for Java does (code-interpreter 6).
+    splits_lines: bool,
 }
 
 /// An execution that is to end early.
@@ -141,7 +146,8 @@ impl Driver {
 
     /// Turns what the kernel says into lines until it is done.
     async fn follow(&mut self, id: &str, output: &mut Output) -> Ending {
-        let mut progress = Progress::default();
+        let splits_lines = self.dialect == Some(Dialect::Java);
+        let mut progress = Progress { uncounted: self.uncounted, splits_lines, ..Progress::default() };
         let mut cancelled: Option<Cancelled> = None;
         let mut overflow = false;
         let mut keepalive = Instant::now() + KEEPALIVE;
@@ -263,10 +269,12 @@ impl Progress {
                 if let Some(input) = readable(message, message.content::<Input>())
                     && !std::mem::replace(&mut self.accepted, true)
                 {
-                    output.put(&Line::NumberOfExecutions { execution_count: input.execution_count });
+                    output.put(&Line::NumberOfExecutions {
+                        execution_count: input.execution_count - self.uncounted,
+                    });
                 }
             }
-            "stream" => put_stream(message, output),
+            "stream" => put_stream(message, self.splits_lines, output),
             "execute_result" => put_result(message, true, output),
             "display_data" => put_result(message, false, output),
             "error" => {
@@ -313,7 +321,7 @@ impl Progress {
     }
 }
 
-fn put_stream(message: &Message, output: &mut Output) {
+fn put_stream(message: &Message, splits_lines: bool, output: &mut Output) {
     #[derive(Deserialize)]
     struct Stream {
         name: String,
@@ -328,11 +336,23 @@ fn put_stream(message: &Message, output: &mut Output) {
             &now
         }
     };
-    let text = stream.text.as_str();
-    output.put(&match stream.name.as_str() {
-        "stderr" => Line::Stderr { text, timestamp },
-        _ => Line::Stdout { text, timestamp },
-    });
+    let mut put = |text: &str| {
+        output.put(&match stream.name.as_str() {
+            "stderr" => Line::Stderr { text, timestamp },
+            _ => Line::Stdout { text, timestamp },
+        });
+    };
+    if !splits_lines {
+        return put(&stream.text);
+    }
+    for line in stream.text.split_inclusive('\n') {
+        let text = line.strip_suffix('\n').unwrap_or(line);
+        for part in [text, &line[text.len()..]] {
+            if !part.is_empty() {
+                put(part);
+            }
+        }
+    }
 }
 
 fn put_result(message: &Message, is_main: bool, output: &mut Output) {

@@ -251,6 +251,7 @@ impl Contexts {
             kernel: Some(kernel),
             entered: directory,
             globals: None,
+            uncounted: 0,
             unreported: None,
             requests: waiting,
             orders: told,

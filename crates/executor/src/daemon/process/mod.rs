@@ -25,9 +25,10 @@ use super::tasks::lock;
 use super::{Daemon, give_memory_back};
 use input::Input;
 use output::Output;
-use status::ExitStatus;
 
 pub(super) use reaper::{Left, Reaper};
+pub(super) use spawn::{Command, DEFAULT_PATH, Identity, Streams};
+pub(super) use status::ExitStatus;
 pub(super) use service::{
     close_stdin, connect, list, send_input, send_signal, start, stream_input, update,
 };

@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# The images of the code interpreter's templates. Each is what is ours, which is quick to make, on a ground with all
+# that is downloaded, which is made anew only when its lists change.
+set -euo pipefail
+
+readonly INTERPRETER_IMAGE=sandyard/code-interpreter
+readonly INTERPRETER_FILES=executor-image/interpreter
+: "${SANDYARD_INTERPRETER_FROM:=debian:trixie-slim}"
+
+ensure_interpreter_image() { ensure_interpreter "$INTERPRETER_IMAGE" packages.txt; }
+
+# With kernels for R and Java.
+ensure_full_interpreter_image() { ensure_interpreter "$INTERPRETER_IMAGE-full" packages.txt packages-full.txt; }
+
+ensure_interpreter() { # IMAGE PACKAGE-LIST...
+    local image=$1 name ground inputs
+    shift
+    name=${image##*/}
+    inputs=$(hash_of "${@/#/$INTERPRETER_FILES/}" "$INTERPRETER_FILES/python.txt" "$INTERPRETER_FILES/python-full.txt" \
+        "$INTERPRETER_FILES/install.sh" \
+        "$INTERPRETER_FILES/build.sh" "$INTERPRETER_FILES/ground.Dockerfile" executor-image/customize.sh \
+        "$INTERPRETER_FILES/node-kernel/package-lock.json")
+    ground=$image-ground:$inputs
+    if ! image_has_inputs "$ground" "$inputs"; then
+        if ground_is_reachable; then
+            step "$name-ground" "build the ground of $image from its Dockerfile" docker build --tag "$ground" \
+                --label "$INPUTS_LABEL=$inputs" --file "$ROOT/$INTERPRETER_FILES/ground.Dockerfile" \
+                --build-arg "FROM=$SANDYARD_INTERPRETER_FROM" --build-arg "LISTS=$*" "$ROOT/executor-image"
+        else
+            say "[set-up] no image registry answers: making the ground of $image from packages"
+            build_ground_offline "$ground" "$inputs" "$name" "$@"
+        fi
+    fi
+    inputs=$(hash_text "$inputs" "$(hash_of "$INTERPRETER_FILES")")
+    if image_has_inputs "$image:latest" "$inputs"; then return; fi
+    step "$name" "make $image" docker build --build-arg "GROUND=$ground" --label "$INPUTS_LABEL=$inputs" \
+        --tag "$image:latest" "$ROOT/$INTERPRETER_FILES"
+}
+
+ground_is_reachable() {
+    [ -z "${SANDYARD_OFFLINE:-}" ] || return 1
+    docker image inspect "$SANDYARD_INTERPRETER_FROM" >/dev/null 2>&1 ||
+        timeout 120 docker pull -q "$SANDYARD_INTERPRETER_FROM" >/dev/null 2>&1
+}
+
+build_ground_offline() { # TAG HASH NAME PACKAGE-LIST...
+    local tag=$1 hash=$2 name=$3
+    shift 3
+    is_root || die "making this image without a registry needs root: run this once with sudo"
+    ensure_trixie
+    # The root is about 3 GB, and 4 GB with R and Java.
+    SCRATCH_SIZE=8g step "$name-ground" "install the packages of the code interpreter (3 to 6 minutes)" \
+        "$ROOT/$INTERPRETER_FILES/build.sh" --tag "$tag" --label "$INPUTS_LABEL=$hash" \
+        --work "$STATE/cache/$name" --minbase "$STATE/cache/minbase-trixie.tar" "$@"
+}
+
+ensure_trixie() {
+    local inputs
+    inputs=$(hash_of executor-image/minbase.sh)
+    if [ -f "$STATE/cache/minbase-trixie.tar" ] && is_current minbase-trixie "$inputs"; then return; fi
+    apt_ensure debootstrap
+    step minbase-trixie "make a minimal Debian 13 root" \
+        "$ROOT/executor-image/minbase.sh" "$STATE/cache/minbase-trixie.tar" trixie
+    set_current minbase-trixie "$inputs"
+}
