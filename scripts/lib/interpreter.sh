@@ -63,3 +63,29 @@ ensure_trixie() {
         "$ROOT/executor-image/minbase.sh" "$STATE/cache/minbase-trixie.tar" trixie
     set_current minbase-trixie "$inputs"
 }
+
+# The image's kernels for this machine, for tests of the interpreter without a sandbox; specifications are in
+# .sandyard/kernels.
+ensure_test_kernels() {
+    local inputs
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" "$(hash_of "$INTERPRETER_FILES")")
+    if [ -d "$STATE/kernels" ] && is_current test-kernels "$inputs"; then return; fi
+    step test-kernels "install the interpreter's kernels for tests" make_test_kernels
+    set_current test-kernels "$inputs"
+}
+
+make_test_kernels() (
+    local files=$ROOT/$INTERPRETER_FILES venv=$STATE/kernels-venv node=$STATE/kernels-node
+    rm -rf "$venv" "$node" "$STATE/kernels" "$STATE/ipython"
+    python3 -m venv "$venv"
+    sed -n '/^ipykernel==\|^ipython==\|^bash_kernel==\|^orjson/p' "$files/python.txt" >"$venv/requirements.txt"
+    retry 3 "$venv/bin/pip" install --disable-pip-version-check --no-input --quiet -r "$venv/requirements.txt"
+    cp -r "$files/node-kernel" "$node"
+    cd "$node"
+    retry 3 npm ci --ignore-scripts --no-audit --no-fund
+    mkdir -p "$STATE/ipython/profile_default"
+    cp -r "$files/profile/." "$STATE/ipython/profile_default/"
+    cp -r "$files/kernels" "$STATE/kernels"
+    sed -i "s|\"python3\"|\"$venv/bin/python\"|; s|\"env\": {|\"env\": { \"IPYTHONDIR\": \"$STATE/ipython\",|
+        s|/usr/local/lib/sandyard-node-kernel|$node|" "$STATE"/kernels/*/kernel.json
+)

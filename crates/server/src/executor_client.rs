@@ -44,7 +44,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a daemon may take to answer its claim: where the template asks for a code interpreter, the daemon waits up to
 /// 60 s for that.
-const CLAIM_LIMIT: Duration = Duration::from_secs(65);
+const CLAIM_LIMIT: Duration = ANSWER_LIMIT.saturating_add(Duration::from_secs(60));
 
 /// What `init` allows the user's processes before it ends them, and a margin for the answer.
 const STOP_MARGIN: Duration = Duration::from_secs(8);

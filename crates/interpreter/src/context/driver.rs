@@ -167,7 +167,8 @@ impl Driver {
 async fn run_silently(kernel: &mut Kernel, code: &str) -> Result<bool, KernelError> {
     let request = kernel.execute_request(code, true)?;
     kernel.send(&request).await?;
-    let (mut idle, mut counted, mut result) = (false, false, None);
+    let (mut idle, mut counted) = (false, false);
+    let mut result: Option<Result<(), KernelError>> = None;
     loop {
         if idle && let Some(result) = result.take() {
             return result.map(|()| counted);
