@@ -57,10 +57,10 @@ def test_scatter(box: Sandbox) -> None:
 
 
 def test_bar(box: Sandbox) -> None:
-    chart = chart_of(box, "plt.bar(['a', 'b'], [10, 20], label='g'); plt.bar(['a'], [5]); plt.ylabel('Books (pcs)')")
+    chart = chart_of(box, "plt.bar(['a', 'b'], [10, 20], label='g'); plt.bar(['a', 'b'], [5, 7]); plt.ylabel('Books (pcs)')")
     assert isinstance(chart, BarChart)
     assert [(e.label, e.group, e.value) for e in chart.elements] == [
-        ("a", "g", 10), ("b", "g", 20), ("a", "Group 1", 5)]
+        ("a", "g", 10), ("b", "g", 20), ("a", "Group 1", 5), ("b", "Group 1", 7)]
     assert chart.y_unit == "pcs"
 
 
@@ -78,12 +78,12 @@ def test_pie(box: Sandbox) -> None:
 
 def test_box_and_whisker(box: Sandbox) -> None:
     chart = chart_of(box, (
-        "plt.boxplot([[1, 2, 3, 4, 100], [2, 4, 6]], tick_labels=['A', 'B'], patch_artist=True)"))
+        "plt.boxplot([[1, 2, 3, 4, 5, 100], [2, 4, 6, 8, 9, 10]], tick_labels=['A', 'B'], patch_artist=True)"))
     assert isinstance(chart, BoxAndWhiskerChart)
     first, second = chart.elements
-    assert (first.label, first.first_quartile, first.median, first.third_quartile) == ("A", 2, 3, 4)
-    assert (first.min, first.max, first.outliers) == (1, 4, [100])
-    assert (second.median, second.outliers) == (4, [])
+    assert (first.label, first.first_quartile, first.median, first.third_quartile) == ("A", 2.25, 3.5, 4.75)
+    assert (first.min, first.max, first.outliers) == (1, 5, [100])
+    assert (second.median, second.outliers) == (7, [])
 
 
 def test_superchart(box: Sandbox) -> None:

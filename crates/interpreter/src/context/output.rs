@@ -48,7 +48,7 @@ impl Output {
     pub(super) fn put(&mut self, line: &Line<'_>) {
         match serde_json::to_vec(line) {
             Ok(json) => {
-                self.waiting.extend_from_slice(&json);
+                self.put_written(&json);
                 self.waiting.extend_from_slice(b"\n");
             }
             // Texts and numbers can always be written.
@@ -56,9 +56,25 @@ impl Output {
         }
     }
 
-    /// Adds a line that is written already.
-    pub(super) fn put_written(&mut self, line: &[u8]) {
-        self.waiting.extend_from_slice(line);
+    /// Adds what is written already.
+    ///
+    /// The Python client takes some characters beyond ASCII for ends of lines too. In JSON they are only in texts, where
+    /// they can be escaped.
+    pub(super) fn put_written(&mut self, json: &[u8]) {
+        let mut rest = json;
+        while let Some(at) = rest.iter().position(|byte| matches!(byte, 0xc2 | 0xe2)) {
+            let (before, from) = rest.split_at(at);
+            self.waiting.extend_from_slice(before);
+            let (length, text): (usize, &[u8]) = match from {
+                [0xc2, 0x85, ..] => (2, b"\\u0085"),
+                [0xe2, 0x80, 0xa8, ..] => (3, b"\\u2028"),
+                [0xe2, 0x80, 0xa9, ..] => (3, b"\\u2029"),
+                _ => (1, &from[..1]),
+            };
+            self.waiting.extend_from_slice(text);
+            rest = &from[length..];
+        }
+        self.waiting.extend_from_slice(rest);
     }
 
     /// Bytes that the client has not taken.
@@ -97,4 +113,21 @@ impl Output {
 pub(super) enum Client {
     Took,
     Left,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_sees_the_end_of_a_line_where_there_is_none() {
+        let (client, _) = mpsc::channel(2);
+        let mut output = Output::new(client);
+        let text = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}\u{1e}é…✓";
+        output.put(&Line::Stdout { text, timestamp: "" });
+        let line = String::from_utf8(output.waiting.to_vec()).expect("UTF-8");
+        assert_eq!(line.find(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')), Some(line.len() - 1));
+        let read: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(read["text"], text);
+    }
 }

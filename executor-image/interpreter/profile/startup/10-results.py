@@ -38,6 +38,10 @@ def _sandyard_results():
         print_method = ObjectName("_repr_e2b_chart_")
         _return_type = dict
 
+        def pop(self, typ, default=None):
+            # Matplotlib's support in IPython takes figures out of all formatters, to put its own in.
+            return default
+
     def cell(value):
         if value is None or isinstance(value, (bool, int, str)):
             return value
