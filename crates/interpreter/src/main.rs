@@ -82,7 +82,8 @@ fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn work(args: Args) -> anyhow::Result<()> {
-    let mut told_to_end = signal(SignalKind::terminate()).context("failed to listen for signals")?;
+    let mut told_to_end =
+        signal(SignalKind::terminate()).context("failed to listen for signals")?;
     let (sender, claim) = watch::channel(None);
     let claims = async {
         if !args.claims {

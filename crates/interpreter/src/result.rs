@@ -51,7 +51,17 @@ fn field(mime: &str) -> Option<&'static str> {
 
 /// The order of fields, which is that of the clients' `formats()`.
 const FIELDS: [&str; 12] = [
-    "text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "json", "javascript", "data",
+    "text",
+    "html",
+    "markdown",
+    "svg",
+    "png",
+    "jpeg",
+    "pdf",
+    "latex",
+    "json",
+    "javascript",
+    "data",
     "chart",
 ];
 
@@ -137,9 +147,14 @@ mod tests {
 
     #[test]
     fn one_pair_of_quotes_goes() {
-        for (given, expected) in
-            [("'a'", "a"), ("\"a\"", "a"), ("''", ""), ("'", "'"), ("'a\"", "'a\""), ("''a''", "'a'")]
-        {
+        for (given, expected) in [
+            ("'a'", "a"),
+            ("\"a\"", "a"),
+            ("''", ""),
+            ("'", "'"),
+            ("'a\"", "'a\""),
+            ("''a''", "'a'"),
+        ] {
             assert_eq!(unquoted(given), expected);
         }
     }

@@ -19,7 +19,8 @@ struct Interpreter {
 
 impl Interpreter {
     fn start(run_folder: &Path) -> anyhow::Result<Self> {
-        let kernels = std::env::var("SANDYARD_TEST_KERNELS").context("SANDYARD_TEST_KERNELS is not set")?;
+        let kernels =
+            std::env::var("SANDYARD_TEST_KERNELS").context("SANDYARD_TEST_KERNELS is not set")?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-interpreter"))
             .args(["--claims", "--listen", "127.0.0.1:0", "--cwd", "/tmp", "--kernels", &kernels])
             .arg("--run")
@@ -41,7 +42,13 @@ impl Interpreter {
         Ok(Self { child, claims, port })
     }
 
-    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> anyhow::Result<TcpStream> {
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> anyhow::Result<TcpStream> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let length = body.len();
@@ -86,19 +93,36 @@ fn answer(mut stream: TcpStream) -> anyhow::Result<(u16, String)> {
     let text = String::from_utf8(bytes)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no head")?;
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
-    if !head.to_lowercase().contains("transfer-encoding: chunked") {
-        return Ok((status, body.to_owned()));
+    if head.to_lowercase().contains("transfer-encoding: chunked") {
+        return Ok((status, unchunked(&text)?));
     }
-    let (mut whole, mut rest) = (String::new(), body);
+    Ok((status, body.to_owned()))
+}
+
+/// The body of a whole answer that came in chunks.
+fn unchunked(answer: &str) -> anyhow::Result<String> {
+    let (_, mut rest) = answer.split_once("\r\n\r\n").context("no head")?;
+    let mut whole = String::new();
     loop {
         let (length, after) = rest.split_once("\r\n").context("a chunk without its length")?;
         let length = usize::from_str_radix(length, 16)?;
         if length == 0 {
-            return Ok((status, whole));
+            return Ok(whole);
         }
         whole.push_str(after.get(..length).context("a chunk that is cut off")?);
         rest = after.get(length + 2..).context("a chunk without its end")?;
     }
+}
+
+/// Waits for the first line of an execution: from then on its code runs. Returns what was read.
+fn begun(stream: &mut TcpStream) -> anyhow::Result<String> {
+    let (mut seen, mut buffer) = (String::new(), [0; 256]);
+    while !seen.contains("number_of_executions") {
+        let length = stream.read(&mut buffer)?;
+        ensure!(length > 0, "it ended before it began: {seen}");
+        seen.push_str(std::str::from_utf8(&buffer[..length])?);
+    }
+    Ok(seen)
 }
 
 fn types(lines: &[Value]) -> Vec<&str> {
@@ -125,7 +149,8 @@ fn cells_have_their_lines_and_keep_their_state() -> anyhow::Result<()> {
     assert_eq!(lines[0]["execution_count"], 2);
     assert_eq!(interpreter.value("x, os.environ.get('A')")?, "(1, None)");
     for language in ["javascript", "typescript"] {
-        let lines = interpreter.execute(&json!({ "code": "const a = await 41; a + 1", "language": language }))?;
+        let lines = interpreter
+            .execute(&json!({ "code": "const a = await 41; a + 1", "language": language }))?;
         assert_eq!(lines[1]["text"], "42", "{lines:?}");
     }
     let (status, listed) = interpreter.request("GET", "/contexts", "")?;
@@ -143,15 +168,21 @@ fn cells_have_their_lines_and_keep_their_state() -> anyhow::Result<()> {
 fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut interpreter = Interpreter::start(&folder.path().join("run"))?;
-    assert_eq!(interpreter.value("import os; os.environ.get('A')").map_err(|_| ()), Err(()), "no claim yet");
-    let claim = json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t" });
+    assert_eq!(
+        interpreter.value("import os; os.environ.get('A')").map_err(|_| ()),
+        Err(()),
+        "no claim yet"
+    );
+    let claim =
+        json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t" });
     writeln!(interpreter.claims, "{claim}")?;
     // The line and the request come over different ways.
     let until = Instant::now() + Duration::from_secs(10);
     while interpreter.value("os.environ.get('A')").ok().as_deref() != Some("1") {
         ensure!(Instant::now() < until, "the variable is not there");
     }
-    let own = interpreter.execute(&json!({ "code": "os.environ['A']", "env_vars": { "A": "2" } }))?;
+    let own =
+        interpreter.execute(&json!({ "code": "os.environ['A']", "env_vars": { "A": "2" } }))?;
     assert_eq!(own[1]["text"], "2");
     assert_eq!(interpreter.value("os.environ['A']")?, "1");
     for (token, expected) in [("t", 200), ("x", 401)] {
@@ -174,14 +205,7 @@ fn a_client_that_leaves_interrupts_and_others_go_on() -> anyhow::Result<()> {
     for code in ["x = 7\nwhile True: pass", "import time\nx = 7\ntime.sleep(300)"] {
         let body = json!({ "code": code }).to_string();
         let mut stream = interpreter.send("POST", "/execute", "", &body)?;
-        let mut head = [0; 200];
-        ensure!(stream.read(&mut head)? > 0, "the kernel has the code");
-        // Wait for the first line: from then on the code runs.
-        let mut seen = String::from_utf8_lossy(&head).into_owned();
-        while !seen.contains("number_of_executions") {
-            let length = stream.read(&mut head)?;
-            seen.push_str(&String::from_utf8_lossy(&head[..length]));
-        }
+        let _seen = begun(&mut stream)?;
         let other = interpreter.execute(&json!({ "code": "1", "language": "javascript" }))?;
         assert_eq!(other[1]["text"], "1", "another context does not wait");
         drop(stream);
@@ -220,7 +244,10 @@ fn ends_are_told() -> anyhow::Result<()> {
     let body = json!({ "code": "1", "context_id": id }).to_string();
     let (status, text) = next.request("POST", "/execute", &body)?;
     assert_eq!(status, 404);
-    assert!(text.starts_with(&format!("Context {id} not found: the interpreter was restarted")), "{text}");
+    assert!(
+        text.starts_with(&format!("Context {id} not found: the interpreter was restarted")),
+        "{text}"
+    );
     assert_eq!(next.value("1")?, "1");
     Ok(())
 }
@@ -243,12 +270,19 @@ fn a_restart_ends_what_runs_and_a_reader_that_is_slow_loses_nothing() -> anyhow:
     let made: Value = serde_json::from_str(&made)?;
     let id = made["id"].as_str().context("an id")?;
     let body = json!({ "code": "import time; time.sleep(300)", "context_id": id }).to_string();
-    let running = interpreter.send("POST", "/execute", "", &body)?;
-    assert_eq!(interpreter.request("POST", &format!("/contexts/{id}/restart"), "")?, (200, "null".to_owned()));
-    let (_, text) = answer(running)?;
+    let mut running = interpreter.send("POST", "/execute", "", &body)?;
+    let seen = begun(&mut running)?;
+    assert_eq!(
+        interpreter.request("POST", &format!("/contexts/{id}/restart"), "")?,
+        (200, "null".to_owned())
+    );
+    let mut rest = String::new();
+    running.read_to_string(&mut rest)?;
+    let text = unchunked(&(seen + &rest))?;
     let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     error(&lines, "UnexpectedEndOfExecution")?;
-    let again = interpreter.execute(&json!({ "code": "import os; os.getcwd()", "context_id": id }))?;
+    let again =
+        interpreter.execute(&json!({ "code": "import os; os.getcwd()", "context_id": id }))?;
     assert_eq!(again[1]["text"], "/");
     assert_eq!(interpreter.request("DELETE", &format!("/contexts/{id}"), "")?.0, 200);
     assert_eq!(interpreter.request("DELETE", &format!("/contexts/{id}"), "")?.0, 404);

@@ -109,8 +109,7 @@ async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<Running> {
     )?;
     let owner = Arc::clone(daemon);
     let streams = Streams::Pipes([their_input, their_output, log]);
-    let (_, ended) =
-        pool::run(move || command.spawn(streams, owner.processes.reaper())).await?;
+    let (_, ended) = pool::run(move || command.spawn(streams, owner.processes.reaper())).await?;
     Ok(Running { ended, input, output })
 }
 

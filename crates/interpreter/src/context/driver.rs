@@ -122,7 +122,8 @@ impl Driver {
         // Cached for the context's life.
         let unset = if self.globals.is_none() { self.shared.globals() } else { None };
         if let Some(globals) = &unset {
-            change.extend(globals.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))));
+            change
+                .extend(globals.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))));
         }
         change.extend(env.iter().map(|(name, value)| (name.as_str(), Some(value.as_str()))));
         code.push_str(&dialect.change_environment(&change));
@@ -181,8 +182,12 @@ async fn run_silently(kernel: &mut Kernel, code: &str) -> Result<bool, KernelErr
             KernelEvent::Replied(m) if m.parent.as_ref() == Some(&request.id) => {
                 result = Some(match super::execution::Reply::of(&m) {
                     Some(reply) if reply.status == "ok" => Ok(()),
-                    Some(reply) => Err(KernelError::SetUp(format!("{}: {}", reply.ename, reply.evalue))),
-                    None => Err(KernelError::SetUp("the kernel's answer cannot be read".to_owned())),
+                    Some(reply) => {
+                        Err(KernelError::SetUp(format!("{}: {}", reply.ename, reply.evalue)))
+                    }
+                    None => {
+                        Err(KernelError::SetUp("the kernel's answer cannot be read".to_owned()))
+                    }
                 });
             }
             KernelEvent::Published(_) | KernelEvent::Replied(_) => {}

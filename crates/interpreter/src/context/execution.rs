@@ -51,7 +51,8 @@ pub(super) fn is_idle(message: &Message) -> bool {
         execution_state: String,
     }
     message.kind == "status"
-        && readable(message, message.content::<Status>()).is_some_and(|s| s.execution_state == "idle")
+        && readable(message, message.content::<Status>())
+            .is_some_and(|s| s.execution_state == "idle")
 }
 
 fn readable<T, E: std::fmt::Display>(message: &Message, read: Result<T, E>) -> Option<T> {
@@ -147,7 +148,8 @@ impl Driver {
     /// Turns what the kernel says into lines until it is done.
     async fn follow(&mut self, id: &str, output: &mut Output) -> Ending {
         let splits_lines = self.dialect == Some(Dialect::Java);
-        let mut progress = Progress { uncounted: self.uncounted, splits_lines, ..Progress::default() };
+        let mut progress =
+            Progress { uncounted: self.uncounted, splits_lines, ..Progress::default() };
         let mut cancelled: Option<Cancelled> = None;
         let mut overflow = false;
         let mut keepalive = Instant::now() + KEEPALIVE;

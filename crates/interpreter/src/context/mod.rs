@@ -25,7 +25,9 @@ pub enum ContextError {
     #[error("Context {0} not found")]
     NotFound(String),
     /// There was one until the interpreter ended.
-    #[error("Context {0} not found: the interpreter was restarted, and its contexts with all variables are lost")]
+    #[error(
+        "Context {0} not found: the interpreter was restarted, and its contexts with all variables are lost"
+    )]
     Lost(String),
     /// Its language cannot be had.
     #[error(transparent)]
@@ -37,7 +39,9 @@ pub enum ContextError {
     #[error("failed to enter the working directory '{0}': it is no directory")]
     Directory(String),
     /// There are too many.
-    #[error("there are {0} contexts, which is the limit; remove one, or set SANDYARD_MAX_CONTEXTS in the template's environment")]
+    #[error(
+        "there are {0} contexts, which is the limit; remove one, or set SANDYARD_MAX_CONTEXTS in the template's environment"
+    )]
     TooMany(usize),
     /// It was removed meanwhile.
     #[error("Context {0} not found: it was removed meanwhile")]

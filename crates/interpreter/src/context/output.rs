@@ -126,7 +126,10 @@ mod tests {
         let text = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}\u{1e}é…✓";
         output.put(&Line::Stdout { text, timestamp: "" });
         let line = String::from_utf8(output.waiting.to_vec()).expect("UTF-8");
-        assert_eq!(line.find(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')), Some(line.len() - 1));
+        assert_eq!(
+            line.find(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')),
+            Some(line.len() - 1)
+        );
         let read: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(read["text"], text);
     }

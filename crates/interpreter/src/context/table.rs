@@ -230,7 +230,11 @@ impl Contexts {
     }
 
     /// Starts a kernel and the task that owns it.
-    async fn make(&self, language: &str, cwd: Option<PathBuf>) -> Result<Arc<Context>, ContextError> {
+    async fn make(
+        &self,
+        language: &str,
+        cwd: Option<PathBuf>,
+    ) -> Result<Arc<Context>, ContextError> {
         let shared = Arc::clone(&self.shared);
         let spec = shared.specs.find(language)?;
         let _place = self.reserve()?;

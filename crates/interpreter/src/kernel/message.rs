@@ -105,7 +105,8 @@ impl Session {
             version: VERSION,
         })?;
         let content = serde_json::to_vec(content)?;
-        let signature = hex::encode(self.mac([&header, b"{}", b"{}", &content]).finalize().into_bytes());
+        let signature =
+            hex::encode(self.mac([&header, b"{}", b"{}", &content]).finalize().into_bytes());
         Ok(Outgoing { id, signature, header, content })
     }
 

@@ -135,7 +135,10 @@ impl Kernel {
         let folder = settings.run_folder.join(&session.id()[..16]);
         let (mut process, endpoints) =
             KernelProcess::start(spec, &key, folder, cwd, settings.quiet).map_err(|source| {
-                KernelError::Start { program: spec.argv.first().cloned().unwrap_or_default(), source }
+                KernelError::Start {
+                    program: spec.argv.first().cloned().unwrap_or_default(),
+                    source,
+                }
             })?;
         let limit = Instant::now() + START_LIMIT;
         let Endpoints { shell, control, iopub } = endpoints;
@@ -225,7 +228,11 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError::Request`]
-    pub(crate) fn execute_request(&self, code: &str, silent: bool) -> Result<Outgoing, KernelError> {
+    pub(crate) fn execute_request(
+        &self,
+        code: &str,
+        silent: bool,
+    ) -> Result<Outgoing, KernelError> {
         Ok(self.session.request(
             "execute_request",
             &json!({
@@ -265,10 +272,7 @@ impl Kernel {
     /// # Errors
     /// [`KernelError::System`]
     pub(crate) async fn kill(mut self) -> Result<(), KernelError> {
-        self.process
-            .kill()
-            .await
-            .map_err(|source| KernelError::System { doing: "kill", source })
+        self.process.kill().await.map_err(|source| KernelError::System { doing: "kill", source })
     }
 }
 
@@ -281,7 +285,10 @@ async fn open(
     loop {
         match Connection::open(endpoint.clone(), socket_type, identity).await {
             Err(ZmtpError::Io { source, .. })
-                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
             {
                 sleep(LISTEN_PAUSE).await;
             }
@@ -317,5 +324,7 @@ fn oom_kills() -> Option<u64> {
     ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"]
         .iter()
         .filter_map(|file| std::fs::read_to_string(file).ok())
-        .find_map(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+        .find_map(|text| {
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        })
 }

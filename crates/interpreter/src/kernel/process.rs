@@ -78,7 +78,9 @@ impl KernelProcess {
         let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let endpoint = |channel: usize| match &at {
             None => Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, ports[channel]))),
-            Some(at) => Endpoint::Unix(PathBuf::from(format!("{}-{}", at.display(), ports[channel]))),
+            Some(at) => {
+                Endpoint::Unix(PathBuf::from(format!("{}-{}", at.display(), ports[channel])))
+            }
         };
         let endpoints = Endpoints { shell: endpoint(0), iopub: endpoint(1), control: endpoint(3) };
         Ok((Self { child, group, folder, ports: taken }, endpoints))
@@ -138,7 +140,8 @@ fn spawn(spec: &KernelSpec, file: &Path, cwd: &Path, quiet: bool) -> io::Result<
             .replace("{resource_dir}", &spec.folder.to_string_lossy())
     };
     let mut argv = spec.argv.iter().map(fill);
-    let program = argv.next().ok_or_else(|| io::Error::other("a specification without a program"))?;
+    let program =
+        argv.next().ok_or_else(|| io::Error::other("a specification without a program"))?;
     let mut command = Command::new(program);
     command.args(argv).envs(&spec.env).stdin(Stdio::null()).stdout(Stdio::null());
     if quiet {

@@ -36,7 +36,10 @@ fn put_text<'a>(out: &mut String, rest: &'a str) -> &'a str {
             }
             b'\\' => match unit(&bytes[at..]) {
                 Some(0xd800..=0xdbff)
-                    if matches!(unit(bytes.get(at + 6..).unwrap_or_default()), Some(0xdc00..=0xdfff)) =>
+                    if matches!(
+                        unit(bytes.get(at + 6..).unwrap_or_default()),
+                        Some(0xdc00..=0xdfff)
+                    ) =>
                 {
                     at += 12;
                 }

@@ -176,11 +176,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_found_by_language_and_nothing_outside_the_folders_is_read() -> anyhow::Result<()> {
+    fn a_kernel_is_found_by_language_and_nothing_outside_the_folders_is_read() -> anyhow::Result<()>
+    {
         let folder = tempfile::tempdir()?;
         for (name, text) in [
-            ("python3", r#"{"argv":["p","{connection_file}"],"display_name":"x","language":"python"}"#),
-            ("x", r#"{"argv":["x"],"interrupt_mode":"message","metadata":{"sandyard_transport":"ipc"}}"#),
+            (
+                "python3",
+                r#"{"argv":["p","{connection_file}"],"display_name":"x","language":"python"}"#,
+            ),
+            (
+                "x",
+                r#"{"argv":["x"],"interrupt_mode":"message","metadata":{"sandyard_transport":"ipc"}}"#,
+            ),
             ("bad", "{"),
         ] {
             fs::create_dir(folder.path().join(name))?;

@@ -70,7 +70,9 @@ impl Connection {
     ) -> Result<Self, ZmtpError> {
         let connected: io::Result<Box<dyn Stream>> = match &endpoint {
             Endpoint::Tcp(address) => match TcpStream::connect(address).await {
-                Ok(stream) => stream.set_nodelay(true).map(|()| Box::new(stream) as Box<dyn Stream>),
+                Ok(stream) => {
+                    stream.set_nodelay(true).map(|()| Box::new(stream) as Box<dyn Stream>)
+                }
                 Err(error) => Err(error),
             },
             Endpoint::Unix(path) => UnixStream::connect(path).await.map(|s| Box::new(s) as _),
@@ -154,7 +156,8 @@ impl Connection {
     async fn fill(&mut self) -> Result<(), ZmtpError> {
         self.unread.reserve(READ_BUFFER);
         let read = self.stream.read_buf(&mut self.unread).await;
-        match read.and_then(|n| if n == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) }) {
+        match read.and_then(|n| if n == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+        {
             Ok(()) => Ok(()),
             Err(source) => Err(self.io("read from", source)),
         }

@@ -5,8 +5,8 @@
 mod connection;
 mod frames;
 
-pub(crate) use connection::{Connection, SocketType};
 pub use connection::Endpoint;
+pub(crate) use connection::{Connection, SocketType};
 
 /// The longest message that is taken, in bytes. A longer one is not a kernel's.
 const MAX_MESSAGE: usize = 512 << 20;

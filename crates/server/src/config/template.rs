@@ -19,7 +19,12 @@ const PIDS: u32 = 1024;
 const BUILT_IN: [(&str, &str, &str, bool); 3] = [
     ("base", "base", "sandyard/base:latest", false),
     ("code_interpreter", "code-interpreter-v1", "sandyard/code-interpreter:latest", true),
-    ("code_interpreter_full", "code-interpreter-full", "sandyard/code-interpreter-full:latest", true),
+    (
+        "code_interpreter_full",
+        "code-interpreter-full",
+        "sandyard/code-interpreter-full:latest",
+        true,
+    ),
 ];
 
 /// Those that are built in, and every entry of `[[templates]]`.

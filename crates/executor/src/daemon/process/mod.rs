@@ -27,11 +27,11 @@ use input::Input;
 use output::Output;
 
 pub(super) use reaper::{Left, Reaper};
-pub(super) use spawn::{Command, DEFAULT_PATH, Identity, Streams};
-pub(super) use status::ExitStatus;
 pub(super) use service::{
     close_stdin, connect, list, send_input, send_signal, start, stream_input, update,
 };
+pub(super) use spawn::{Command, DEFAULT_PATH, Identity, Streams};
+pub(super) use status::ExitStatus;
 
 /// How long the end of a process can be asked for after it (executor 4.6).
 const RETENTION: Duration = Duration::from_secs(30);
