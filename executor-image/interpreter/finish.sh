@@ -9,7 +9,7 @@ kernels=/usr/local/share/jupyter/kernels
 install -d "$kernels" /usr/local/lib/sandyard-python-kernel /root/.ipython/profile_default/startup
 cp -r kernels/python3 kernels/javascript kernels/typescript kernels/bash "$kernels"
 cp node-kernel/*.js /usr/local/lib/sandyard-node-kernel/
-cp matplotlibrc /usr/local/lib/sandyard-python-kernel/
+cp python-kernel/* /usr/local/lib/sandyard-python-kernel/
 cp profile/ipython_kernel_config.py /root/.ipython/profile_default/
 cp profile/startup/*.py /root/.ipython/profile_default/startup/
 

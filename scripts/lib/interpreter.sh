@@ -87,5 +87,5 @@ make_test_kernels() (
     cp -r "$files/profile/." "$STATE/ipython/profile_default/"
     cp -r "$files/kernels" "$STATE/kernels"
     sed -i "s|\"python3\"|\"$venv/bin/python\"|; s|\"env\": {|\"env\": { \"IPYTHONDIR\": \"$STATE/ipython\",|
-        s|/usr/local/lib/sandyard-node-kernel|$node|" "$STATE"/kernels/*/kernel.json
+        s|/usr/local/lib/sandyard-node-kernel|$node|; s|/usr/local/lib/sandyard-python-kernel|$files/python-kernel|" "$STATE"/kernels/*/kernel.json
 )

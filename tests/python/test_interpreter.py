@@ -526,8 +526,9 @@ def test_the_interpreter_comes_back_after_kill_9(server: Server, pattern: str) -
         with pytest.raises(NotFoundException, match="restarted.*lost"):
             sandbox.run_code("1", context=lost)
         assert len(sandbox.list_code_contexts()) == 2
-        kernels = sandbox.commands.run("pgrep -fc '[i]pykernel_launcher'", user="root").stdout.strip()
-        assert kernels == "1", "the old kernels ended with their interpreter"
+        kernels = sandbox.commands.run("ls /run/sandyard-interpreter/*/connection.json | wc -l; "
+                                       "pgrep -fc '[f]ork_server.py'", user="root").stdout.split()
+        assert kernels == ["2", "2"], "the old kernels ended with their interpreter: two, and the server that forks"
     finally:
         sandbox.kill()
 

@@ -1,5 +1,6 @@
 //! A running kernel: its process and the three connections to it.
 
+mod fork;
 mod message;
 mod process;
 mod repair;
@@ -133,12 +134,11 @@ impl Kernel {
         let (session, key) = Session::new().map_err(|_| KernelError::Key)?;
         let oom_kills = oom_kills();
         let folder = settings.run_folder.join(&session.id()[..16]);
-        let (mut process, endpoints) =
-            KernelProcess::start(spec, &key, folder, cwd, settings.quiet).map_err(|source| {
-                KernelError::Start {
-                    program: spec.argv.first().cloned().unwrap_or_default(),
-                    source,
-                }
+        let (mut process, endpoints) = KernelProcess::start(spec, &key, folder, cwd, settings)
+            .await
+            .map_err(|source| KernelError::Start {
+                program: spec.argv.first().cloned().unwrap_or_default(),
+                source,
             })?;
         let limit = Instant::now() + START_LIMIT;
         let Endpoints { shell, control, iopub } = endpoints;

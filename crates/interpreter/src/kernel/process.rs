@@ -1,6 +1,6 @@
 //! A kernel's process: its connection file, its start, signals to it and its end.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
+use super::KernelSettings;
+use super::fork::{ForkRequest, ForkedKernel};
 use super::spec::{KernelSpec, Transport};
 use crate::zmtp::Endpoint;
 
@@ -34,12 +36,18 @@ pub(crate) struct Endpoints {
 /// A process that runs, and what it has on disk. Killed with its group when this is dropped.
 #[derive(Debug)]
 pub(crate) struct KernelProcess {
-    child: Child,
+    running: Running,
     /// Its process group, as long as it has not been waited for.
     group: Option<Pid>,
     /// What is removed with it.
     folder: PathBuf,
     ports: Vec<u16>,
+}
+
+#[derive(Debug)]
+enum Running {
+    Child(Child),
+    Forked(ForkedKernel),
 }
 
 /// Ports that kernels were told to take and may not have taken yet.
@@ -50,12 +58,12 @@ impl KernelProcess {
     ///
     /// # Errors
     /// If the system says no.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         spec: &KernelSpec,
         key: &str,
         folder: PathBuf,
         cwd: &Path,
-        quiet: bool,
+        settings: &KernelSettings,
     ) -> io::Result<(Self, Endpoints)> {
         DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
         let (ports, at) = match spec.metadata.sandyard_transport {
@@ -63,11 +71,13 @@ impl KernelProcess {
             Transport::Ipc => ((1..=CHANNELS.len() as u16).collect(), Some(folder.join("s"))),
         };
         let file = folder.join("connection.json");
-        let made = write_connection_file(&file, key, &ports, at.as_deref())
-            .and_then(|()| spawn(spec, &file, cwd, quiet));
+        let made = match write_connection_file(&file, key, &ports, at.as_deref()) {
+            Ok(()) => run(spec, &file, cwd, settings).await,
+            Err(error) => Err(error),
+        };
         let taken = if at.is_some() { Vec::new() } else { ports.clone() };
-        let child = match made {
-            Ok(child) => child,
+        let (running, group) = match made {
+            Ok(made) => made,
             Err(error) => {
                 release(&taken);
                 // What cannot be removed is empty of secrets once the kernel is not there.
@@ -75,7 +85,6 @@ impl KernelProcess {
                 return Err(error);
             }
         };
-        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let endpoint = |channel: usize| match &at {
             None => Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, ports[channel]))),
             Some(at) => {
@@ -83,7 +92,7 @@ impl KernelProcess {
             }
         };
         let endpoints = Endpoints { shell: endpoint(0), iopub: endpoint(1), control: endpoint(3) };
-        Ok((Self { child, group, folder, ports: taken }, endpoints))
+        Ok((Self { running, group, folder, ports: taken }, endpoints))
     }
 
     /// The kernel listens where it was told to.
@@ -93,7 +102,15 @@ impl KernelProcess {
 
     /// Returns when the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
-        let status = self.child.wait().await?;
+        let status = match &mut self.running {
+            Running::Child(child) => child.wait().await?,
+            Running::Forked(kernel) => {
+                let status = kernel.ended().await?;
+                // Its server may have gone before it.
+                self.signal(Signal::KILL)?;
+                status
+            }
+        };
         // From here on the number may be another group's.
         self.group = None;
         Ok(status)
@@ -133,13 +150,47 @@ impl Drop for KernelProcess {
     }
 }
 
-fn spawn(spec: &KernelSpec, file: &Path, cwd: &Path, quiet: bool) -> io::Result<Child> {
-    let fill = |argument: &String| {
+/// Has the kernel forked if there is a server for that, else starts its program.
+async fn run(
+    spec: &KernelSpec,
+    file: &Path,
+    cwd: &Path,
+    settings: &KernelSettings,
+) -> io::Result<(Running, Option<Pid>)> {
+    if !spec.metadata.sandyard_fork_server.is_empty() {
+        let mut env: BTreeMap<String, String> = std::env::vars().collect();
+        env.extend(spec.env.clone());
+        let request = ForkRequest {
+            server: &spec.metadata.sandyard_fork_server,
+            socket: &settings.run_folder.with_extension("fork"),
+            argv: arguments(spec, file).skip(1).collect(),
+            cwd: if cwd.is_dir() { cwd } else { Path::new("/") },
+            env,
+        };
+        match ForkedKernel::start(&request).await {
+            Ok(kernel) => {
+                let group = Some(kernel.pid);
+                return Ok((Running::Forked(kernel), group));
+            }
+            // It is slower without.
+            Err(error) => crate::log!("a kernel is not forked: {error}"),
+        }
+    }
+    let child = spawn(spec, file, cwd, settings.quiet)?;
+    let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    Ok((Running::Child(child), group))
+}
+
+fn arguments(spec: &KernelSpec, file: &Path) -> impl Iterator<Item = String> {
+    spec.argv.iter().map(|argument| {
         argument
             .replace("{connection_file}", &file.to_string_lossy())
             .replace("{resource_dir}", &spec.folder.to_string_lossy())
-    };
-    let mut argv = spec.argv.iter().map(fill);
+    })
+}
+
+fn spawn(spec: &KernelSpec, file: &Path, cwd: &Path, quiet: bool) -> io::Result<Child> {
+    let mut argv = arguments(spec, file);
     let program =
         argv.next().ok_or_else(|| io::Error::other("a specification without a program"))?;
     let mut command = Command::new(program);

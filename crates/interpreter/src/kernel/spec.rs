@@ -50,6 +50,10 @@ pub struct SpecMetadata {
     /// How the interpreter and the kernel reach each other.
     #[serde(default)]
     pub sandyard_transport: Transport,
+    /// Program and arguments of a server that makes such kernels by forking, if there is one; its socket's path follows.
+    /// The specification's own program is then that of the server.
+    #[serde(default)]
+    pub sandyard_fork_server: Vec<String>,
 }
 
 /// How the interpreter and a kernel reach each other.
