@@ -22,6 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 
+from bench_lifecycle import measure_lifecycle
 from bench_sandbox import (EXECUTOR_PORT, READY, Sides, measure_commands, measure_files,
                            measure_floors, milliseconds)
 from bench_table import Table
@@ -32,7 +33,7 @@ from e2b import Sandbox
 MIB = 1 << 20
 # Connections whose requests never end: a thousand was enough to stop a server.
 UNFINISHED = 3000
-GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway")
+GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway", "lifecycle")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -377,6 +378,8 @@ def main() -> int:
         sandbox.kill()
     if "memory" in arguments.only:
         measure_memory(table, arguments, idle_mib)
+    if "lifecycle" in arguments.only:
+        measure_lifecycle(table, engine, rounds)
     if "gateway" in arguments.only:
         measure_gateway(table, arguments.folder, arguments, 2 if arguments.quick else 7)
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()} "

@@ -37,6 +37,62 @@ ensure_local_names() {
         die "names below sbx.localhost do not resolve, with libnss-myhostname too: add 'myhostname' to 'hosts' in /etc/nsswitch.conf"
 }
 
+# What is installed without a lock file was published before this day, so that an install is always the same.
+readonly PUBLISHED_BEFORE=2026-11-29T00:00:00Z
+readonly SDK_RELEASES=$STATE/sdk
+
+# Many releases of the SDKs: each Python one in a folder of its own, all JavaScript ones under names of their own.
+ensure_sdk_releases() {
+    local inputs
+    ensure_python
+    ensure_node
+    ensure_local_names
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" "$PUBLISHED_BEFORE" \
+        "$(hash_of tests/releases/python.txt tests/releases/package-lock.json)")
+    if [ -d "$SDK_RELEASES" ] && is_current releases "$inputs"; then return; fi
+    step releases "install releases of the E2B SDKs" make_sdk_releases
+    set_current releases "$inputs"
+}
+
+make_sdk_releases() {
+    rm -rf "$SDK_RELEASES"
+    xargs -P 4 -I RELEASE "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" \
+        --exclude-newer "$PUBLISHED_BEFORE" --target "$SDK_RELEASES/RELEASE" e2b==RELEASE \
+        <"$ROOT/tests/releases/python.txt"
+    make_node_modules tests/releases
+}
+
+readonly FRAMEWORKS=$STATE/frameworks PYTHON_FRAMEWORKS="openai_agents langchain crewai agentscope"
+
+# Each pins a release of the SDK, so each has an environment of its own.
+ensure_frameworks() {
+    local inputs
+    ensure_python
+    ensure_node
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" "$PUBLISHED_BEFORE" "$(hash_of \
+        tests/frameworks/*/*.txt tests/frameworks/computesdk/package-lock.json)")
+    if [ -d "$FRAMEWORKS" ] && is_current frameworks "$inputs"; then return; fi
+    step frameworks "install frameworks that use E2B" make_frameworks
+    set_current frameworks "$inputs"
+}
+
+make_frameworks() (
+    cd "$ROOT/tests/frameworks"
+    rm -rf "$FRAMEWORKS"
+    uv() { retry 3 "$VENV/bin/uv" "$@" --quiet --exclude-newer "$PUBLISHED_BEFORE"; }
+    for name in $PYTHON_FRAMEWORKS; do
+        uv venv --python "$VENV/bin/python" "$FRAMEWORKS/$name"
+        uv pip install --python "$FRAMEWORKS/$name/bin/python" -r "$name/requirements.txt"
+    done
+    # For the base image's Python, whatever this machine's is.
+    gateway=$FRAMEWORKS/gateway
+    target=(--target "$gateway" --only-binary :all: --python-version 3.11 --python-platform "$(uname -m)-manylinux_2_28")
+    uv pip install "${target[@]}" -r agentscope/gateway.txt
+    uv pip install "${target[@]}" --no-deps "$(grep -o 'agentscope.*' agentscope/requirements.txt)"
+    tar -C "$gateway" -czf "$gateway.tar.gz" .
+    make_node_modules tests/frameworks/computesdk
+)
+
 ensure_node() { ensure_node_modules node "the newest JavaScript SDK" tests/node; }
 
 ensure_oldest_node() {

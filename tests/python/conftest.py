@@ -23,6 +23,9 @@ import pytest
 import pytest_asyncio
 from e2b import AsyncSandbox, Sandbox
 
+# The fixtures of the life cycle's tests.
+pytest_plugins = ["lifecycle", "snapshots"]
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / ".sandyard" / "bin"
 MINIO_USER, MINIO_PASSWORD, BUCKET = "sandyard", "sandyard-local", "sandyard"
@@ -52,12 +55,16 @@ class Minio:
             port = free.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{port}"
         (folder / BUCKET).mkdir(parents=True)
+        self.command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder)]
+        self.start()
+
+    def start(self) -> None:
+        """Also after a stop, with the same data."""
         environment = os.environ | {"MINIO_ROOT_USER": MINIO_USER,
                                     "MINIO_ROOT_PASSWORD": MINIO_PASSWORD,
                                     "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
-        self.process = subprocess.Popen(
-            [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command, env=environment, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         until("MinIO is ready", self._ready)
 
     def _ready(self) -> bool:
@@ -220,13 +227,27 @@ def server() -> Iterator[Server]:
     shutil.rmtree(made)
 
 
+# Whoever counts containers, or acts at a named call to the engine, has none that nobody asked for.
+NO_POOL = {"SANDYARD_POOL__MAX": "0"}
+
+
+@pytest.fixture(scope="session")
+def poolless_server() -> Iterator[Server]:
+    """As `server`, for tests that count containers."""
+    made = pathlib.Path(tempfile.mkdtemp(prefix="sy-"))
+    running = Server(made / "data", NO_POOL)
+    yield running
+    running.down()
+    shutil.rmtree(made)
+
+
 @pytest.fixture
 def own_server(folder: pathlib.Path) -> Iterator[Callable[..., Server]]:
     """Makes servers for tests that stop, kill or configure them."""
     started: list[Server] = []
 
     def start(*arguments: str, **settings: str) -> Server:
-        started.append(Server(folder / f"data-{len(started)}", settings, arguments))
+        started.append(Server(folder / f"data-{len(started)}", NO_POOL | settings, arguments))
         return started[-1]
 
     yield start

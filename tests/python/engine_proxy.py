@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import socket
@@ -21,6 +22,8 @@ class Rule:
     # server sees that.
     before: bool
     action: Callable[[], None]
+    # What the server is told in the engine's place; the engine then never sees the call.
+    answer: bytes = b""
     fired: threading.Event = field(default_factory=threading.Event)
 
     def matches(self, line: str) -> bool:
@@ -44,6 +47,14 @@ class EngineProxy:
 
     def at(self, pattern: str, action: Callable[[], None], *, before: bool) -> Rule:
         rule = Rule(pattern, before, action)
+        self.rules.append(rule)
+        return rule
+
+    def refuse(self, pattern: str, status: str, message: str) -> Rule:
+        """Answers a call as an engine would that cannot do it."""
+        body = json.dumps({"message": message}).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        rule = Rule(pattern, True, lambda: None, f"{head}Connection: close\r\n\r\n".encode() + body)
         self.rules.append(rule)
         return rule
 
@@ -74,6 +85,10 @@ class EngineProxy:
             line, rest = head.split(b"\r\n", 1)
             hit = [rule for rule in self.rules if rule.matches(line.decode())]
             self._fire(rule for rule in hit if rule.before)
+            for rule in hit:
+                if rule.answer:
+                    client.sendall(rule.answer)
+                    return
             engine.connect(ENGINE)
             engine.sendall(line + b"\r\nConnection: close\r\n" + rest)
             upload = threading.Thread(target=_relay, args=(client, engine), daemon=True)

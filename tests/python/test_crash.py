@@ -4,12 +4,12 @@ started again: nothing is left that should not be, and what was answered for liv
 from __future__ import annotations
 
 import pathlib
-import threading
+import socket
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from conftest import Server, until
+from conftest import Server, docker, until
 from e2b import Sandbox
 from engine_proxy import EngineProxy
 
@@ -120,13 +120,14 @@ def test_a_write_bridges_a_gateway_that_is_away(server: Server) -> None:
         background=True, timeout=0)
     container = server.container(sandbox)
     server.kill9()
-    # From outside of the API, which is not there: the daemon itself is reached by the engine.
-    import subprocess
-
-    subprocess.run(["docker", "exec", container, "touch", "/home/user/go"], check=True)
-    stopped = threading.Event()
-    # Long enough for the first tries to fail.
-    stopped.wait(3)
+    # In the gateway's place, so that failing tries are seen.
+    port = int((server.folder / "gateway.port").read_text())
+    with socket.create_server(("0.0.0.0", port)) as gone:
+        # From outside of the API, which is not there: the daemon itself is reached by the engine.
+        docker("exec", container, "touch", "/home/user/go")
+        gone.settimeout(20)
+        for _ in range(3):
+            gone.accept()[0].close()
     server.start()
     again = Sandbox.connect(sandbox.sandbox_id, **server.options())
     until("the write has gone through", lambda: again.files.exists(marker), 30)

@@ -19,12 +19,12 @@ CREATES = ["/sandboxes", "/v2/sandboxes"]
 
 
 @pytest.fixture
-def api(server: Server) -> Iterator[httpx.Client]:
+def api(poolless_server: Server) -> Iterator[httpx.Client]:
     """A client whose test must leave the engine as it was."""
-    before = set(server.containers())
-    with server.http() as client:
+    before = set(poolless_server.containers())
+    with poolless_server.http() as client:
         yield client
-    assert set(server.containers()) == before
+    assert set(poolless_server.containers()) == before
 
 
 def refused(answer: httpx.Response, status: int, *parts: str) -> str:
@@ -93,8 +93,6 @@ def test_a_body_of_50_mb(api: httpx.Client, chunked: bool) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("autoPause", True),
-        ("autoResume", {"enabled": True}),
         ("network", {"denyOut": ["0.0.0.0/0"]}),
         ("allow_internet_access", False),
         ("volumeMounts", [{"name": "v", "path": "/v"}]),
@@ -145,7 +143,6 @@ def test_without_a_valid_key_nothing_works(server: Server, headers: dict[str, st
 
 def test_routes_that_are_not_built_are_named(api: httpx.Client) -> None:
     refused(api.get("/v2/templates"), 501, "GET", "/v2/templates")
-    refused(api.post("/sandboxes/inone/pause", json={}), 501, "POST", "pause")
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "nextToken=garbage", "order=up", "metadata=a"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from conftest import Server, inspect
+from conftest import NO_POOL, Server, inspect
 from e2b import CommandExitException, Sandbox
 
 CONFIG = """
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("t")
     config = folder / "sandyard.toml"
     config.write_text(CONFIG)
-    running = Server(folder / "data", {}, ("--config", str(config)))
+    running = Server(folder / "data", NO_POOL, ("--config", str(config)))
     yield running
     running.down()
 

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import BIN, Server
@@ -195,6 +196,14 @@ def test_a_restart_keeps_what_clients_trust(own_server: Callable[..., Server]) -
 
 def openssl(*arguments: str | pathlib.Path) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+def test_it_may_be_asked_for_by_many_at_once(server: Server) -> None:
+    """Each writes the bundle of certificates anew."""
+    with ThreadPoolExecutor(8) as pool:
+        asked = list(pool.map(lambda _: server.command("env", "--tls", check=False), range(16)))
+    assert [one.stderr for one in asked if one.returncode != 0] == []
+    assert len({one.stdout for one in asked}) == 1
 
 
 def test_a_certificate_of_the_users_own(

@@ -234,17 +234,25 @@ for _ in range(int(sys.argv[3])):
         held.append(socket.create_connection((sys.argv[1], int(sys.argv[2])), 2))
     except OSError:
         break
-time.sleep(0.5)
-alive = 0
-for s in held:
-    s.setblocking(False)
-    try:
-        alive += s.recv(1) != b""
-    except BlockingIOError:
-        alive += 1
-    except OSError:
-        pass
-print(len(held), alive, flush=True)
+
+
+def alive():
+    still = 0
+    for s in held:
+        s.setblocking(False)
+        try:
+            still += s.recv(1) != b""
+        except BlockingIOError:
+            still += 1
+        except OSError:
+            pass
+    return still
+
+
+end = time.monotonic() + 20
+while alive() > int(sys.argv[4]) and time.monotonic() < end:
+    time.sleep(0.05)
+print(len(held), alive(), flush=True)
 time.sleep(60)
 """
 
@@ -262,11 +270,12 @@ def test_idle_connections_to_the_gateway_stop_nobody(own_server: Callable[..., S
     attacker = server.create(metadata={"session": "idle"})
     host, port = gateway_of(server, attacker)
     attacker.files.write("/tmp/idle.py", IDLE)
+    share = 128
     idle = attacker.commands.run(
-        f"ulimit -n 4096; python3 /tmp/idle.py {host} {port} 1100", background=True, timeout=0, user="root")
+        f"ulimit -n 4096; python3 /tmp/idle.py {host} {port} 1100 {share}", background=True, timeout=0, user="root")
     made, alive = next(map(int, out.split()) for out, _, _ in idle if out)
     # One sandbox has its share, and its own workspace goes on with what it has.
-    assert made > 1000 and alive <= 128
+    assert made > 1000 and alive <= share
     other = server.create(metadata={"session": "idle-2"})
     other.files.write("/workspace/a", "b")
     assert server.s3().get_object(Bucket="sandyard", Key="sessions/idle-2/a")["Body"].read() == b"b"

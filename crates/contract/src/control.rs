@@ -6,6 +6,9 @@
 //! [`SIGNED_CALL_LIMIT`]. Nothing on this channel is encrypted: it runs on the engine's bridge, which
 //! nothing in a sandbox can sniff (NET_RAW is gone, design 6.1 (5)), and a signature is worth nothing for
 //! another container or a second time.
+//!
+//! A newer server speaks to older containers. So readers ignore fields that they do not know, and new fields have
+//! defaults. A new call needs a new [`CONTROL_VERSION`], which [`Hello`] names.
 
 use std::time::Duration;
 
@@ -14,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 /// TCP port of `init` in every sandbox. The proxy never routes to it.
 pub const CONTROL_PORT: u16 = 49982;
+
+/// The version of this protocol: 1 since there are [`Call::Drain`] and [`Call::Resume`].
+pub const CONTROL_VERSION: u32 = 1;
 
 /// How long `init` waits on a new connection for the first valid call. Then it closes the connection.
 pub const SIGNED_CALL_LIMIT: Duration = Duration::from_secs(1);
@@ -29,6 +35,9 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 pub struct Hello {
     /// 64 lower-case hex digits, never used twice.
     pub nonce: String,
+    /// The [`CONTROL_VERSION`] of `init`; 0 if it is from before there were versions.
+    #[serde(default)]
+    pub version: u32,
 }
 
 /// A call and the proof that the installation's server makes it.
@@ -61,7 +70,19 @@ pub enum Call {
         /// Limit in milliseconds for sync, unmount and the programs' exit.
         flush_limit_ms: u64,
     },
-    /// Sync of all mounts, without stopping anything.
+    /// Before the container is frozen (design 5.1): halts the user's side, lets its requests to the FUSE
+    /// programs finish, syncs all mounts. What was halted goes on by [`Call::Resume`]; if not everything
+    /// was in the store within the limit, `init` lets it go on itself before it answers. It also does if the
+    /// container runs for [`LONGEST_HALT`](crate::budget::LONGEST_HALT) without a resume. A program that has
+    /// died makes it incomplete. Refused while a mount call is worked on.
+    Drain {
+        /// Limit in milliseconds for all of it.
+        limit_ms: u64,
+    },
+    /// After the container was thawed: forgets what is cached of the store, lets the user's side go on.
+    /// Without effect if nothing is halted. Breaks off a drain that is worked on.
+    Resume,
+    /// Sync of all mounts, open files included, without stopping anything.
     Sync {
         /// Limit in milliseconds.
         limit_ms: u64,
@@ -134,6 +155,13 @@ pub enum Reply {
         /// How it went.
         flush: FlushReport,
     },
+    /// The user's side is halted and everything in the store, or the limit was over and it goes on.
+    Drained {
+        /// How it went.
+        flush: FlushReport,
+    },
+    /// The user's side goes on.
+    Resumed,
     /// The mounts were synced, or the limit is over.
     Synced {
         /// How it went.
@@ -162,8 +190,9 @@ pub struct Mounted {
 pub struct FlushReport {
     /// Whether everything was in the store within the limit.
     pub complete: bool,
-    /// Bytes that the drivers' caches still held unsent when the limit was over; `None` where a driver
-    /// cannot tell.
+    /// Bytes that programs have written and that were not in the store when the limit was over; a byte that was
+    /// written twice counts twice. After a stop also what could not be uploaded at a file's last close. `None`
+    /// where a driver cannot tell, for its program has died.
     pub bytes_left: Option<u64>,
     /// How long it took, in milliseconds.
     pub millis: u64,

@@ -52,10 +52,10 @@ pub fn init_signing_input(instance: &InstanceId, length: u64, hash: &str) -> Vec
     format!("sandyard init v2\n{instance}\n{length}\n{hash}").into_bytes()
 }
 
-/// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7). The others are refused: no
-/// caller but our server is obeyed, and it sends none of them.
+/// Body of [`INIT_PATH`]: the contract's members that we use and our own (executor 7). Others are ignored, so that a
+/// newer server can claim a container with an older executor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct InitBody {
     /// Token that RPC and `/files` demand from now on (executor 3.2). Every sandbox has one.
     pub access_token: Secret,

@@ -1,6 +1,7 @@
 //! Wire forms: what goes between clients, server and executor, and nothing that acts on it.
 //!
 //! - [`boundary`] is what user code may not do, for the two parts that see to it.
+//! - [`budget`] is the time limits that several processes share.
 //! - [`control`] is ours: the server's signed calls to `init` (design 6.1 (8)).
 //! - [`daemon`] is the part of the in-sandbox API that only the server uses.
 //! - [`rest`] is the REST API's bodies.
@@ -10,6 +11,7 @@
 #![deny(missing_docs)]
 
 pub mod boundary;
+pub mod budget;
 #[cfg(feature = "rpc")]
 pub mod connect;
 pub mod control;

@@ -5,25 +5,30 @@
 //! [`Store`] for what should run and until when; [`Scheduler::start`] brings the two together.
 #![deny(missing_docs)]
 
-mod executor;
-mod lifecycle;
-mod runtime;
+mod catalogue;
+mod events;
+mod pool;
+mod ports;
+mod sandbox;
 mod scheduler;
 mod store;
-mod templates;
 mod time_text;
-mod workspaces;
+mod workspace;
 
-pub use executor::{Claim, ExecutorClient, ExecutorError, Flushed};
-pub use lifecycle::{Op, Plan, State};
-pub use runtime::{
-    ContainerSpec, DiskSpace, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+pub use catalogue::{
+    Catalogue, DEFAULT_TAG, DeleteRefusal, InvalidReference, InvalidSnapshotName, Snapshot,
+    SnapshotFilter, TemplateReference, UnknownTemplate,
 };
+pub use events::{EndReason, Event, SandboxEvent};
+pub use pool::{IDLE_MIB, PoolReport, PoolSettings};
+pub use ports::{
+    Claim, ContainerSpec, ContainerState, DiskSpace, Engine, EngineFacts, ExecutorClient,
+    ExecutorError, Flushed, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    WorkspaceError, Workspaces,
+};
+pub use sandbox::{Connected, CreateSandbox, Op, Plan, Sandbox, State};
 pub use scheduler::{
-    CreateSandbox, Limits, ReachableWorkspace, Sandbox, SandboxError, Scheduler, SchedulerParts,
-    ShutdownReport,
+    Limits, NewSandbox, ReachableWorkspace, SandboxError, Scheduler, SchedulerParts, ShutdownReport,
 };
 pub use store::{ApiKeyHash, FIRST_TEAM, Store, StoreError, Team};
-pub use templates::{InvalidReference, TemplateReference, Templates, UnknownTemplate};
 pub use time_text::now;
-pub use workspaces::{WorkspaceError, Workspaces};

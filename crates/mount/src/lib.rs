@@ -9,5 +9,5 @@ mod plan;
 mod s3fs;
 mod trouble;
 
-pub use plan::{KeyFile, LISTING_LIMIT, Places, Plan, READY_LIMIT, plan};
+pub use plan::{ATTRIBUTES_LIMIT, KeyFile, LISTING_LIMIT, Places, Plan, page, plan};
 pub use trouble::Trouble;

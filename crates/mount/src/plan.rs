@@ -7,9 +7,6 @@ use sandyard_types::Driver;
 
 use crate::s3fs;
 
-/// How long a program may take until its root directory answers (design 6.1 (6)).
-pub const READY_LIMIT: Duration = Duration::from_secs(10);
-
 /// How long the first listing may take after the root directory answered. A program that lists a
 /// large prefix slowly is not broken, so the mount counts as ready when this is over.
 pub const LISTING_LIMIT: Duration = Duration::from_secs(2);
@@ -54,6 +51,29 @@ pub struct KeyFile {
     /// What it holds.
     pub content: Secret,
 }
+
+/// The memory that a program's preloaded library shares with the starter of the program: a file of
+/// [`page::BYTES`], never cut, that holds numbers of 64 bits in the machine's byte order.
+pub mod page {
+    /// Descriptor number at which the library expects it.
+    pub const DESCRIPTOR: i32 = 4;
+
+    /// Length of the file in bytes.
+    pub const BYTES: u64 = 4096;
+
+    /// Where the library counts the bytes that are written and not in the store. A byte that is written twice
+    /// counts twice.
+    pub const UNSENT_AT: u64 = 0;
+
+    /// Where the library counts the bytes that were given up after the last close of their file.
+    pub const LOST_AT: u64 = 8;
+
+    /// Where the starter writes how many nanoseconds the program's clock for cached attributes is ahead.
+    pub const CLOCK_AHEAD_AT: u64 = 16;
+}
+
+/// What is older in a program's cache of attributes is asked for again.
+pub const ATTRIBUTES_LIMIT: Duration = Duration::from_secs(5);
 
 /// The program for a mount.
 pub fn plan(call: &MountCall, places: Places<'_>) -> Plan {

@@ -9,7 +9,7 @@
 use sandyard_contract::control::{MountCall, Secret};
 use sandyard_types::{Access, Cache};
 
-use crate::plan::{KeyFile, Places, Plan};
+use crate::plan::{ATTRIBUTES_LIMIT, KeyFile, Places, Plan};
 
 /// Where the bundle has the library of the crate `sandyard-s3fs-guard`.
 const PRELOAD: &str = "/lib/sandyard-s3fs-guard.so";
@@ -31,7 +31,7 @@ pub(crate) fn plan(call: &MountCall, places: Places<'_>) -> Plan {
         format!("use_cache={},ensure_diskfree={DISKFREE_MIB}", places.cache),
         "use_path_request_style,allow_other,umask=022".to_owned(),
         transfers(call.cache),
-        "stat_cache_expire=5,max_stat_cache_size=100000".to_owned(),
+        format!("stat_cache_expire={},max_stat_cache_size=100000", ATTRIBUTES_LIMIT.as_secs()),
         "retries=5,connect_timeout=5".to_owned(),
         format!("fsname={},subtype=s3fs", escape(&source)),
     ];
@@ -134,6 +134,21 @@ mod tests {
     fn the_library_is_preloaded() {
         let plan = planned("a/", Access::ReadWrite);
         assert!(plan.environment.contains(&("LD_PRELOAD", plan.preload)));
+    }
+
+    #[test]
+    fn the_shared_memory_is_what_the_library_expects() {
+        use sandyard_s3fs_guard::page as library;
+
+        use crate::page;
+
+        assert_eq!(ATTRIBUTES_LIMIT.as_secs(), sandyard_s3fs_guard::ATTRIBUTES_SECS);
+        let offset = |at: usize| u64::try_from(at).expect("small");
+        assert_eq!(page::DESCRIPTOR, library::DESCRIPTOR);
+        assert_eq!(page::BYTES, offset(library::BYTES));
+        assert_eq!(page::UNSENT_AT, offset(library::UNSENT_AT));
+        assert_eq!(page::LOST_AT, offset(library::LOST_AT));
+        assert_eq!(page::CLOCK_AHEAD_AT, offset(library::CLOCK_AHEAD_AT));
     }
 
     #[test]

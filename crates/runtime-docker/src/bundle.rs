@@ -124,7 +124,7 @@ impl DockerRuntime {
     ///
     /// # Errors
     /// The engine's failure to remove the container that holds it.
-    pub async fn release_volume(&self) -> Result<(), RuntimeError> {
+    pub(crate) async fn release_volume(&self) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptionsBuilder::default().force(true).build();
         match self.docker.remove_container(&self.holder(), Some(options)).await {
             Ok(()) => Ok(()),
@@ -138,7 +138,7 @@ impl DockerRuntime {
     ///
     /// # Errors
     /// The engine's failure to list or remove.
-    pub async fn remove_old_volumes(&self, all: bool) -> Result<Vec<String>, RuntimeError> {
+    pub(crate) async fn remove_old_volumes(&self, all: bool) -> Result<Vec<String>, RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         let filters: HashMap<&str, Vec<String>> =
             [("label", vec![format!("{LABEL_ROLE}=executor")])].into();

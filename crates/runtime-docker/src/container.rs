@@ -10,7 +10,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{CreateContainerOptions, CreateContainerOptionsBuilder};
 use sandyard_contract::boundary::{HIDDEN_PATHS, READ_ONLY_PATHS};
-use sandyard_core::{ContainerSpec, Instance, Profile};
+use sandyard_core::{ContainerSpec, ContainerState, Instance, Profile};
 use sandyard_types::{Cache, InstanceId};
 
 use crate::bundle::{MOUNT_POINT, volume_labels};
@@ -60,7 +60,7 @@ pub(crate) struct Optional {
 }
 
 /// The name of a sandbox's container.
-pub(crate) fn container_name(id: &InstanceId) -> String {
+pub fn container_name(id: &InstanceId) -> String {
     format!("sandyard-{id}")
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn plan(
             });
         }
     } else {
-        security.push(format!("seccomp={}", seccomp::profile()));
+        security.push(format!("seccomp={}", *seccomp::PROFILE));
         let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
         masked = Some(texts(&HIDDEN_PATHS));
         read_only = Some(texts(&READ_ONLY_PATHS));
@@ -145,6 +145,8 @@ pub(crate) fn plan(
     let log_options = [("max-size", "1m"), ("max-file", "2")];
     let host_config = HostConfig {
         memory: Some(memory),
+        // 64 MiB, the engine's default, break browsers and data loaders. It counts against the memory.
+        shm_size: Some(memory / 2),
         // The same number: no swap on top of it.
         memory_swap: Some(memory),
         nano_cpus: Some(i64::from(template.cpu_count) * 1_000_000_000),
@@ -224,11 +226,16 @@ pub(crate) fn misnamed(summary: &ContainerSummary) -> Option<(&str, String)> {
 /// A listed container as an instance; `None` for one that is none of ours after all.
 pub(crate) fn from_summary(summary: ContainerSummary, network: &str) -> Option<Instance> {
     let labels = summary.labels?;
-    let runs = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
+    let state = match summary.state {
+        Some(ContainerSummaryStateEnum::RUNNING) => ContainerState::Running,
+        Some(ContainerSummaryStateEnum::PAUSED) => ContainerState::Frozen,
+        _ => ContainerState::Stopped,
+    };
     let networks = summary.network_settings.and_then(|settings| settings.networks);
     let address = networks.and_then(|networks| on_network(networks.get(network)?));
     Some(Instance {
         id: labels.get(LABEL_INSTANCE)?.parse().ok()?,
-        address: address.filter(|_| runs),
+        state,
+        address: address.filter(|_| state != ContainerState::Stopped),
     })
 }

@@ -1,6 +1,6 @@
 //! The connection to the engine and the [`Runtime`] made of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
-    CreateImageOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder,
+    ListContainersOptionsBuilder, LogsOptionsBuilder, RenameContainerOptionsBuilder,
     StopContainerOptionsBuilder,
 };
 use bollard::{ClientVersion, Docker};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use sandyard_core::{
-    ContainerSpec, DiskSpace, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
+    ContainerSpec, DiskSpace, Engine, EngineFacts, ImageFacts, Instance, Profile, Runtime,
+    RuntimeError, RuntimeEvent,
 };
 use sandyard_types::{InstallationId, InstanceId, Template};
 use tokio::sync::Mutex;
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::bundle::{Bundle, MOUNT_POINT};
 use crate::container::{self, Optional, container_name};
-use crate::error::{DockerError, failed, is_conflict, is_not_found};
+use crate::error::{DockerError, failed, is_not_found};
 use crate::network::{Network, NetworkFacts};
 
 pub(crate) const LABEL_INSTALLATION: &str = "dev.sandyard.installation";
@@ -55,21 +55,6 @@ pub struct DockerSettings {
     /// A folder on the disk that containers write to, for an engine whose own folder is not seen from here: the
     /// server's data is on a volume of the same engine then.
     pub data_dir: PathBuf,
-}
-
-/// What the engine says about itself, for `doctor`.
-#[derive(Clone, Debug)]
-pub struct EngineFacts {
-    /// Its version.
-    pub version: String,
-    /// The API it speaks.
-    pub api_version: String,
-    /// Whether AppArmor confines containers there.
-    pub apparmor: bool,
-    /// `1` or `2`.
-    pub cgroup_version: String,
-    /// Whether users in containers are others than those of the host (`userns-remap`).
-    pub remaps_users: bool,
 }
 
 /// [`Runtime`] over the Docker Engine.
@@ -151,56 +136,6 @@ impl DockerRuntime {
         })
     }
 
-    /// What the engine says about itself.
-    pub fn facts(&self) -> &EngineFacts {
-        &self.facts
-    }
-
-    /// Makes sure the sandboxes' network is there. To be called before the first create.
-    ///
-    /// # Errors
-    /// The engine's refusal, most often because it has no free address range left.
-    pub async fn ensure_network(&self) -> Result<(), RuntimeError> {
-        let found = self.network.ensure(&self.docker, &self.settings).await?;
-        self.network_facts.get_or_init(|| found);
-        Ok(())
-    }
-
-    /// The engine's own address on the sandboxes' network: where a server on the host is reached from
-    /// inside. `None` on a network without one, and before [`Self::ensure_network`].
-    pub fn gateway_address(&self) -> Option<IpAddr> {
-        self.network_facts.get()?.gateway
-    }
-
-    /// Whether sandboxes cannot reach each other on their network. False before [`Self::ensure_network`].
-    pub fn isolates_sandboxes(&self) -> bool {
-        self.network_facts.get().is_some_and(|found| found.isolated)
-    }
-
-    /// Whether sandboxes cannot reach each other on the network as it is now; `None` if it does not exist. Changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// The engine's refusal.
-    pub async fn inspect_isolation(&self) -> Result<Option<bool>, RuntimeError> {
-        self.network.inspect_isolation(&self.docker, &self.endpoint).await
-    }
-
-    /// The name of the sandboxes' network.
-    pub fn network_name(&self) -> &str {
-        &self.network.name
-    }
-
-    /// Removes what the installation has on the engine besides sandboxes, which must be gone: its hold on the
-    /// executor's volume, and its own network.
-    ///
-    /// # Errors
-    /// The engine's refusal.
-    pub async fn tear_down(&self) -> Result<(), RuntimeError> {
-        self.release_volume().await?;
-        self.network.remove(&self.docker, &self.endpoint).await
-    }
-
     pub(crate) fn labels(&self, role: &str) -> HashMap<String, String> {
         let labels =
             [(LABEL_INSTALLATION, self.settings.installation.as_str()), (LABEL_ROLE, role)];
@@ -214,7 +149,7 @@ impl DockerRuntime {
         [("label", vec![label, role])].into()
     }
 
-    async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    async fn create_and_start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let fail = |call| move |error| failed(&self.endpoint, call, error);
         let optional = Optional {
             ipv6_loopback: self.ipv6_loopback.load(Ordering::Relaxed),
@@ -261,22 +196,18 @@ impl DockerRuntime {
         Ok(())
     }
 
-    async fn pull(&self, template: &Template) -> Result<(), RuntimeError> {
-        let image = &template.image;
-        info!(image, "the image is not on the engine: pulling it");
-        let options = CreateImageOptionsBuilder::default().from_image(image).build();
-        let pulled = self.docker.create_image(Some(options), None, None);
-        pulled.try_for_each(|_progress| async { Ok(()) }).await.map_err(|error| {
-            RuntimeError::ImageMissing {
-                image: image.clone(),
-                template: template.name.to_string(),
-                reason: error.to_string(),
-            }
-        })
+    /// The last lines of a container's log.
+    pub(crate) async fn log_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("20").build();
+        let name = container_name(id);
+        let logs = self.docker.logs(&name, Some(options));
+        let lines = logs.map_ok(|line| line.to_string().trim_end().to_owned()).boxed();
+        let lines = lines.try_collect().await;
+        lines.map_err(|error| failed(&self.endpoint, "read a container's log", error))
     }
 
     /// Waits until a container whose removal somebody else began is gone.
-    async fn removed(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+    pub(crate) async fn removed(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         let name = container_name(id);
         let limit = std::time::Duration::from_secs(30);
         let gone = async {
@@ -331,33 +262,12 @@ impl Runtime for DockerRuntime {
     }
 
     async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
-        let image = &template.image;
-        let found = match self.docker.inspect_image(image).await {
-            Err(error) if is_not_found(&error) => {
-                self.pull(template).await?;
-                self.docker.inspect_image(image).await
-            }
-            found => found,
-        };
-        let found = found.map_err(|error| failed(&self.endpoint, "inspect an image", error))?;
-        let config = found.config.unwrap_or_default();
-        let pairs = config.env.unwrap_or_default();
-        let env: BTreeMap<String, String> = pairs
-            .iter()
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        // Images without a WORKDIR say "" or "/": neither is where a user wants to start.
-        let workdir = config.working_dir.filter(|dir| !matches!(dir.as_str(), "" | "/"));
-        self.ensure_volume(image).await?;
-        Ok(ImageFacts { env, workdir })
+        self.image_facts(template).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
-        let fail = |call| move |error| failed(&self.endpoint, call, error);
-        let name = container_name(&spec.instance);
         let mut mended = Vec::new();
-        while let Err(error) = self.start(spec).await {
+        while let Err(error) = self.create_and_start(spec).await {
             // Each is tried once: what comes again is something else.
             let found = self.mendable(&error.to_string()).filter(|what| !mended.contains(what));
             let Some(what) = found else { return Err(error) };
@@ -365,15 +275,7 @@ impl Runtime for DockerRuntime {
             self.mend(what, &spec.template.image).await?;
             mended.push(what);
         }
-        let found = self.docker.inspect_container(&name, None::<InspectContainerOptions>).await;
-        let found = found.map_err(fail("inspect a container"))?;
-        let address = container::address(found.network_settings, &self.network.name);
-        if address.is_none() {
-            let lines = self.last_lines(&spec.instance).await.unwrap_or_default();
-            let reason = format!("it ended at once; its last lines: {}", lines.join(" | "));
-            return Err(RuntimeError::Failed { call: "keep a container running", reason });
-        }
-        Ok(Instance { id: spec.instance.clone(), address })
+        self.running(&spec.instance).await
     }
 
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
@@ -405,18 +307,36 @@ impl Runtime for DockerRuntime {
         crate::events::watch(self.docker.clone(), &self.settings.installation)
     }
 
+    async fn inspect(&self, id: &InstanceId) -> Result<Option<Instance>, RuntimeError> {
+        self.find(id).await
+    }
+
+    async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.freeze_container(id).await
+    }
+
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
-        let name = container_name(id);
-        let failed = |error| failed(&self.endpoint, "thaw a container", error);
-        let found = match self.docker.inspect_container(&name, None).await {
-            Err(error) if is_not_found(&error) => return Ok(()),
-            found => found.map_err(failed)?,
-        };
-        if found.state.and_then(|state| state.paused) != Some(true) {
-            return Ok(());
-        }
-        info!(instance = %id, "somebody froze the container: letting it go on");
-        self.docker.unpause_container(&name).await.map_err(failed)
+        self.thaw_container(id).await
+    }
+
+    async fn halt(&self, id: &InstanceId) -> Result<(), RuntimeError> {
+        self.halt_container(id).await
+    }
+
+    async fn start(&self, id: &InstanceId) -> Result<Instance, RuntimeError> {
+        self.start_again(id).await
+    }
+
+    async fn commit(&self, id: &InstanceId, name: &str) -> Result<String, RuntimeError> {
+        self.commit_container(id, name).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), RuntimeError> {
+        self.delete_image(image).await
+    }
+
+    async fn images(&self) -> Result<Vec<String>, RuntimeError> {
+        self.own_images().await
     }
 
     async fn stop(&self, id: &InstanceId, limit_secs: u32) -> Result<(), RuntimeError> {
@@ -434,16 +354,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.docker.remove_container(&container_name(id), Some(options)).await {
-            Ok(()) => Ok(()),
-            Err(error) if is_not_found(&error) => Ok(()),
-            Err(error) if is_conflict(&error) => {
-                warn!(%error, "another removal of the container is under way");
-                self.removed(id).await
-            }
-            Err(error) => Err(failed(&self.endpoint, "remove a container", error)),
-        }
+        self.remove(id).await
     }
 
     fn bounds_disk(&self) -> bool {
@@ -463,6 +374,10 @@ impl Runtime for DockerRuntime {
         Ok(listed.into_iter().filter_map(read).collect())
     }
 
+    async fn memory_usage(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
+        self.memory_of(id).await
+    }
+
     fn disk_space(&self) -> Option<DiskSpace> {
         let found = rustix::fs::statvfs(&self.disk)
             .inspect_err(|error| warn!(%error, disk = %self.disk.display(), "cannot see the disk"));
@@ -474,12 +389,47 @@ impl Runtime for DockerRuntime {
     }
 
     async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("20").build();
-        let name = container_name(id);
-        let logs = self.docker.logs(&name, Some(options));
-        let lines = logs.map_ok(|line| line.to_string().trim_end().to_owned()).boxed();
-        let lines = lines.try_collect().await;
-        lines.map_err(|error| failed(&self.endpoint, "read a container's log", error))
+        self.log_lines(id).await
+    }
+}
+
+#[async_trait]
+impl Engine for DockerRuntime {
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    async fn prepare(&self) -> Result<(), RuntimeError> {
+        let found = self.network.ensure(&self.docker, &self.settings).await?;
+        self.network_facts.get_or_init(|| found);
+        Ok(())
+    }
+
+    fn network_name(&self) -> &str {
+        &self.network.name
+    }
+
+    fn sandbox_facing_address(&self) -> Option<IpAddr> {
+        self.network_facts.get()?.gateway
+    }
+
+    async fn isolates_sandboxes(&self) -> Result<Option<bool>, RuntimeError> {
+        match self.network_facts.get() {
+            Some(found) => Ok(Some(found.isolated)),
+            None => self.network.inspect_isolation(&self.docker, &self.endpoint).await,
+        }
+    }
+
+    async fn collect_garbage(&self, all: bool) -> Result<Vec<String>, RuntimeError> {
+        if all {
+            self.release_volume().await?;
+        }
+        self.remove_old_volumes(all).await
+    }
+
+    async fn tear_down(&self) -> Result<(), RuntimeError> {
+        self.release_volume().await?;
+        self.network.remove(&self.docker, &self.endpoint).await
     }
 }
 

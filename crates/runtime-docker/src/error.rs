@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bollard::errors::Error;
 use sandyard_core::RuntimeError;
+use sandyard_types::error_chain;
 
 /// Why the runtime could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +46,9 @@ pub(crate) fn failed(endpoint: &str, call: &'static str, error: Error) -> Runtim
         | Error::HyperLegacyError { .. }
         | Error::RequestTimeoutError
         | Error::SocketNotFoundError(_) => {
-            RuntimeError::Unreachable { endpoint: endpoint.to_owned(), reason: with_causes(&error) }
+            RuntimeError::Unreachable { endpoint: endpoint.to_owned(), reason: error_chain(&error) }
         }
-        other => RuntimeError::Failed { call, reason: with_causes(&other) },
+        other => RuntimeError::Failed { call, reason: error_chain(&other) },
     }
 }
 
@@ -64,16 +65,6 @@ pub(crate) fn is_conflict(error: &Error) -> bool {
 fn is_missing_fuse(message: &str) -> bool {
     message.contains("/dev/fuse")
         && (message.contains("no such file or directory") || message.contains("not a device"))
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

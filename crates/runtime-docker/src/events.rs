@@ -1,7 +1,7 @@
 //! The engine's events: a container that ends by itself.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::models::EventMessage;
@@ -16,6 +16,9 @@ use crate::engine::{LABEL_INSTALLATION, LABEL_INSTANCE};
 
 /// Between two tries to follow the events of an engine that does not answer.
 const RECONNECT: Duration = Duration::from_millis(500);
+
+/// How much the engine's clock may be behind ours without an event being missed.
+const CLOCK_MARGIN: Duration = Duration::from_secs(10);
 
 /// Follows the events for ever. After each break, and once at the start, what was missed is announced
 /// as [`RuntimeEvent::Resync`].
@@ -43,7 +46,13 @@ fn one_connection(docker: &Docker, label: String) -> BoxStream<'static, RuntimeE
         ("event", vec!["die".to_owned(), "destroy".to_owned()]),
     ]
     .into();
-    let options = EventsOptionsBuilder::default().filters(&filters).build();
+    // The connection is made when somebody waits for the first event, after the comparison: what happens between
+    // comes then. With a margin, for the engine's clock may be another's; an event that comes twice does no harm.
+    let since = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+        .saturating_sub(CLOCK_MARGIN)
+        .as_secs()
+        .to_string();
+    let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
     let events = docker.events(Some(options)).filter_map(|event| async {
         match event {
             Ok(message) => died(message),

@@ -4,6 +4,8 @@
 //! engine installs it. It refuses what `init`'s own filter refuses in the other containers, and what the
 //! engine's default profile refuses there besides.
 
+use std::sync::LazyLock;
+
 use sandyard_contract::boundary::{
     NEW_NAMESPACES, NEW_TIME_NAMESPACE, SET_PIPE_SIZE, SOCKET_FAMILIES,
 };
@@ -57,7 +59,9 @@ macro_rules! names {
 
 /// The profile in the engine's form. It names no architecture, so only the engine's own has calls: a program
 /// that makes one of another's is ended by SIGSYS.
-pub(crate) fn profile() -> Value {
+pub(crate) static PROFILE: LazyLock<String> = LazyLock::new(|| profile().to_string());
+
+fn profile() -> Value {
     let mut rules = vec![
         json!({"names": ALLOWED.split_whitespace().collect::<Vec<_>>(), "action": "SCMP_ACT_ALLOW"}),
         errno(&absent_calls!(names), ENOSYS),

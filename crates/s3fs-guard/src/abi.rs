@@ -64,7 +64,9 @@ pub struct Operations {
     pub(crate) fsync: Option<Sync>,
     pub(crate) after_fsync: [*const c_void; 5],
     pub(crate) readdir: Option<ReadDir>,
-    pub(crate) after_readdir: [*const c_void; 4],
+    pub(crate) releasedir: *const c_void,
+    pub(crate) fsyncdir: Option<Sync>,
+    pub(crate) after_fsyncdir: [*const c_void; 2],
     pub(crate) access: Option<Access>,
     pub(crate) create: Option<Create>,
     pub(crate) ftruncate: *const c_void,
@@ -105,7 +107,9 @@ impl Operations {
         fsync: None,
         after_fsync: [ptr::null(); 5],
         readdir: None,
-        after_readdir: [ptr::null(); 4],
+        releasedir: ptr::null(),
+        fsyncdir: None,
+        after_fsyncdir: [ptr::null(); 2],
         access: None,
         create: None,
         ftruncate: ptr::null(),
@@ -122,7 +126,10 @@ impl Operations {
 
     /// Whether this is the table of a file system that changes files only by what is corrected here.
     pub(crate) fn is_known(&self) -> bool {
-        self.ftruncate.is_null() && self.fgetattr.is_none() && self.write_buf.is_null()
+        self.ftruncate.is_null()
+            && self.fgetattr.is_none()
+            && self.write_buf.is_null()
+            && self.fsyncdir.is_none()
     }
 }
 
@@ -160,6 +167,7 @@ const _: () = {
     assert!(offset_of!(Operations, flush) == 18 * WORD);
     assert!(offset_of!(Operations, fsync) == 20 * WORD);
     assert!(offset_of!(Operations, readdir) == 26 * WORD);
+    assert!(offset_of!(Operations, fsyncdir) == 28 * WORD);
     assert!(offset_of!(Operations, chmod) == 10 * WORD);
     assert!(offset_of!(Operations, access) == 31 * WORD);
     assert!(offset_of!(Operations, utimens) == 36 * WORD);

@@ -32,6 +32,8 @@ struct Writer {
     handle: u64,
     /// It may have written what is not in the store.
     dirty: bool,
+    /// Bytes that it has written since its last flush.
+    unsent: u64,
 }
 
 impl File {
@@ -43,39 +45,66 @@ impl File {
         self.new
     }
 
-    /// Brings what is written to the store, each writer's part by `flush` with its handle.
-    ///
-    /// # Errors
-    /// Of the first flush that fails.
-    pub(crate) fn settle(&mut self, mut flush: impl FnMut(u64) -> c_int) -> Result<(), c_int> {
+    /// Brings what is written to the store, each writer's part by `flush` with its handle. Returns how many
+    /// bytes that were, also if it fails.
+    pub(crate) fn settle(
+        &mut self,
+        mut flush: impl FnMut(u64) -> c_int,
+    ) -> (u64, Result<(), c_int>) {
+        let mut sent = 0;
         for writer in self.writers.iter_mut().filter(|writer| writer.dirty) {
             match flush(writer.handle) {
-                0 => writer.dirty = false,
-                error => return Err(error),
+                0 => sent += writer.flushed(),
+                error => return (sent, Err(error)),
             }
         }
         self.new = false;
-        Ok(())
+        (sent, Ok(()))
     }
 
-    pub(crate) fn wrote(&mut self, handle: u64) {
-        self.set_dirty(handle, true);
-    }
-
-    /// Of a handle that has flushed.
-    pub(crate) fn settled(&mut self, handle: u64) {
-        self.set_dirty(handle, false);
-        self.new = false;
-    }
-
-    fn set_dirty(&mut self, handle: u64, dirty: bool) {
-        for writer in self.writers.iter_mut().filter(|writer| writer.handle == handle) {
-            writer.dirty = dirty;
+    /// Of a handle that is about to write.
+    pub(crate) fn will_write(&mut self, handle: u64) {
+        for writer in self.writers_at(handle) {
+            writer.dirty = true;
         }
+    }
+
+    /// Of a handle that has written.
+    pub(crate) fn wrote(&mut self, handle: u64, bytes: u64) {
+        for writer in self.writers_at(handle) {
+            writer.unsent += bytes;
+        }
+    }
+
+    /// Of a handle that has flushed. Returns how many bytes went to the store by that.
+    pub(crate) fn settled(&mut self, handle: u64) -> u64 {
+        self.new = false;
+        self.writers_at(handle).map(Writer::flushed).sum()
+    }
+
+    /// Bytes that a handle has written since its last flush.
+    pub(crate) fn unsent(&self, handle: u64) -> u64 {
+        self.writers
+            .iter()
+            .filter(|writer| writer.handle == handle)
+            .map(|writer| writer.unsent)
+            .sum()
+    }
+
+    fn writers_at(&mut self, handle: u64) -> impl Iterator<Item = &mut Writer> {
+        self.writers.iter_mut().filter(move |writer| writer.handle == handle)
     }
 
     pub(crate) fn is_dirty(&self, handle: u64) -> bool {
         self.writers.iter().any(|writer| writer.handle == handle && writer.dirty)
+    }
+}
+
+impl Writer {
+    /// Returns how many bytes its flush has brought to the store.
+    fn flushed(&mut self) -> u64 {
+        self.dirty = false;
+        core::mem::take(&mut self.unsent)
     }
 }
 
@@ -111,7 +140,7 @@ impl Files {
 
     /// Adds a writer to the path's file, which the caller has. A new file's is dirty: it is to be made.
     pub(crate) fn opened(&self, path: &[u8], file: &mut File, handle: u64, new: bool) {
-        file.writers.push(Writer { handle, dirty: new });
+        file.writers.push(Writer { handle, dirty: new, unsent: 0 });
         file.new |= new;
         self.0.lock().paths.insert(handle, path.to_vec());
     }
@@ -134,7 +163,7 @@ impl Files {
 
     /// The paths of files with a writer whose directory is `path`.
     pub(crate) fn within(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let name_at = directory(path).len();
+        let name_at = with_slash(path).len();
         let mut found = self.0.lock().below(path);
         found.retain(|path| !path[name_at..].contains(&b'/'));
         found
@@ -172,7 +201,7 @@ impl Index {
     }
 
     fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let directory = directory(path);
+        let directory = with_slash(path);
         let following = self.by_path.range(directory.clone()..);
         let inside = following.take_while(|(path, _)| path.starts_with(&directory));
         inside.map(|(path, _)| path.clone()).collect()
@@ -188,7 +217,7 @@ pub(crate) fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// A directory's path with one slash at its end.
-fn directory(path: &[u8]) -> Vec<u8> {
+pub(crate) fn with_slash(path: &[u8]) -> Vec<u8> {
     let mut path = path.to_vec();
     if path.last() != Some(&b'/') {
         path.push(b'/');

@@ -9,24 +9,30 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use crate::abi::{
     FLUSH, FileInfo, Filler, NOT_IMPLEMENTED, O_RDONLY, O_RDWR, O_TRUNC, Offset, Operations, Stat,
 };
+use crate::clock;
 use crate::files::{File, Files};
 use crate::listings::Listings;
+use crate::page::Page;
 
 /// A file system's own operations, and the files that are open for writing by them.
 pub(crate) struct Guard {
     pub(crate) given: Operations,
     pub(crate) files: Files,
     listings: Listings,
+    page: &'static Page,
 }
 
 impl Guard {
-    pub(crate) const fn new(given: Operations) -> Self {
-        Self { given, files: Files::new(), listings: Listings::new() }
+    pub(crate) const fn new(given: Operations, page: &'static Page) -> Self {
+        Self { given, files: Files::new(), listings: Listings::new(clock::seconds), page }
     }
 
     /// Brings what is written to a file to the store: s3fs takes what it finds there for the truth.
     fn settle(&self, path: &CStr, file: &mut File) -> Result<(), c_int> {
-        file.settle(|handle| self.flush_as(path, &mut FileInfo::new(O_RDONLY, handle)))
+        let (sent, result) =
+            file.settle(|handle| self.flush_as(path, &mut FileInfo::new(O_RDONLY, handle)));
+        self.page.sent(sent);
+        result
     }
 
     fn flush_as(&self, path: &CStr, info: &mut FileInfo) -> c_int {
@@ -118,6 +124,24 @@ impl Guard {
         }
     }
 
+    /// Of the file system's root: brings what all programs have written to the store. `init` asks for it, since
+    /// a sync of a file system does not reach its program. Of any other directory: nothing to do.
+    pub(crate) fn fsyncdir(&self, path: &CStr) -> c_int {
+        if path.to_bytes() != b"/" {
+            return 0;
+        }
+        let mut result = 0;
+        // One file that cannot be brought there must not keep the others here.
+        for path in self.files.from(b"/") {
+            if let Err(error) = self.settle_all([path], false)
+                && result == 0
+            {
+                result = error;
+            }
+        }
+        result
+    }
+
     /// Whether a directory is empty the store says.
     pub(crate) fn rmdir(&self, path: &CStr) -> c_int {
         let Some(rmdir) = self.given.rmdir else { return NOT_IMPLEMENTED };
@@ -192,7 +216,7 @@ impl Guard {
             if result == 0 && info.can_write() {
                 self.files.opened(path.to_bytes(), file, info.fh, false);
                 if info.flags & O_TRUNC != 0 {
-                    file.wrote(info.fh);
+                    file.will_write(info.fh);
                 }
             }
             result
@@ -219,11 +243,16 @@ impl Guard {
         info: &mut FileInfo,
     ) -> c_int {
         let Some(write) = self.given.write else { return NOT_IMPLEMENTED };
-        self.files.at_handle(info.fh, |file| {
-            if let Some(file) = file {
-                file.wrote(info.fh);
+        self.files.at_handle(info.fh, |mut file| {
+            if let Some(file) = &mut file {
+                file.will_write(info.fh);
             }
-            write(path.as_ptr(), bytes, size, offset, info)
+            let written = write(path.as_ptr(), bytes, size, offset, info);
+            if let (Some(file), Ok(bytes)) = (file, u64::try_from(written)) {
+                file.wrote(info.fh, bytes);
+                self.page.wrote(bytes);
+            }
+            written
         })
     }
 
@@ -250,7 +279,7 @@ impl Guard {
                 None => act(info),
             };
             if let Some(file) = file.filter(|_| result == 0) {
-                file.settled(info.fh);
+                self.page.sent(file.settled(info.fh));
             }
             result
         })
@@ -264,6 +293,10 @@ impl Guard {
             if let Some(file) = file {
                 if file.is_dirty(info.fh) {
                     flushed = self.flush_as(path, info);
+                }
+                match flushed {
+                    0 => self.page.sent(file.unsent(info.fh)),
+                    _ => self.page.gave_up(file.unsent(info.fh)),
                 }
                 // s3fs may give the number to another open before this one's release returns.
                 self.files.closing(file, info.fh);

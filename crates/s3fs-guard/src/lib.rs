@@ -13,8 +13,12 @@
 //! * A listing that overlaps with an upload brings the file's old length back for seconds. An append then
 //!   overwrites what was appended before.
 //!
+//! * A sync of the file system does not reach it: what programs have written to open files stays with s3fs.
+//! * After a pause of the sandbox it goes on with attributes that it has cached before.
+//!
 //! So this stands between s3fs and libfuse 2. It hands on s3fs's table of operations with some of them
-//! corrected: each brings what is written to the store before s3fs relies on the store (module `guard`).
+//! corrected: each brings what is written to the store before s3fs relies on the store (module `guard`). It
+//! shares a page of memory with `init` (module `page`).
 //!
 //! It is built as a shared library only for that purpose (see scripts/lib/binaries.sh), with the feature
 //! `preload`: without the standard library. It takes only functions from the C library that it has had
@@ -25,15 +29,20 @@
 extern crate alloc;
 
 mod abi;
+mod clock;
 mod files;
 mod guard;
 mod listings;
 mod operations;
+pub mod page;
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
 
 pub use abi::Operations;
+
+/// What s3fs is told about the age of cached attributes: when one is older it asks the store again.
+pub const ATTRIBUTES_SECS: u64 = 5;
 
 /// `fuse_main_real` of libfuse 2.6 to 2.9.
 type Main = extern "C" fn(c_int, *mut *mut c_char, *const Operations, usize, *mut c_void) -> c_int;
@@ -71,8 +80,12 @@ pub unsafe extern "C" fn fuse_main_real(
     }
     // SAFETY: libfuse 2 defines the name as a function of this type.
     let real: Main = unsafe { mem::transmute::<*mut c_void, Main>(real) };
+    let Some(page) = page::map() else {
+        return refuse(c"sandyard-s3fs-guard: the memory shared with init cannot be mapped\n");
+    };
+    clock::follow(page);
     // SAFETY: the caller's promise about `operations` and `size`.
-    match unsafe { operations::corrected(operations, size) } {
+    match unsafe { operations::corrected(operations, size, page) } {
         Some((table, size)) => real(count, arguments, table, size, user_data),
         None => refuse(c"sandyard-s3fs-guard: the table of operations is not one of s3fs 1.90\n"),
     }

@@ -8,6 +8,7 @@ use rustix_futex_sync::OnceLock;
 
 use crate::abi::{FileInfo, Filler, Offset, Operations, Path, Stat, Times};
 use crate::guard::Guard;
+use crate::page::Page;
 
 /// A process has one file system.
 static GUARD: OnceLock<Guard> = OnceLock::new();
@@ -22,6 +23,7 @@ static CORRECTED: OnceLock<Operations> = OnceLock::new();
 pub(crate) unsafe fn corrected(
     operations: *const Operations,
     size: usize,
+    page: &'static Page,
 ) -> Option<(*const Operations, usize)> {
     if size < Operations::LEAST {
         return None;
@@ -31,7 +33,7 @@ pub(crate) unsafe fn corrected(
     // SAFETY: the source has `size` bytes, the caller says; the target has at least as many. All bytes
     // come from pointers or nulls.
     unsafe { ptr::copy_nonoverlapping(operations.cast::<u8>(), (&raw mut table).cast(), size) };
-    if !table.is_known() || GUARD.set(Guard::new(table)).is_err() {
+    if !table.is_known() || GUARD.set(Guard::new(table, page)).is_err() {
         return None;
     }
     table.getattr = Some(getattr);
@@ -44,6 +46,7 @@ pub(crate) unsafe fn corrected(
     table.release = Some(release);
     table.fsync = Some(fsync);
     table.readdir = Some(readdir);
+    table.fsyncdir = Some(fsyncdir);
     table.create = Some(create);
     table.fgetattr = Some(fgetattr);
     table.chmod = table.chmod.and(Some(chmod));
@@ -135,6 +138,10 @@ extern "C" fn readdir(
     guard().readdir(path(at), buffer, filler, offset, file)
 }
 
+extern "C" fn fsyncdir(at: Path, _: c_int, _: *mut FileInfo) -> c_int {
+    guard().fsyncdir(path(at))
+}
+
 extern "C" fn create(at: Path, mode: c_uint, file: *mut FileInfo) -> c_int {
     guard().create(path(at), mode, info(file))
 }
@@ -182,18 +189,20 @@ mod tests {
             Operations { fgetattr: Some(fgetattr), ..given },
             Operations { ftruncate: ptr::dangling(), ..given },
             Operations { write_buf: ptr::dangling(), ..given },
+            Operations { fsyncdir: Some(fsync), ..given },
         ];
+        let page = Box::leak(Box::new(Page::new()));
         // SAFETY: the sizes are not larger than the table.
         unsafe {
             for table in &unknown {
-                assert!(corrected(table, mem::size_of::<Operations>()).is_none());
+                assert!(corrected(table, mem::size_of::<Operations>(), page).is_none());
             }
-            assert!(corrected(&raw const given, Operations::LEAST - 1).is_none());
-            let (made, size) = corrected(&raw const given, Operations::LEAST).unwrap();
+            assert!(corrected(&raw const given, Operations::LEAST - 1, page).is_none());
+            let (made, size) = corrected(&raw const given, Operations::LEAST, page).unwrap();
             assert_eq!(size, Operations::LEAST);
             assert_eq!((*made).truncate.unwrap()(c"/a".as_ptr(), 5), -5);
             assert!((*made).chmod.is_none(), "what the file system lacks stays away");
-            assert!(corrected(&raw const given, Operations::LEAST).is_none());
+            assert!(corrected(&raw const given, Operations::LEAST, page).is_none());
         }
     }
 }

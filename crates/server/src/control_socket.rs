@@ -25,6 +25,10 @@ pub const DONE: &str = "down";
 /// Asks which container is which sandbox. It answers with a line for each: both ids, with a space between.
 pub const INSTANCES: &str = "instances";
 
+/// Asks what is in the pool. It answers with a line for each kind of container: template, `plain` or `workspace`, how
+/// many wait, how many should, with a space between.
+pub const POOL: &str = "pool";
+
 /// How long whoever connects may take to ask.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -107,6 +111,20 @@ async fn answer(
                 .instances()
                 .into_iter()
                 .map(|(sandbox, instance)| format!("{sandbox} {instance}\n"))
+                .collect();
+            timeout(LIMIT, stream.write_all(lines.as_bytes()))
+                .await
+                .context("it does not read")??;
+            Ok(())
+        }
+        POOL => {
+            let lines: String = scheduler
+                .pool()
+                .into_iter()
+                .map(|kind| {
+                    let profile = if kind.workspace { "workspace" } else { "plain" };
+                    format!("{} {profile} {} {}\n", kind.template, kind.ready, kind.target)
+                })
                 .collect();
             timeout(LIMIT, stream.write_all(lines.as_bytes()))
                 .await

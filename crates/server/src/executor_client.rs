@@ -10,6 +10,7 @@ use bytes::Bytes;
 use ed25519_dalek::Signer as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
+use sandyard_contract::budget;
 use sandyard_contract::control::{
     CONTROL_PORT, Call, Failure, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply, Secret,
     SignedCall, signing_input,
@@ -29,25 +30,16 @@ use tokio::time::{sleep, timeout};
 use crate::api::Tokens as _;
 use crate::secrets::Secrets;
 
-/// How long a started container may take until its executor listens.
-const BOOT_LIMIT: Duration = Duration::from_secs(10);
-
 /// Between two tries to reach an executor that does not listen yet. A container says nothing when it
 /// is ready; a refused connection costs about 0.1 ms.
 const BOOT_RETRY: Duration = Duration::from_millis(2);
 
-/// How long the mounts may take, `init`'s own limit of 10 s and a margin.
-const MOUNT_LIMIT: Duration = Duration::from_secs(14);
+/// The daemon's route that says whether it takes requests (executor 6.1).
+const HEALTH_PATH: &str = "/health";
 
-/// How long a running executor may take to answer what it does at once.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long a daemon may take to answer its claim: where the template asks for a code interpreter, the daemon waits up to
-/// 60 s for that.
-const CLAIM_LIMIT: Duration = ANSWER_LIMIT.saturating_add(Duration::from_secs(60));
-
-/// What `init` allows the user's processes before it ends them, and a margin for the answer.
-const STOP_MARGIN: Duration = Duration::from_secs(8);
+/// How long a daemon may take to answer its claim. Where the template asks for a code interpreter it waits up to 60 s for
+/// that.
+const CLAIM_LIMIT: Duration = budget::ANSWER.saturating_add(Duration::from_secs(60));
 
 /// Owner of everything in a workspace: the user of the templates (design 3).
 const WORKSPACE_OWNER: u32 = 1000;
@@ -85,7 +77,7 @@ impl NetworkExecutor {
     }
 
     async fn mount(&self, instance: &Instance, call: &Call) -> Result<(), ExecutorError> {
-        match self.call(instance, call, MOUNT_LIMIT).await? {
+        match self.call(instance, call, budget::MOUNT_CALL).await? {
             Reply::Mounted { mounts } => {
                 for mount in mounts {
                     tracing::debug!(target = %mount.target, micros = mount.micros, "mounted");
@@ -149,10 +141,7 @@ impl NetworkExecutor {
         }
         let stream = connect(address).await?;
         let sent = timeout(CLAIM_LIMIT, self.send_init(stream, instance, address, body));
-        let answered = sent.await.map_err(|_| {
-            let text = format!("the daemon at {address} gave no answer in {CLAIM_LIMIT:?}");
-            ExecutorError::Unreachable(text)
-        })?;
+        let answered = sent.await.map_err(|_| no_answer(address, CLAIM_LIMIT))?;
         answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))
     }
 
@@ -206,9 +195,33 @@ impl ExecutorClient for NetworkExecutor {
         mounted.and(identified)
     }
 
+    async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
+        let stream = connect(address).await?;
+        // One that waits for its claim answers when its code interpreter is ready too.
+        let asked = timeout(CLAIM_LIMIT, health(stream, address));
+        let answered = asked.await.map_err(|_| no_answer(address, CLAIM_LIMIT))?;
+        answered.map_err(|e| ExecutorError::Unreachable(format!("the daemon at {address}: {e:#}")))
+    }
+
+    async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
+        let call = Call::Drain { limit_ms: millis(limit) };
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
+            Reply::Drained { flush } => Ok(flushed(&flush)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
+        match self.call(instance, &Call::Resume, budget::ANSWER).await? {
+            Reply::Resumed => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Sync { limit_ms: millis(limit) };
-        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Synced { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
@@ -216,7 +229,7 @@ impl ExecutorClient for NetworkExecutor {
 
     async fn stop(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         let call = Call::Stop { flush_limit_ms: millis(limit) };
-        match self.call(instance, &call, limit + STOP_MARGIN).await? {
+        match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
             Reply::Stopped { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
@@ -250,27 +263,72 @@ fn describe(failure: &Failure) -> String {
     format!("{}; its last lines: {}", failure.message, failure.program_output.join(" | "))
 }
 
-/// Connects to an executor that may still be on its way up.
+fn no_answer(address: SocketAddr, limit: Duration) -> ExecutorError {
+    ExecutorError::Unreachable(format!("the daemon at {address} gave no answer in {limit:?}"))
+}
+
+/// Asks a daemon whether it takes requests.
+async fn health(stream: TcpStream, address: SocketAddr) -> anyhow::Result<()> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get(HEALTH_PATH)
+        .header(http::header::HOST, address.to_string())
+        .body(Full::new(Bytes::new()))?;
+    let exchange = async {
+        let status = sender.send_request(request).await?.status();
+        // Closes the connection, which ends the other side of the join.
+        drop(sender);
+        anyhow::Ok(status)
+    };
+    let (status, connection) = tokio::join!(exchange, connection);
+    let status = status?;
+    connection?;
+    if !status.is_success() {
+        bail!("it is not well: {status}");
+    }
+    Ok(())
+}
+
+/// Connects to an executor that may still be on its way up. Until it listens, its container refuses the connection;
+/// an address that cannot be reached at all is told at once.
 async fn connect(address: SocketAddr) -> Result<TcpStream, ExecutorError> {
+    let mut last = None;
     let trying = async {
         loop {
             match TcpStream::connect(address).await {
-                Ok(stream) => return stream,
-                Err(error) => {
-                    tracing::trace!(%address, %error, "not yet");
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_not_yet(&error) => {
+                    last = Some(error);
                     sleep(BOOT_RETRY).await;
                 }
+                Err(error) => return Err(error),
             }
         }
     };
-    let stream = timeout(BOOT_LIMIT, trying).await.map_err(|_| {
-        let text = format!("nothing listens at {address} after {BOOT_LIMIT:?}");
-        ExecutorError::Unreachable(text)
-    })?;
+    let connected = timeout(budget::BOOT, trying).await;
+    let stream = match connected {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let text = format!("{address} cannot be reached: {error}");
+            return Err(ExecutorError::Unreachable(text));
+        }
+        Err(_) => {
+            let reason = last.map_or_else(|| "no answer".to_owned(), |error| error.to_string());
+            let text = format!("nothing listens at {address} after {:?}: {reason}", budget::BOOT);
+            return Err(ExecutorError::Unreachable(text));
+        }
+    };
     // Small messages that each wait for an answer.
     let failed = |e| ExecutorError::Unreachable(format!("{address}: {e}"));
     stream.set_nodelay(true).map_err(failed)?;
     Ok(stream)
+}
+
+/// Whether an error may go away while a container starts: its port is not open yet, or its address not yet known to
+/// the bridge.
+fn is_not_yet(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, TimedOut};
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | TimedOut)
 }
 
 async fn read_line<T: serde::de::DeserializeOwned>(

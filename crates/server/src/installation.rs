@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use sandyard_contract::control::Secret;
-use sandyard_core::{FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team, Templates};
+use sandyard_core::{Engine, FIRST_TEAM, Limits, Scheduler, SchedulerParts, Store, Team};
 use sandyard_gateway::{Backend, Embedded, Gateway, SecretKey, Upstream, UpstreamConfig};
 use sandyard_runtime_docker::{Bundle, DockerRuntime, DockerSettings};
 use sandyard_types::TeamId;
@@ -36,7 +36,7 @@ pub struct Installation {
     /// Its secrets.
     pub secrets: Arc<Secrets>,
     /// Its engine.
-    pub runtime: Arc<DockerRuntime>,
+    pub engine: Arc<dyn Engine>,
     /// Its scheduler.
     pub scheduler: Scheduler,
     /// Its gateway's address for the owner.
@@ -73,17 +73,17 @@ impl Installation {
         let store = Store::open(&data.store_file()).await?;
         ensure_default_team(&store, &data, config.api_key.as_ref()).await?;
 
-        let runtime = Arc::new(connect(config, &data).await?);
-        runtime.ensure_network().await?;
-        if !runtime.isolates_sandboxes() {
+        let engine = connect(config, &data).await?;
+        engine.prepare().await?;
+        if engine.isolates_sandboxes().await? != Some(true) {
             warn!(
-                network = runtime.network_name(),
+                network = engine.network_name(),
                 "sandboxes on this network can reach each other's addresses: {}", ISOLATION_ADVICE
             );
         }
         info!(
-            version = runtime.facts().version,
-            api = runtime.facts().api_version,
+            version = engine.facts().version,
+            api = engine.facts().api_version,
             "connected to the container engine"
         );
 
@@ -94,7 +94,7 @@ impl Installation {
             config.gateway_keys_by_address,
         ));
         let gateway = Arc::new(Gateway::new(backend, grants.clone()));
-        let listeners = gateway_listeners(config, &data, &runtime).await?;
+        let listeners = gateway_listeners(config, &data, engine.as_ref()).await?;
         let gateway_address = listeners.owner.local_addr()?;
         let gateway_stop = CancellationToken::new();
         let mut gateway_tasks = JoinSet::new();
@@ -113,16 +113,18 @@ impl Installation {
         let executor =
             NetworkExecutor::new(secrets.clone(), listeners.endpoint.clone(), config.cache);
         let scheduler = Scheduler::start(SchedulerParts {
-            runtime: runtime.clone(),
+            runtime: engine.clone(),
             executor: Arc::new(executor),
             workspaces: Arc::new(GatewayWorkspaces(gateway)),
             store: store.clone(),
-            templates: Templates::new(config.templates.clone()),
+            templates: config.templates.clone(),
             limits: Limits {
                 max_length: config.max_length,
                 max_sandboxes: config.max_sandboxes,
                 flush: config.flush,
                 disk_watch: config.disk_watch,
+                pool: config.pool,
+                frozen_memory: config.frozen_memory,
             },
             bucket: config.bucket.clone(),
             cache: config.cache,
@@ -133,7 +135,7 @@ impl Installation {
         Ok(Self {
             data,
             secrets,
-            runtime,
+            engine,
             scheduler,
             gateway_address,
             store,
@@ -186,7 +188,7 @@ impl Installation {
         }
         self.scheduler.shut_down().await;
         if failures.is_empty() {
-            self.runtime.tear_down().await?;
+            self.engine.tear_down().await?;
             progress("removed the sandboxes' network".to_owned());
         }
         self.close().await?;
@@ -213,7 +215,7 @@ impl Installation {
 ///
 /// # Errors
 /// If the executor bundle is missing, or the engine does not answer or is too old.
-pub async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<DockerRuntime> {
+pub async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Engine>> {
     let bundle = Bundle::open(&bundle_path(config)?).await?;
     let settings = DockerSettings {
         host: config.docker_host.clone(),
@@ -222,7 +224,7 @@ pub async fn connect(config: &Config, data: &DataDir) -> anyhow::Result<DockerRu
         control_key: data.secrets()?.control_public(),
         data_dir: data.path().to_owned(),
     };
-    Ok(DockerRuntime::connect(settings, bundle).await?)
+    Ok(Arc::new(DockerRuntime::connect(settings, bundle).await?))
 }
 
 async fn ensure_default_team(
@@ -307,7 +309,7 @@ struct GatewayListeners {
 async fn gateway_listeners(
     config: &Config,
     data: &DataDir,
-    runtime: &DockerRuntime,
+    engine: &dyn Engine,
 ) -> anyhow::Result<GatewayListeners> {
     let mut address = config.gateway_listen;
     if address.port() == 0 {
@@ -320,7 +322,7 @@ async fn gateway_listeners(
     if let Some(endpoint) = &config.gateway_endpoint {
         return Ok(GatewayListeners { owner, sandboxes: None, endpoint: endpoint.clone() });
     }
-    let Some(inner) = runtime.gateway_address() else {
+    let Some(inner) = engine.sandbox_facing_address() else {
         bail!(
             "the sandboxes' network has no address of the host on it: set gateway.endpoint to a \
              URL under which sandboxes reach the S3 gateway"

@@ -8,6 +8,7 @@ pub mod connection_budget;
 pub mod control_socket;
 pub mod data_dir;
 pub mod domain;
+mod event_log;
 pub mod executor_client;
 pub mod grants;
 mod http_server;

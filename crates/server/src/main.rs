@@ -55,7 +55,11 @@ enum Command {
     /// Try everything a sandbox needs, and say what is missing.
     Doctor,
     /// List sandboxes.
-    Ls,
+    Ls {
+        /// List the containers that wait in the pool instead.
+        #[arg(long)]
+        pool: bool,
+    },
     /// Kill sandboxes.
     Kill {
         /// Their ids.
@@ -142,7 +146,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
                 commands::env::run_tls(&config, certificates.as_deref())
             }
             Command::Doctor => commands::doctor::run(&config).await,
-            Command::Ls => commands::sandboxes::list(&config).await,
+            Command::Ls { pool: false } => commands::sandboxes::list(&config).await,
+            Command::Ls { pool: true } => commands::sandboxes::list_pool(&config).await,
             Command::Kill { ids, all } => commands::sandboxes::kill(&config, ids, *all).await,
             Command::Gc { all } => commands::gc::run(&config, *all).await,
             Command::Team { command: TeamCommand::Add { name } } => {

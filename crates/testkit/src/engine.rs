@@ -1,18 +1,17 @@
 //! A container engine with its object store and executors, in memory.
 
-use std::collections::{BTreeMap, HashMap};
+mod executor;
+mod runtime;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::pending;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use async_trait::async_trait;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use sandyard_core::{
-    Claim, ContainerSpec, DiskSpace, ExecutorClient, ExecutorError, Flushed, ImageFacts, Instance,
-    Runtime, RuntimeError, RuntimeEvent, WorkspaceError, Workspaces,
-};
-use sandyard_types::{InstanceId, SandboxId, Template, WorkspaceSpec};
+use sandyard_core::{Claim, ContainerSpec, ContainerState, DiskSpace, Instance, RuntimeEvent};
+#[cfg(doc)]
+use sandyard_core::{ExecutorClient, Runtime, Workspaces};
+use sandyard_types::{InstanceId, SandboxId, WorkspaceSpec};
 use tokio::sync::{broadcast, watch};
 
 use crate::FakeDaemon;
@@ -26,18 +25,42 @@ pub enum Call {
     Create,
     /// [`Runtime::list`].
     List,
+    /// [`Runtime::inspect`].
+    Inspect,
+    /// [`Runtime::freeze`].
+    Freeze,
+    /// [`Runtime::thaw`].
+    Thaw,
+    /// [`Runtime::halt`].
+    Halt,
+    /// [`Runtime::start`].
+    Start,
+    /// [`Runtime::commit`].
+    Commit,
+    /// [`Runtime::remove_image`].
+    RemoveImage,
+    /// [`Runtime::images`].
+    Images,
     /// [`Runtime::stop`].
     Stop,
     /// [`Runtime::delete`].
     Delete,
     /// [`Runtime::disk_usage`].
     DiskUsage,
+    /// [`Runtime::memory_usage`].
+    MemoryUsage,
     /// [`Runtime::last_lines`].
     LastLines,
     /// [`Workspaces::prepare`].
     Prepare,
     /// [`ExecutorClient::claim`].
     Claim,
+    /// [`ExecutorClient::ready`].
+    Ready,
+    /// [`ExecutorClient::drain`].
+    Drain,
+    /// [`ExecutorClient::resume`].
+    Resume,
     /// [`ExecutorClient::sync`].
     Sync,
     /// [`ExecutorClient::stop`].
@@ -71,6 +94,10 @@ struct Inner {
     made: watch::Sender<usize>,
     /// Told at every [`FakeEngine::heal`].
     healed: watch::Sender<()>,
+    /// Told when a call begins or ends to hang.
+    hung: watch::Sender<()>,
+    /// Whether [`FakeEngine::stop_at`] has come true.
+    stopped: watch::Sender<bool>,
     /// Whether every container has a [`FakeDaemon`].
     daemons: bool,
 }
@@ -85,8 +112,40 @@ struct State {
     specs: Vec<ContainerSpec>,
     prepared: Vec<WorkspaceSpec>,
     released: Vec<SandboxId>,
+    /// Containers whose processes are halted.
+    halted: BTreeSet<InstanceId>,
+    /// Images that were made of containers.
+    images: BTreeSet<String>,
+    /// What each container was made from.
+    used_images: HashMap<InstanceId, String>,
+    /// Calls that hang now.
+    hanging: Vec<(Call, Option<InstanceId>)>,
+    /// Await points that are still let pass; `None` for all.
+    passes: Option<usize>,
+    /// Whether a drain can bring everything into the store.
+    undrained: bool,
     disk_usage: Vec<(InstanceId, u64)>,
     disk_space: Option<DiskSpace>,
+}
+
+impl State {
+    /// A container is gone, with what was in it.
+    fn remove(&mut self, id: &InstanceId) {
+        self.instances.remove(id);
+        self.used_images.remove(id);
+        self.halted.remove(id);
+        self.daemons.remove(id);
+    }
+
+    /// The processes of a container have ended.
+    fn end_processes(&mut self, id: &InstanceId) {
+        if let Some(instance) = self.instances.get_mut(id) {
+            instance.state = ContainerState::Stopped;
+            instance.address = None;
+        }
+        self.halted.remove(id);
+        self.daemons.remove(id);
+    }
 }
 
 /// Events that a slow watcher may be behind.
@@ -115,6 +174,8 @@ impl FakeEngine {
             events: broadcast::Sender::new(EVENTS),
             made: watch::Sender::new(0),
             healed: watch::Sender::default(),
+            hung: watch::Sender::default(),
+            stopped: watch::Sender::default(),
             daemons,
         };
         Self { inner: Arc::new(inner) }
@@ -181,6 +242,43 @@ impl FakeEngine {
         self.state().released.clone()
     }
 
+    /// Images that were made of containers and not removed.
+    pub fn images(&self) -> Vec<String> {
+        self.state().images.iter().cloned().collect()
+    }
+
+    /// Whether the processes of a container are halted by a drain.
+    pub fn is_halted(&self, id: &InstanceId) -> bool {
+        self.state().halted.contains(id)
+    }
+
+    /// From now on a drain brings everything into the store, or not.
+    pub fn let_drain(&self, complete: bool) {
+        self.state().undrained = !complete;
+    }
+
+    /// Does to a container what somebody else can do with the engine's own tools. Nobody is told.
+    pub fn set_state(&self, id: &InstanceId, to: ContainerState) {
+        let mut state = self.state();
+        if to == ContainerState::Stopped {
+            return state.end_processes(id);
+        }
+        if let Some(instance) = state.instances.get_mut(id) {
+            instance.state = to;
+            instance.address = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+    }
+
+    /// What a container is doing; `None` if it does not exist.
+    pub fn state_of(&self, id: &InstanceId) -> Option<ContainerState> {
+        self.state().instances.get(id).map(|instance| instance.state)
+    }
+
+    /// Removes a container as somebody else can. Nobody is told.
+    pub fn take_away(&self, id: &InstanceId) {
+        self.state().remove(id);
+    }
+
     /// The daemon of a container.
     pub fn daemon(&self, id: &InstanceId) -> Option<Arc<FakeDaemon>> {
         self.state().daemons.get(id).cloned()
@@ -201,11 +299,7 @@ impl FakeEngine {
 
     /// Ends a container by itself. Nobody is told.
     pub fn die_unseen(&self, id: &InstanceId) {
-        let mut state = self.state();
-        if let Some(instance) = state.instances.get_mut(id) {
-            instance.address = None;
-        }
-        state.daemons.remove(id);
+        self.state().end_processes(id);
     }
 
     /// Emits an event to all that watch now.
@@ -214,10 +308,61 @@ impl FakeEngine {
         let _ = self.inner.events.send(event);
     }
 
+    /// Lets so many await points pass from now on. There is one before each call does its work and one after. The
+    /// next one, and all that come to theirs later, stop for good: then the test drops the caller, as a crash
+    /// would.
+    pub fn stop_at(&self, passes: usize) {
+        self.state().passes = Some(passes);
+    }
+
+    /// Lets all await points pass again. What has stopped stays so.
+    pub fn never_stop(&self) {
+        self.state().passes = None;
+        self.inner.stopped.send_replace(false);
+    }
+
+    /// Waits until something has stopped.
+    pub async fn stopped(&self) {
+        // The sender lives as long as the engine.
+        let _ = self.inner.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// The calls that hang now, each with its container.
+    pub fn hanging(&self) -> Vec<(Call, Option<InstanceId>)> {
+        self.state().hanging.clone()
+    }
+
+    /// Waits until such a call hangs.
+    pub async fn hangs(&self, call: Call) {
+        self.hung_as(|hanging| hanging.iter().any(|(c, _)| *c == call)).await;
+    }
+
+    /// Waits until the calls that hang are as asked for.
+    pub async fn hung_as(&self, wanted: impl Fn(&[(Call, Option<InstanceId>)]) -> bool) {
+        let mut hung = self.inner.hung.subscribe();
+        // The sender lives as long as the engine.
+        let _ = hung.wait_for(|()| wanted(&self.state().hanging)).await;
+    }
+
+    /// An await point.
+    async fn pass(&self) {
+        tokio::task::yield_now().await;
+        let passes = {
+            let mut state = self.state();
+            let passes = state.passes != Some(0);
+            state.passes = state.passes.map(|left| left.saturating_sub(1));
+            passes
+        };
+        if !passes {
+            self.inner.stopped.send_replace(true);
+            pending::<()>().await;
+        }
+    }
+
     /// Notes a call, and hangs or fails if told to. Every call can be abandoned here, before it has done
     /// anything, and in [`Self::end`].
     async fn begin(&self, call: Call, id: Option<&InstanceId>) -> Result<(), ()> {
-        tokio::task::yield_now().await;
+        self.pass().await;
         let (behaviour, made) = {
             let mut state = self.state();
             state.calls.push((call, id.cloned()));
@@ -226,7 +371,7 @@ impl FakeEngine {
         self.inner.made.send_replace(made);
         match behaviour {
             Some(Behaviour::Hang) => {
-                self.healed(call).await;
+                self.healed(call, id).await;
                 Ok(())
             }
             Some(Behaviour::Fail) => Err(()),
@@ -235,20 +380,21 @@ impl FakeEngine {
     }
 
     /// Waits until a call is no longer told to behave in any way.
-    async fn healed(&self, call: Call) {
+    async fn healed(&self, call: Call, id: Option<&InstanceId>) {
+        let _hanging = Hanging::new(self, call, id);
         let mut healed = self.inner.healed.subscribe();
         // The sender lives as long as the engine.
         let _ = healed.wait_for(|()| !self.state().behaviours.contains_key(&call)).await;
     }
 
     /// Ends a call that has done its work.
-    async fn end(&self, call: Call) -> Result<(), ()> {
-        tokio::task::yield_now().await;
+    async fn end(&self, call: Call, id: Option<&InstanceId>) -> Result<(), ()> {
+        self.pass().await;
         let behaviour = self.state().behaviours.get(&call).copied();
         match behaviour {
             Some(Behaviour::FailAfter) => Err(()),
             Some(Behaviour::HangAfter) => {
-                self.healed(call).await;
+                self.healed(call, id).await;
                 Ok(())
             }
             Some(Behaviour::Fail | Behaviour::Hang) | None => Ok(()),
@@ -256,158 +402,29 @@ impl FakeEngine {
     }
 }
 
-fn refused(call: &'static str) -> impl Fn(()) -> RuntimeError {
-    move |()| RuntimeError::Failed { call, reason: "told to fail".to_owned() }
+/// A call hangs as long as this lives.
+struct Hanging<'a> {
+    engine: &'a FakeEngine,
+    what: (Call, Option<InstanceId>),
 }
 
-fn refusal(call: &str) -> ExecutorError {
-    ExecutorError::Refused(format!("told to fail to {call}"))
+impl<'a> Hanging<'a> {
+    fn new(engine: &'a FakeEngine, call: Call, id: Option<&InstanceId>) -> Self {
+        let what = (call, id.cloned());
+        engine.state().hanging.push(what.clone());
+        engine.inner.hung.send_replace(());
+        Self { engine, what }
+    }
 }
 
-#[async_trait]
-impl Runtime for FakeEngine {
-    fn validate(&self, _: &ContainerSpec) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
-        let missing = |()| RuntimeError::ImageMissing {
-            image: template.image.clone(),
-            template: template.name.to_string(),
-            reason: "told to fail".to_owned(),
-        };
-        self.begin(Call::EnsureImage, None).await.map_err(missing)?;
-        self.end(Call::EnsureImage).await.map_err(missing)?;
-        Ok(ImageFacts::default())
-    }
-
-    async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
-        const WHAT: &str = "create the container";
-        self.begin(Call::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
-        let failed =
-            |error: std::io::Error| RuntimeError::Failed { call: WHAT, reason: error.to_string() };
-        let daemon = if self.inner.daemons {
-            Some(Arc::new(FakeDaemon::start().await.map_err(failed)?))
-        } else {
-            None
-        };
-        let nobody = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let instance = Instance {
-            id: spec.instance.clone(),
-            address: Some(daemon.as_ref().map_or(nobody, |d| d.address().ip())),
-        };
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
         {
-            let mut state = self.state();
-            state.instances.insert(spec.instance.clone(), instance.clone());
-            state.specs.push(spec.clone());
-            if let Some(daemon) = daemon {
-                state.daemons.insert(spec.instance.clone(), daemon);
+            let mut state = self.engine.state();
+            if let Some(place) = state.hanging.iter().position(|what| *what == self.what) {
+                state.hanging.swap_remove(place);
             }
         }
-        self.end(Call::Create).await.map_err(refused(WHAT))?;
-        Ok(instance)
-    }
-
-    async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
-        const WHAT: &str = "list containers";
-        self.begin(Call::List, None).await.map_err(refused(WHAT))?;
-        let all = self.instances();
-        self.end(Call::List).await.map_err(refused(WHAT))?;
-        Ok(all)
-    }
-
-    fn watch(&self) -> BoxStream<'static, RuntimeEvent> {
-        let events = self.inner.events.subscribe();
-        futures::stream::unfold(events, |mut events| async move {
-            let event = match events.recv().await {
-                Ok(event) => event,
-                Err(broadcast::error::RecvError::Lagged(_)) => RuntimeEvent::Resync,
-                // The engine itself is gone: an engine never ends its events.
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            };
-            Some((event, events))
-        })
-        .boxed()
-    }
-
-    async fn thaw(&self, _: &InstanceId) -> Result<(), RuntimeError> {
-        // Nobody freezes these.
-        Ok(())
-    }
-
-    async fn stop(&self, id: &InstanceId, _: u32) -> Result<(), RuntimeError> {
-        const WHAT: &str = "stop the container";
-        self.begin(Call::Stop, Some(id)).await.map_err(refused(WHAT))?;
-        self.die_unseen(id);
-        self.end(Call::Stop).await.map_err(refused(WHAT))
-    }
-
-    async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
-        const WHAT: &str = "remove the container";
-        self.begin(Call::Delete, Some(id)).await.map_err(refused(WHAT))?;
-        {
-            let mut state = self.state();
-            state.instances.remove(id);
-            state.daemons.remove(id);
-        }
-        self.end(Call::Delete).await.map_err(refused(WHAT))
-    }
-
-    fn bounds_disk(&self) -> bool {
-        false
-    }
-
-    async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {
-        const WHAT: &str = "tell what containers have written";
-        self.begin(Call::DiskUsage, None).await.map_err(refused(WHAT))?;
-        let usage = self.state().disk_usage.clone();
-        self.end(Call::DiskUsage).await.map_err(refused(WHAT))?;
-        Ok(usage)
-    }
-
-    fn disk_space(&self) -> Option<DiskSpace> {
-        self.state().disk_space
-    }
-
-    async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
-        const WHAT: &str = "read the container's log";
-        self.begin(Call::LastLines, Some(id)).await.map_err(refused(WHAT))?;
-        self.end(Call::LastLines).await.map_err(refused(WHAT))?;
-        Ok(vec!["the last line".to_owned()])
-    }
-}
-
-#[async_trait]
-impl ExecutorClient for FakeEngine {
-    async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
-        self.begin(Call::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))?;
-        self.state().claims.push(claim.clone());
-        self.end(Call::Claim).await.map_err(|()| refusal("claim"))
-    }
-
-    async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
-        self.end(Call::Sync).await.map_err(|()| refusal("sync"))?;
-        Ok(Flushed::Complete)
-    }
-
-    async fn stop(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::StopExecutor, Some(&instance.id)).await.map_err(|()| refusal("stop"))?;
-        self.end(Call::StopExecutor).await.map_err(|()| refusal("stop"))?;
-        Ok(Flushed::Complete)
-    }
-}
-
-#[async_trait]
-impl Workspaces for FakeEngine {
-    async fn prepare(&self, workspace: &WorkspaceSpec) -> Result<(), WorkspaceError> {
-        let failed = |()| WorkspaceError::Unreachable("told to fail".to_owned());
-        self.begin(Call::Prepare, None).await.map_err(failed)?;
-        self.state().prepared.push(workspace.clone());
-        self.end(Call::Prepare).await.map_err(failed)
-    }
-
-    fn release(&self, id: &SandboxId) {
-        self.state().released.push(id.clone());
+        self.engine.inner.hung.send_replace(());
     }
 }

@@ -133,6 +133,13 @@ impl FromStr for SandboxId {
 pub struct TemplateId(String);
 string_id!(TemplateId);
 
+impl TemplateId {
+    /// A fresh id of 20 random characters (control-plane 4.1).
+    pub fn random() -> Self {
+        Self(random_lower_alphanumeric::<20>())
+    }
+}
+
 impl FromStr for TemplateId {
     type Err = InvalidId;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -148,6 +155,13 @@ impl FromStr for TemplateId {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TemplateName(String);
 string_id!(TemplateName);
+
+impl From<TemplateId> for TemplateName {
+    /// What a template without a name of its own is called: its id is a valid name.
+    fn from(id: TemplateId) -> Self {
+        Self(id.0)
+    }
+}
 
 impl FromStr for TemplateName {
     type Err = InvalidId;
@@ -260,6 +274,31 @@ impl TeamId {
 impl fmt::Display for TeamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Names one build of a template: one image (control-plane 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BuildId(pub Uuid);
+
+impl BuildId {
+    /// A fresh build id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for BuildId {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = Uuid::parse_str(text);
+        id.map(Self).map_err(|_| InvalidId::new("build id", text, "it must be a UUID"))
     }
 }
 

@@ -4,15 +4,19 @@
 //! at the edge, into these types; what holds a value of one of them need not check it again.
 #![deny(missing_docs)]
 
+mod error_chain;
 mod ids;
+mod lifecycle;
 mod network;
 mod template;
 mod workspace;
 
+pub use error_chain::error_chain;
 pub use ids::{
-    InstallationId, InstanceId, InvalidId, InvalidSandboxId, SandboxId, SessionId, TeamId,
+    BuildId, InstallationId, InstanceId, InvalidId, InvalidSandboxId, SandboxId, SessionId, TeamId,
     TemplateId, TemplateName,
 };
+pub use lifecycle::{Lifecycle, OnTimeout, PauseKind};
 pub use network::{HostMask, InvalidHostMask, Network};
 pub use template::{DEFAULT_DISK_MIB, Template, TemplateKind};
 pub use workspace::{

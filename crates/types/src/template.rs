@@ -14,6 +14,8 @@ pub enum TemplateKind {
     BuiltIn,
     /// An entry of the server's configuration.
     Configured,
+    /// Made from a sandbox: its image is on the engine and nowhere else.
+    Snapshot,
 }
 
 /// What a sandbox starts from, as configured. Values a template leaves out were filled with the
@@ -51,6 +53,16 @@ pub struct Template {
     pub interpreter: bool,
     /// Where a session's workspace appears; `{session_id}` in it stands for the session.
     pub workspace_target: TargetPath,
+    /// Containers that wait in the pool at least, without and with a workspace each.
+    #[serde(default)]
+    pub pool: u32,
+}
+
+impl Template {
+    /// The name that clients see; `None` for a snapshot that was given none.
+    pub fn alias(&self) -> Option<&TemplateName> {
+        (self.name.as_str() != self.id.as_str()).then_some(&self.name)
+    }
 }
 
 /// [`Template::disk_mib`] where nothing else is said, in MiB.

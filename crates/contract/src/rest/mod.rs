@@ -7,10 +7,10 @@ mod sandbox;
 
 pub use error::ErrorBody;
 pub use request::{
-    AutoResume, ConnectBody, CreateBody, EgressProxyBody, Iam, NetworkBody, RefreshBody,
-    TimeoutBody,
+    AutoResume, ConnectBody, CreateBody, EgressProxyBody, ForkBody, Iam, NetworkBody, PauseBody,
+    RefreshBody, ResumeBody, SnapshotBody, TimeoutBody,
 };
 pub use sandbox::{
-    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, SandboxBody, SandboxDetailBody,
-    VisibleState, VolumeMount,
+    CLIENT_ID, ForkedBody, Lifecycle, ListedSandboxBody, OnTimeout, PauseMode, SandboxBody,
+    SandboxDetailBody, SnapshotInfoBody, VisibleState, VolumeMount,
 };

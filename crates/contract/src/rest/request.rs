@@ -96,6 +96,46 @@ pub struct RefreshBody {
     pub duration: Option<i32>,
 }
 
+/// Body of `POST …/pause` (control-plane 3.4).
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseBody {
+    /// Whether memory and processes are kept; they are if absent.
+    pub memory: Option<bool>,
+    /// Whether the pause is refused if the in-sandbox API does not answer.
+    pub require_healthy_guest: Option<bool>,
+}
+
+/// Body of `POST …/resume`, deprecated (control-plane 3.4).
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeBody {
+    /// Seconds to live from now.
+    pub timeout: Option<i32>,
+    /// Whether this run ends with a pause.
+    pub auto_pause: Option<bool>,
+    /// Whether a paused sandbox gets its memory back.
+    pub memory: Option<bool>,
+}
+
+/// Body of `POST …/fork` (control-plane 3.5).
+#[derive(Default, Deserialize)]
+pub struct ForkBody {
+    /// Seconds that each copy lives from its start.
+    pub timeout: Option<i32>,
+    /// How many copies.
+    pub count: Option<i32>,
+}
+
+/// Body of `POST …/snapshots` (control-plane 3.5).
+#[derive(Default, Deserialize)]
+pub struct SnapshotBody {
+    /// What it is called: `[namespace/]name[:tag]`.
+    pub name: Option<String>,
+    /// Whether memory is kept. It never is here, whatever is asked.
+    pub memory: Option<bool>,
+}
+
 /// Body of both connects (control-plane 3.4).
 #[derive(Default, Deserialize)]
 pub struct ConnectBody {

@@ -139,6 +139,39 @@ pub struct SandboxDetailBody {
     pub network: Option<Network>,
     /// What happens when the time is over.
     pub lifecycle: Lifecycle,
+    /// What the latest pause kept; only while it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_mode: Option<PauseMode>,
+}
+
+/// Member `pauseMode` of [`SandboxDetailBody`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PauseMode {
+    /// Memory and files.
+    Full,
+    /// Files.
+    Filesystem,
+}
+
+/// An entry of the answer to `POST …/fork`: one of both (control-plane 3.5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForkedBody {
+    /// The copy.
+    Sandbox(SandboxBody),
+    /// Why there is none.
+    Error(super::ErrorBody),
+}
+
+/// `SnapshotInfo` (control-plane 3.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfoBody {
+    /// What a create can name, with the tag.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    /// Its names, with the namespace and without a tag.
+    pub names: Vec<String>,
 }
 
 #[cfg(test)]
@@ -168,6 +201,7 @@ mod tests {
             "domain": "sbx.localhost:3002",
             "network": {"allowPublicTraffic": false},
             "lifecycle": {"autoResume": false, "onTimeout": "kill"},
+            "pauseMode": "filesystem",
         });
         let detail: SandboxDetailBody = serde_json::from_value(wire.clone()).expect("readable");
         assert_eq!(serde_json::to_value(detail).expect("writable"), wire);

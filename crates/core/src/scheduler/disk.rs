@@ -5,10 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use sandyard_types::{InstanceId, SandboxId};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::task::Request;
-use super::{Scheduler, State};
+use super::Scheduler;
+use crate::State;
+use crate::events::EndReason;
+use crate::sandbox::Request;
 
 /// The part of the engine's disk that is kept free, as one of so many.
 const KEPT_FREE: u64 = 20;
@@ -109,14 +112,15 @@ impl Scheduler {
     ) -> Vec<DiskUser> {
         let entries = self.shared.entries();
         let user = |(id, entry): (&SandboxId, &super::Entry)| {
-            let sandbox = entry.live.as_ref()?.view.borrow().clone();
-            let (_, written) = usage.iter().find(|(instance, _)| *instance == entry.instance)?;
+            let sandbox = entry.view.borrow().clone();
+            let instance = &sandbox.instance.id;
+            let (_, written) = usage.iter().find(|(used, _)| used == instance)?;
             let limit = u64::from(sandbox.template.disk_mib) << 20;
-            (sandbox.state != State::Killing).then(|| DiskUser {
+            sandbox.state.is_visible().then(|| DiskUser {
                 id: id.clone(),
                 limit,
                 written: *written,
-                added: written.saturating_sub(before.get(&entry.instance).copied().unwrap_or(0)),
+                added: written.saturating_sub(before.get(instance).copied().unwrap_or(0)),
             })
         };
         entries.iter().filter_map(user).collect()
@@ -125,14 +129,19 @@ impl Scheduler {
     /// Whether a sandbox's end is under way. One whose end failed runs on, and takes no other's turn.
     fn is_ending(&self, id: &SandboxId) -> bool {
         let entries = self.shared.entries();
-        let live = entries.get(id).map(|entry| entry.live.as_ref());
-        live.is_some_and(|live| live.is_none_or(|live| live.view.borrow().state == State::Killing))
+        entries.get(id).is_some_and(|entry| entry.view.borrow().state == State::Killing)
     }
 
     async fn end_exceeding(&self, id: &SandboxId, what: String) {
-        if let Some(live) = self.live(id) {
-            // A task that has ended has nothing left to end.
-            let _ = live.requests.send(Request::Exceeded(what)).await;
+        let driver = {
+            let entries = self.shared.entries();
+            entries.get(id).map(|entry| entry.requests.clone())
+        };
+        if let Some(driver) = driver {
+            warn!(sandbox.id = %id, reason = what, "ending the sandbox");
+            let (answer, _nobody) = oneshot::channel();
+            // A driver that has ended has nothing left to end.
+            let _ = driver.send(Request::Kill { reason: EndReason::Exceeded, answer }).await;
         }
     }
 }

@@ -1,10 +1,14 @@
 //! Why the scheduler refuses or fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use sandyard_types::{InvalidWorkspace, SandboxId, SessionId};
+use sandyard_types::{InvalidWorkspace, SandboxId, SessionId, error_chain};
 
-use crate::{ExecutorError, Op, RuntimeError, State, StoreError, UnknownTemplate, WorkspaceError};
+use crate::{
+    DeleteRefusal, ExecutorError, InvalidSnapshotName, Op, RuntimeError, State, StoreError,
+    UnknownTemplate, WorkspaceError,
+};
 
 /// Why the scheduler refuses or fails: what was tried, on what; the source says why.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,7 @@ pub enum SandboxError {
     /// The engine refused or failed.
     #[error("failed to {op} sandbox '{id}'")]
     Runtime {
-        /// What was tried ("create", "delete").
+        /// What was tried ("create", "pause", "remove").
         op: &'static str,
         /// On which sandbox.
         id: SandboxId,
@@ -107,6 +111,67 @@ pub enum SandboxError {
         /// Bytes that were left, where the driver can tell.
         bytes_left: Option<u64>,
     },
+    /// The workspace could not be brought into the store before a pause or snapshot. The sandbox runs on.
+    #[error("the workspace of sandbox '{id}' was not wholly in the store after {} s{}; it runs on: is the object store in reach?", limit.as_secs(), left(*.bytes_left))]
+    NotFlushed {
+        /// Which.
+        id: SandboxId,
+        /// The barrier's limit.
+        limit: Duration,
+        /// Bytes that were left, where the driver can tell.
+        bytes_left: Option<u64>,
+    },
+    /// A pause or a resume could not be noted, and was undone.
+    #[error("sandbox '{id}' is as it was before: what was asked could not be noted")]
+    NotNoted {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: StoreError,
+    },
+    /// The processes could not be halted for a pause or snapshot. The sandbox runs on.
+    #[error("the processes of sandbox '{id}' could not be halted; it runs on")]
+    NotHalted {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: ExecutorError,
+    },
+    /// A paused sandbox did not become ready. It is paused as before.
+    #[error("sandbox '{id}' did not become ready after its pause; it is still paused")]
+    NotResumed {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        source: ExecutorError,
+    },
+    /// Somebody removed the container of a paused sandbox.
+    #[error(
+        "sandbox '{0}' is lost: its container was removed from the engine; create a new sandbox"
+    )]
+    ContainerGone(SandboxId),
+    /// A snapshot cannot have this name.
+    #[error(transparent)]
+    SnapshotName(#[from] InvalidSnapshotName),
+    /// A template cannot be deleted.
+    #[error(transparent)]
+    Delete(#[from] DeleteRefusal),
+    /// More forks than the team may have sandboxes.
+    #[error(
+        "{count} forks are too many: the team may have {max} sandboxes at once, the source among them"
+    )]
+    TooManyForks {
+        /// How many were asked for.
+        count: usize,
+        /// The team's maximum.
+        max: usize,
+    },
+    /// The server ends.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// A failure that several callers are told.
+    #[error(transparent)]
+    Shared(Arc<SandboxError>),
     /// The data base failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -123,13 +188,6 @@ fn left(bytes: Option<u64>) -> String {
 impl SandboxError {
     /// The error and all its sources in one line, for logs and for clients that should see why.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
+        error_chain(self)
     }
 }

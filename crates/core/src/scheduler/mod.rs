@@ -1,33 +1,34 @@
-//! The scheduler: makes sandboxes, keeps a task for each, and brings store and engine together.
+//! The scheduler: makes sandboxes, keeps a driver for each, and brings store and engine together.
 
 mod disk;
 mod error;
-mod provision;
+mod frozen;
 mod reconcile;
-mod task;
+mod shared;
+mod snapshots;
 
-use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use sandyard_types::{
-    BucketName, Cache, InstanceId, Network, SandboxId, SessionId, TeamId, Template, WorkspaceSpec,
+    BucketName, Cache, InstanceId, PauseKind, SandboxId, TeamId, Template, WorkspaceSpec,
 };
-use time::OffsetDateTime;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
-use tracing::{Instrument as _, error, info, info_span, warn};
+use tracing::{Instrument as _, error, info_span, warn};
 
 pub use error::SandboxError;
-use task::Request;
+pub(crate) use shared::{Entry, Shared};
 
+use crate::events::{EndReason, Event};
+use crate::sandbox::transition::create::spec_of;
+use crate::sandbox::{Answer, Bound, Driver, Request, RunRequest};
 use crate::store::{Record, Stage};
 use crate::{
-    ExecutorClient, Flushed, Instance, Op, Runtime, RuntimeEvent, State, Store, TemplateReference,
-    Templates, Workspaces,
+    Catalogue, Connected, ContainerState, CreateSandbox, ExecutorClient, Flushed, Instance, Op,
+    PoolReport, PoolSettings, Runtime, Sandbox, State, Store, Workspaces, now, workspace,
 };
 
 /// What bounds the server puts on sandboxes.
@@ -35,12 +36,16 @@ use crate::{
 pub struct Limits {
     /// The longest life of a sandbox, from its start (control-plane 1.1: "maximum sandbox length").
     pub max_length: Duration,
-    /// Sandboxes a team may have at once.
+    /// Sandboxes a team may have running at once.
     pub max_sandboxes: usize,
     /// How long the durability barrier may take (design 6.3).
     pub flush: Duration,
     /// Between two looks at what sandboxes have written.
     pub disk_watch: Duration,
+    /// How the pool is kept.
+    pub pool: PoolSettings,
+    /// The memory that all frozen sandboxes may keep together, in bytes; `None`: as much as there is.
+    pub frozen_memory: Option<u64>,
 }
 
 /// Everything the scheduler works with.
@@ -53,8 +58,8 @@ pub struct SchedulerParts {
     pub workspaces: Arc<dyn Workspaces>,
     /// The data base.
     pub store: Store,
-    /// The templates.
-    pub templates: Templates,
+    /// The templates of the configuration; their names and ids are unique.
+    pub templates: Vec<Template>,
     /// The bounds.
     pub limits: Limits,
     /// Where workspaces' prefixes live.
@@ -63,69 +68,12 @@ pub struct SchedulerParts {
     pub cache: Cache,
 }
 
-/// What a create request asks for.
-#[derive(Clone, Debug)]
-pub struct CreateSandbox {
-    /// Which template.
-    pub template: TemplateReference,
-    /// How long it lives from its start; at most [`Limits::max_length`], not zero.
-    pub timeout: Duration,
-    /// What the client notes about it.
-    pub metadata: BTreeMap<String, String>,
-    /// Environment of every process, over the template's and the image's.
-    pub env: BTreeMap<String, String>,
-    /// Whether the client shows the sandbox's access token for RPC and files. Where not, the proxy shows it.
-    pub secure: bool,
-    /// What the client said about internet access, if anything.
-    pub internet: Option<bool>,
-    /// What the client said about other traffic, if anything.
-    pub network: Option<Network>,
-    /// The session whose workspace is mounted.
-    pub session: Option<SessionId>,
-}
-
-/// What others see of a sandbox.
-#[derive(Clone, Debug)]
-pub struct Sandbox {
-    /// Its id.
-    pub id: SandboxId,
-    /// The team that owns it.
-    pub team: TeamId,
-    /// What it was started from.
-    pub template: Arc<Template>,
-    /// When its present run began, to the microsecond.
-    pub started_at: OffsetDateTime,
-    /// When that run ends if nobody changes it, to the microsecond.
-    pub end_at: OffsetDateTime,
-    /// What it is doing.
-    pub state: State,
-    /// What the client noted about it.
-    pub metadata: Arc<BTreeMap<String, String>>,
-    /// Whether its client shows its access token for RPC and files. Where not, the proxy shows it.
-    pub secure: bool,
-    /// What the client said about internet access, if anything.
-    pub internet: Option<bool>,
-    /// What the client said about other traffic, if anything.
-    pub network: Option<Arc<Network>>,
-    /// Its container.
-    pub instance: Instance,
-    /// What is mounted in it.
-    pub workspace: Option<Arc<WorkspaceSpec>>,
-}
-
-impl Sandbox {
-    /// Whether its own ports are open to whoever knows their names.
-    pub fn is_public(&self) -> bool {
-        self.network.as_deref().is_none_or(Network::is_public)
-    }
-}
-
 /// What of the object store a sandbox may reach, and from where.
 #[derive(Clone, Debug)]
 pub struct ReachableWorkspace {
     /// What is mounted in it.
     pub spec: Arc<WorkspaceSpec>,
-    /// Its container's address; `None` while that does not exist.
+    /// Its container's address; `None` while that does not exist or is stopped.
     pub from: Option<IpAddr>,
 }
 
@@ -138,127 +86,96 @@ pub struct ShutdownReport {
     pub unsynced: Vec<SandboxId>,
 }
 
-/// What the scheduler keeps in memory of one sandbox.
-struct Entry {
-    team: TeamId,
-    /// Names its container, from before that exists.
-    instance: InstanceId,
-    /// Where its container is, from before anything in it needs the object store.
-    address: Option<IpAddr>,
-    /// Known before the container exists, so that a mount's key works from its first request.
-    workspace: Option<Arc<WorkspaceSpec>>,
-    /// `None` while it is being created: nobody but the gateway may see it.
-    live: Option<Live>,
-}
-
-/// The way to a sandbox's task.
-#[derive(Clone)]
-struct Live {
-    requests: mpsc::Sender<Request>,
-    view: watch::Receiver<Arc<Sandbox>>,
-}
-
-/// What all tasks share.
-struct Shared {
-    parts: SchedulerParts,
-    entries: Mutex<HashMap<SandboxId, Entry>>,
-    /// Told whenever an entry goes.
-    gone: Notify,
-    /// Whether the engine's disk has less left than is kept free.
-    disk_is_full: AtomicBool,
-}
-
-impl Shared {
-    /// The entries. No code that holds the guard can panic half-way through a change, so a poisoned
-    /// lock still guards whole entries.
-    fn entries(&self) -> MutexGuard<'_, HashMap<SandboxId, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget(&self, id: &SandboxId) {
-        self.entries().remove(id);
-        self.parts.workspaces.release(id);
-        self.gone.notify_waiters();
-    }
-}
-
 /// Decides what runs. Cheap to clone: all clones are one scheduler.
 #[derive(Clone)]
 pub struct Scheduler {
     shared: Arc<Shared>,
-    /// Owner of every sandbox's task and of every create that is under way. Not an asynchronous lock: a
-    /// create that is given up must not be able to stop between its reservation and its task.
+    /// Owner of every driver. Not an asynchronous lock: a create that is given up must not be able to stop between
+    /// its reservation and its driver.
     tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+/// A sandbox that was just made and whose client does not know of it yet. Dropped without [`NewSandbox::keep`] it
+/// ends: nobody could ever use it.
+#[derive(Debug)]
+pub struct NewSandbox {
+    sandbox: Arc<Sandbox>,
+    abandon: Option<tokio::sync::mpsc::Sender<Request>>,
+}
+
+impl NewSandbox {
+    pub(crate) fn new(sandbox: Arc<Sandbox>, driver: tokio::sync::mpsc::Sender<Request>) -> Self {
+        Self { sandbox, abandon: Some(driver) }
+    }
+
+    /// The sandbox, whose client is told of it now.
+    pub fn keep(mut self) -> Arc<Sandbox> {
+        self.abandon = None;
+        self.sandbox.clone()
+    }
+
+    /// The sandbox, before it is kept.
+    pub fn sandbox(&self) -> &Arc<Sandbox> {
+        &self.sandbox
+    }
+}
+
+impl Drop for NewSandbox {
+    fn drop(&mut self) {
+        if let Some(driver) = self.abandon.take() {
+            let (answer, _nobody) = oneshot::channel();
+            let request = Request::Kill { reason: EndReason::Abandoned, answer };
+            // The queue of a sandbox that nobody knows is empty.
+            if driver.try_send(request).is_err() {
+                warn!(sandbox.id = %self.sandbox.id, "a sandbox that nobody knows of lives to its end time");
+            }
+        }
+    }
+}
+
+/// A create that was accepted: its driver runs.
+struct Accepted {
+    id: SandboxId,
+    created: oneshot::Receiver<Result<NewSandbox, SandboxError>>,
 }
 
 impl Scheduler {
     /// Brings store and engine together, in both directions: adopts what lives and is known, ends
-    /// what is known and due or dead, removes what nobody owns (design 4).
+    /// what is known and due or dead, removes what nobody owns (design 4). What the engine does not let be removed is
+    /// tried again in the background, and what the store cannot read is left alone.
     ///
     /// # Errors
     /// The store's or the engine's failure to say what they hold.
     pub async fn start(parts: SchedulerParts) -> Result<Self, SandboxError> {
-        let shared = Arc::new(Shared {
-            parts,
-            entries: Mutex::default(),
-            gone: Notify::new(),
-            disk_is_full: AtomicBool::new(false),
-        });
+        let catalogue = Catalogue::load(parts.templates.clone(), parts.store.clone()).await?;
+        let shared = Arc::new(Shared::new(parts, catalogue));
         let scheduler = Self { shared, tasks: Arc::default() };
         scheduler.reconcile().await?;
         Ok(scheduler)
     }
 
-    /// Follows the engine's events until dropped: a container that ends by itself ends its sandbox.
-    pub async fn watch(&self) {
-        let mut events = self.shared.parts.runtime.watch();
-        while let Some(event) = events.next().await {
-            match event {
-                RuntimeEvent::Died(instance) => {
-                    if let Some(id) = self.sandbox_of(&instance) {
-                        self.report_death(&id).await;
-                    }
-                }
-                RuntimeEvent::Resync => {
-                    // Who runs is asked before the engine is: a sandbox that becomes ready while the engine
-                    // answers would be missing in the answer.
-                    let known = self.instances();
-                    match self.shared.parts.runtime.list().await {
-                        Ok(instances) => self.report_missing(known, &instances).await,
-                        Err(error) => warn!(%error, "cannot compare sandboxes with the engine"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// The sandbox that a container is; `None` for one that is nobody's.
-    fn sandbox_of(&self, instance: &InstanceId) -> Option<SandboxId> {
-        let entries = self.shared.entries();
-        let found = entries.iter().find(|(_, entry)| entry.instance == *instance);
-        found.map(|(id, _)| id.clone())
-    }
-
-    async fn report_death(&self, id: &SandboxId) {
-        if let Some(live) = self.live(id) {
-            // A task that has ended knows already.
-            let _ = live.requests.send(Request::Died).await;
-        }
-    }
-
-    /// All sandboxes that have a task, with their containers.
+    /// All sandboxes, with their containers.
     pub fn instances(&self) -> Vec<(SandboxId, InstanceId)> {
         let entries = self.shared.entries();
-        let live = entries.iter().filter(|(_, entry)| entry.live.is_some());
-        live.map(|(id, entry)| (id.clone(), entry.instance.clone())).collect()
+        let pair = |(id, entry): (&SandboxId, &Entry)| {
+            (id.clone(), entry.view.borrow().instance.id.clone())
+        };
+        entries.iter().map(pair).collect()
     }
 
-    /// Ends those that the engine no longer runs.
-    async fn report_missing(&self, known: Vec<(SandboxId, InstanceId)>, instances: &[Instance]) {
-        let runs = |id: &InstanceId| instances.iter().any(|i| i.id == *id && i.address.is_some());
-        for (id, _) in known.iter().filter(|(_, instance)| !runs(instance)) {
-            self.report_death(id).await;
-        }
+    /// What is in the pool.
+    pub fn pool(&self) -> Vec<PoolReport> {
+        self.shared.pool.report()
+    }
+
+    /// Keeps the pool as it should be, until dropped.
+    pub async fn keep_pool(&self) {
+        self.shared.pool.keep().await;
+    }
+
+    /// What happens to sandboxes from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
     }
 
     /// The bounds.
@@ -267,8 +184,8 @@ impl Scheduler {
     }
 
     /// The templates.
-    pub fn templates(&self) -> &Templates {
-        &self.shared.parts.templates
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.shared.catalogue
     }
 
     /// The store.
@@ -277,7 +194,7 @@ impl Scheduler {
     }
 
     /// Makes a sandbox. Returns when it takes requests and its workspace is mounted. If the caller
-    /// gives up before that, the sandbox is ended as soon as it is made, because nobody knows its id.
+    /// gives up before that, or drops the result, the sandbox is ended, because nobody knows its id.
     ///
     /// # Errors
     /// [`SandboxError`]; nothing of the sandbox is left then.
@@ -285,77 +202,78 @@ impl Scheduler {
         &self,
         team: TeamId,
         request: CreateSandbox,
-    ) -> Result<Arc<Sandbox>, SandboxError> {
-        let provision = self.provision(team, request)?;
-        let id = provision.id.clone();
-        let span = info_span!("sandbox", sandbox.id = %id);
-        let (answer, created) = oneshot::channel();
-        provision.reserve().await?;
-        let task = async move {
-            match provision.run().await {
-                Ok((record, instance)) => {
-                    let task = task::SandboxTask::new(provision.shared, record, instance);
-                    let sandbox = task.publish();
-                    if answer.send(Ok(sandbox)).is_err() {
-                        info!("the client left before its sandbox was ready: ending it");
-                        task.run_abandoned().await;
-                    } else {
-                        task.run().await;
-                    }
-                }
-                Err(failure) => {
-                    let half_done = matches!(failure, SandboxError::Cleanup { .. });
-                    // Nobody may be listening any more; the log has it in any case.
-                    if let Err(Err(failure)) = answer.send(Err(failure)) {
-                        warn!(failure = failure.chain(), "a create that nobody waits for failed");
-                    }
-                    if half_done {
-                        provision.undo_in_the_end().await;
-                    }
-                }
+    ) -> Result<NewSandbox, SandboxError> {
+        let template = self.catalogue().resolve(team, &request.template)?;
+        self.shared.pool.offer(&template);
+        let session = request.session.as_ref();
+        let workspace = match session {
+            Some(session) => {
+                Some(workspace::resolve(&self.shared.parts, team, &template, session).await?)
             }
+            None => None,
         };
-        self.spawn(task.instrument(span));
+        let record = Record {
+            id: SandboxId::random(),
+            team,
+            template,
+            instance: InstanceId::random(),
+            stage: Stage::Creating,
+            started_at: now(),
+            end_at: now() + request.timeout,
+            metadata: Arc::new(request.metadata),
+            env: request.env,
+            image_env: Default::default(),
+            image_workdir: None,
+            secure: request.secure,
+            internet: request.internet,
+            network: request.network.map(Arc::new),
+            workspace,
+            timeout: request.timeout,
+            lifecycle: request.lifecycle,
+        };
+        self.made(self.accept(record)?).await
+    }
+
+    /// Waits until a create that was accepted is done.
+    async fn made(&self, accepted: Accepted) -> Result<NewSandbox, SandboxError> {
+        let Accepted { id, created } = accepted;
         created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
     }
 
-    /// The making of a sandbox in the caller's own future, up to where the sandbox would be served: for
-    /// tests that drop it half-way, as the end of the process does.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    #[doc(hidden)]
-    pub async fn create_unserved(
-        &self,
-        team: TeamId,
-        request: CreateSandbox,
-    ) -> Result<(), SandboxError> {
-        let provision = self.provision(team, request)?;
-        provision.reserve().await?;
-        provision.run().await.map(drop)
+    /// Checks a create, takes a place for it and starts its driver.
+    fn accept(&self, mut record: Record) -> Result<Accepted, SandboxError> {
+        self.check_length(record.timeout)?;
+        if self.shared.disk_is_full.load(Ordering::Relaxed) {
+            return Err(SandboxError::DiskFull);
+        }
+        let id = record.id.clone();
+        let (answer, created) = oneshot::channel();
+        let warm = self.shared.pool.take(&spec_of(&self.shared, &record));
+        if let Some(warm) = &warm {
+            record.instance = warm.instance.id.clone();
+        }
+        let state = ContainerState::Stopped;
+        let instance = Instance { id: record.instance.clone(), state, address: None };
+        let driver = Driver::new(self.shared.clone(), record, instance);
+        if let Err(refused) = self.shared.reserve(&id, driver.entry()) {
+            self.shared.pool.give_back(warm);
+            return Err(refused);
+        }
+        let span = info_span!(parent: None, "sandbox", sandbox.id = %id);
+        self.spawn(driver.create(warm, answer).instrument(span));
+        Ok(Accepted { id, created })
     }
 
-    fn provision(
-        &self,
-        team: TeamId,
-        request: CreateSandbox,
-    ) -> Result<provision::Provision, SandboxError> {
-        let template = self.templates().resolve(&request.template)?;
+    fn check_length(&self, timeout: Duration) -> Result<(), SandboxError> {
         let max = self.limits().max_length;
-        if request.timeout.is_zero() {
+        if timeout.is_zero() {
             return Err(SandboxError::ZeroTimeout);
         }
-        if request.timeout > max {
-            return Err(SandboxError::TimeoutTooLong { max });
-        }
-        Ok(provision::Provision {
-            shared: self.shared.clone(),
-            id: SandboxId::random(),
-            instance: InstanceId::random(),
-            team,
-            template,
-            request,
-        })
+        self.check_maximum(timeout, max)
+    }
+
+    fn check_maximum(&self, timeout: Duration, max: Duration) -> Result<(), SandboxError> {
+        if timeout > max { Err(SandboxError::TimeoutTooLong { max }) } else { Ok(()) }
     }
 
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
@@ -369,21 +287,10 @@ impl Scheduler {
             if let Err(error) = ended
                 && error.is_panic()
             {
-                error!(%error, "a sandbox's task panicked");
+                error!(%error, "a sandbox's driver panicked");
             }
         }
         tasks.spawn(task);
-    }
-
-    fn live(&self, id: &SandboxId) -> Option<Live> {
-        self.shared.entries().get(id).and_then(|entry| entry.live.clone())
-    }
-
-    fn of_team(&self, team: TeamId, id: &SandboxId) -> Result<Live, SandboxError> {
-        let entries = self.shared.entries();
-        let entry = entries.get(id).filter(|entry| entry.team == team);
-        let live = entry.and_then(|entry| entry.live.clone());
-        live.ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
     /// A sandbox of the team as it is now.
@@ -391,25 +298,30 @@ impl Scheduler {
     /// # Errors
     /// [`SandboxError::NotFound`] if it is unknown, of another team, or being killed.
     pub fn get(&self, team: TeamId, id: &SandboxId) -> Result<Arc<Sandbox>, SandboxError> {
-        let sandbox = self.of_team(team, id)?.view.borrow().clone();
-        if sandbox.state == State::Killing {
-            return Err(SandboxError::NotFound(id.clone()));
-        }
-        Ok(sandbox)
+        let found = self.route(id).filter(|sandbox| sandbox.team == team);
+        found.ok_or_else(|| SandboxError::NotFound(id.clone()))
     }
 
-    /// All sandboxes of the team but those being killed, in no order.
+    /// All sandboxes of the team but those being made or killed, in no order.
     pub fn list(&self, team: TeamId) -> Vec<Arc<Sandbox>> {
         let entries = self.shared.entries();
-        let live = entries.values().filter(|entry| entry.team == team);
-        let views = live.filter_map(|entry| entry.live.as_ref().map(|l| l.view.borrow().clone()));
-        views.filter(|sandbox| sandbox.state != State::Killing).collect()
+        let own = entries.values().filter(|entry| entry.team == team);
+        let views = own.map(|entry| entry.view.borrow().clone());
+        views.filter(|sandbox| sandbox.state.is_visible()).collect()
     }
 
-    /// The sandbox whatever its team, for the proxy. `None` if it is unknown or being killed.
+    /// The sandbox whatever its team, for the proxy. `None` if it is unknown, being made or being killed.
     pub fn route(&self, id: &SandboxId) -> Option<Arc<Sandbox>> {
-        let sandbox = self.live(id)?.view.borrow().clone();
-        (sandbox.state != State::Killing).then_some(sandbox)
+        let entries = self.shared.entries();
+        let sandbox = entries.get(id)?.view.borrow().clone();
+        sandbox.state.is_visible().then_some(sandbox)
+    }
+
+    /// All sandboxes whatever their team that clients can reach, for the proxy.
+    pub fn routes(&self) -> Vec<Arc<Sandbox>> {
+        let entries = self.shared.entries();
+        let views = entries.values().map(|entry| entry.view.borrow().clone());
+        views.filter(|sandbox| sandbox.state.is_visible()).collect()
     }
 
     /// Whether the address belongs to a sandbox of any team, also to one that is still made or ended.
@@ -427,14 +339,18 @@ impl Scheduler {
 
     async fn ask<T>(
         &self,
-        team: TeamId,
+        team: Option<TeamId>,
         id: &SandboxId,
-        request: impl FnOnce(oneshot::Sender<Result<T, SandboxError>>) -> Request,
+        request: impl FnOnce(Answer<T>) -> Request,
     ) -> Result<T, SandboxError> {
-        let live = self.of_team(team, id)?;
-        let (answer, answered) = oneshot::channel();
         let not_found = || SandboxError::NotFound(id.clone());
-        live.requests.send(request(answer)).await.map_err(|_| not_found())?;
+        let driver = {
+            let entries = self.shared.entries();
+            let entry = entries.get(id).filter(|entry| team.is_none_or(|team| entry.team == team));
+            entry.map(|entry| entry.requests.clone()).ok_or_else(not_found)?
+        };
+        let (answer, answered) = oneshot::channel();
+        driver.send(request(answer)).await.map_err(|_| not_found())?;
         answered.await.map_err(|_| not_found())?
     }
 
@@ -445,7 +361,46 @@ impl Scheduler {
     /// [`SandboxError::NotFound`]; [`SandboxError::DataLeft`] if it is gone but the barrier's limit was
     /// over first.
     pub async fn kill(&self, team: TeamId, id: &SandboxId) -> Result<(), SandboxError> {
-        self.ask(team, id, |answer| Request::Kill { answer }).await
+        let reason = EndReason::Killed;
+        self.ask(Some(team), id, |answer| Request::Kill { reason, answer }).await
+    }
+
+    /// Pauses a sandbox. Returns when it is paused, and everything of its workspace in the store (control-plane
+    /// 3.4). With `require_healthy` its daemon must answer.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`], [`SandboxError::Conflict`] if it is paused already; others if it could not be
+    /// paused: it runs on then.
+    pub async fn pause(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        kind: PauseKind,
+        require_healthy: bool,
+    ) -> Result<(), SandboxError> {
+        let request = |answer| Request::Pause { kind, require_healthy, answer };
+        self.ask(Some(team), id, request).await
+    }
+
+    /// Resumes a paused sandbox, with a new end time (control-plane 3.4). `auto_pause` replaces what happens at the
+    /// end of this run.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`], [`SandboxError::Conflict`] if it runs, [`SandboxError::TooMany`].
+    pub async fn resume(
+        &self,
+        team: TeamId,
+        id: &SandboxId,
+        timeout: Duration,
+        memory: bool,
+        auto_pause: Option<bool>,
+    ) -> Result<Connected, SandboxError> {
+        self.check_length(timeout)?;
+        let (op, by_traffic) = (Op::Resume, false);
+        self.ask(Some(team), id, |answer| {
+            Request::Run(RunRequest { op, timeout, by_traffic, memory, auto_pause, answer })
+        })
+        .await
     }
 
     /// Sets the sandbox to expire `timeout` from now, which may shorten its life; zero expires it at
@@ -460,7 +415,8 @@ impl Scheduler {
         id: &SandboxId,
         timeout: Duration,
     ) -> Result<(), SandboxError> {
-        self.ask(team, id, |answer| Request::SetTimeout { timeout, answer }).await
+        let bound = Bound::Exactly;
+        self.ask(Some(team), id, |answer| Request::SetEnd { timeout, bound, answer }).await
     }
 
     /// Makes the sandbox live at least `timeout` from now; never shortens (control-plane 3.2).
@@ -472,38 +428,56 @@ impl Scheduler {
         team: TeamId,
         id: &SandboxId,
         timeout: Duration,
-    ) -> Result<Arc<Sandbox>, SandboxError> {
-        self.ask(team, id, |answer| Request::Extend { op: Op::Change, timeout, answer }).await
+    ) -> Result<(), SandboxError> {
+        let bound = Bound::AtLeast;
+        self.ask(Some(team), id, |answer| Request::SetEnd { timeout, bound, answer }).await
     }
 
-    /// Connects to a running sandbox: like [`Self::extend`], but a timeout above the team's maximum is
-    /// refused before the sandbox is looked for (control-plane 3.4).
+    /// Makes sure that a sandbox runs, for at least `timeout` from now: resumes a paused one, and never shortens the
+    /// life of a running one. A timeout above the team's maximum is refused before the sandbox is looked for
+    /// (control-plane 3.4). Without `memory` a paused one starts from its files.
     ///
     /// # Errors
-    /// [`SandboxError::TimeoutTooLong`] first, then as [`Self::extend`].
+    /// [`SandboxError::TimeoutTooLong`] first, then as [`Self::resume`].
     pub async fn connect(
         &self,
         team: TeamId,
         id: &SandboxId,
         timeout: Duration,
-    ) -> Result<Arc<Sandbox>, SandboxError> {
-        let max = self.limits().max_length;
-        if timeout > max {
-            return Err(SandboxError::TimeoutTooLong { max });
-        }
-        self.ask(team, id, |answer| Request::Extend { op: Op::Connect, timeout, answer }).await
+        memory: bool,
+    ) -> Result<Connected, SandboxError> {
+        self.check_maximum(timeout, self.limits().max_length)?;
+        let (op, by_traffic, auto_pause) = (Op::Connect, false, None);
+        self.ask(Some(team), id, |answer| {
+            Request::Run(RunRequest { op, timeout, by_traffic, memory, auto_pause, answer })
+        })
+        .await
+    }
+
+    /// Wakes a sandbox for traffic to it, whatever its team, if its create allowed that and its memory was kept
+    /// (control-plane 3.4, 5.7). Without effect on one that runs.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`] if it may not be woken; [`SandboxError::TooMany`].
+    pub async fn wake(&self, id: &SandboxId) -> Result<Arc<Sandbox>, SandboxError> {
+        let (op, timeout) = (Op::Connect, Duration::ZERO);
+        let (by_traffic, memory, auto_pause) = (true, true, None);
+        let woken = self.ask(None, id, |answer| {
+            Request::Run(RunRequest { op, timeout, by_traffic, memory, auto_pause, answer })
+        });
+        woken.await.map(|connected| connected.sandbox)
     }
 
     /// The durability barrier for all workspaces, with the sandboxes left running for the next start
-    /// (design 5). Then stops all tasks: the scheduler answers nothing more.
+    /// (design 5). Then stops all drivers, and empties the pool: the scheduler answers nothing more.
     pub async fn shut_down(&self) -> ShutdownReport {
-        let views: Vec<Arc<Sandbox>> = {
+        let running: Vec<Arc<Sandbox>> = {
             let entries = self.shared.entries();
-            let live = entries.values().filter_map(|entry| entry.live.as_ref());
-            live.map(|l| l.view.borrow().clone()).collect()
+            let views = entries.values().map(|entry| entry.view.borrow().clone());
+            views.filter(|sandbox| sandbox.state == State::Running).collect()
         };
         let parts = &self.shared.parts;
-        let sync = views.iter().filter(|s| s.workspace.is_some()).map(async |sandbox| {
+        let sync = running.iter().filter(|s| s.workspace.is_some()).map(async |sandbox| {
             let flushed = parts.executor.sync(&sandbox.instance, parts.limits.flush).await;
             if let Err(error) = &flushed {
                 warn!(sandbox.id = %sandbox.id, %error, "cannot sync the workspace at shutdown");
@@ -520,17 +494,24 @@ impl Scheduler {
         }
         let mut tasks = std::mem::take(&mut *self.tasks());
         tasks.shutdown().await;
+        self.shared.pool.empty().await;
         report
+    }
+
+    /// Stops all background tasks where they are, as the end of the process does. For tests of what a start after a
+    /// crash finds.
+    #[doc(hidden)]
+    pub async fn abort(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        tasks.shutdown().await;
     }
 
     /// Ends every sandbox of every team. Returns how many and which of them failed.
     pub async fn kill_all(&self) -> Vec<(SandboxId, Result<(), SandboxError>)> {
-        let all: Vec<(TeamId, SandboxId)> = {
-            let entries = self.shared.entries();
-            entries.iter().map(|(id, entry)| (entry.team, id.clone())).collect()
-        };
-        let kills = all.into_iter().map(async |(team, id)| {
-            let result = self.kill(team, &id).await;
+        let all: Vec<SandboxId> = self.shared.entries().keys().cloned().collect();
+        let kills = all.into_iter().map(async |id| {
+            let reason = EndReason::Killed;
+            let result = self.ask(None, &id, |answer| Request::Kill { reason, answer }).await;
             (id, result)
         });
         futures::future::join_all(kills).await
@@ -544,27 +525,6 @@ impl Scheduler {
                 return;
             }
             gone.await;
-        }
-    }
-}
-
-impl Record {
-    /// A record as the rest of the world sees it.
-    fn view(&self, template: &Arc<Template>, instance: &Instance, state: State) -> Sandbox {
-        debug_assert_ne!(self.stage, Stage::Creating, "a sandbox in the making has no view");
-        Sandbox {
-            id: self.id.clone(),
-            team: self.team,
-            template: template.clone(),
-            started_at: self.started_at,
-            end_at: self.end_at,
-            state,
-            metadata: Arc::new(self.metadata.clone()),
-            secure: self.secure,
-            internet: self.internet,
-            network: self.network.clone().map(Arc::new),
-            instance: instance.clone(),
-            workspace: self.workspace.clone().map(Arc::new),
         }
     }
 }

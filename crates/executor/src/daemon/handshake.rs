@@ -1,7 +1,8 @@
 //! `POST /init` (executor 7), the claim: the server gives the sandbox its identity, token and environment, once.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -192,8 +193,34 @@ fn write_identity(files: &[(&'static str, String)]) -> io::Result<()> {
     if files.is_empty() {
         return Ok(());
     }
-    fs::create_dir_all(IDENTITY_FILES)?;
-    files.iter().try_for_each(|(name, value)| fs::write(format!("{IDENTITY_FILES}/.{name}"), value))
+    write_files(Path::new(IDENTITY_FILES), files)
+}
+
+/// Writes files anew. In a container that is started again, user code may have put anything in their place.
+fn write_files(directory: &Path, files: &[(&'static str, String)]) -> io::Result<()> {
+    if !fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir()) {
+        remove(directory)?;
+        fs::create_dir_all(directory)?;
+    }
+    for (name, value) in files {
+        let path = directory.join(format!(".{name}"));
+        remove(&path)?;
+        File::create_new(&path)?.write_all(value.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Removes whatever is at a path. Follows no link.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -232,6 +259,39 @@ mod tests {
         assert_eq!(variables["A"], "1");
         assert!(settings.control_token.is_some());
         assert_eq!(settings.default_workdir.as_deref(), Some("/w"));
+    }
+
+    #[test]
+    fn identity_is_written_whatever_is_in_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("e2b");
+        let value = |text: &str| [("E2B_SANDBOX_ID", text.to_owned())];
+        let file = directory.join(".E2B_SANDBOX_ID");
+        let written = || fs::read_to_string(&file).unwrap();
+        write_files(&directory, &value("first")).unwrap();
+        assert_eq!(written(), "first");
+        write_files(&directory, &value("2nd")).unwrap();
+        assert_eq!(written(), "2nd");
+        let victim = root.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&victim, &file).unwrap();
+        write_files(&directory, &value("3rd")).unwrap();
+        assert_eq!(written(), "3rd");
+        fs::remove_file(&file).unwrap();
+        fs::create_dir_all(file.join("below")).unwrap();
+        write_files(&directory, &value("4th")).unwrap();
+        assert_eq!(written(), "4th");
+        for make in [
+            |path: &Path| fs::write(path, "").unwrap(),
+            |path: &Path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+        ] {
+            fs::remove_dir_all(&directory).unwrap();
+            make(&directory);
+            write_files(&directory, &value("5th")).unwrap();
+            assert_eq!(written(), "5th");
+        }
+        assert_eq!(fs::read_to_string(victim).unwrap(), "kept");
     }
 
     #[test]

@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use rustix::process::DumpableBehavior;
+use sandyard_contract::budget::PROCESS_GRACE;
 use sandyard_http::Strangers;
 use tokio::sync::watch;
 
@@ -45,8 +46,6 @@ use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
 use tasks::Tasks;
-
-pub(crate) use signals::GRACE;
 
 /// Writes one line about something that went on to the container's log.
 macro_rules! log {
@@ -126,7 +125,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         never = server::accept(&listener, &daemon) => match never {},
         told = signals.until_told_to_end(reaper) => told?,
     }
-    log!("told to end; processes have {GRACE:?}");
+    log!("told to end; processes have {PROCESS_GRACE:?}");
     // Clients first: how a process ends from here on is the sandbox's end and no result of it, so that
     // no client may hear of it (executor 10). The listener itself stays, with its port.
     if let Err(error) = server::refuse(&listener) {

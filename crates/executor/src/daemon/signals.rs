@@ -2,20 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use sandyard_contract::budget::PROCESS_GRACE;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::log;
 use super::process::{Left, Reaper};
-
-/// How long processes have between TERM and the end of the daemon.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
 
 fn handled() -> SigSet {
     let mut set = SigSet::empty();
@@ -66,12 +63,12 @@ impl Signals {
     /// Passes TERM on and waits for the processes to end.
     pub(super) async fn end_processes(&mut self, reaper: &Reaper) -> anyhow::Result<()> {
         reaper.terminate_all();
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + PROCESS_GRACE;
         while reaper.reap() == Left::Some {
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(signal) => drop(signal.context("failed to read signals")?),
                 Err(_) => {
-                    log!("processes are left after {GRACE:?}; they end with this one");
+                    log!("processes are left after {PROCESS_GRACE:?}; they end with this one");
                     break;
                 }
             }

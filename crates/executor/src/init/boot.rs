@@ -62,6 +62,7 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
         private_bind(CACHE_VOLUME, &tmp)?;
         fs::set_permissions(&tmp, Permissions::from_mode(0o700))
             .context("failed to close the cache volume to others")?;
+        empty(Path::new(&tmp)).context("failed to empty the cache volume")?;
     } else {
         private_tmpfs(&tmp, MountFlags::NODEV, c"mode=700,size=64k")?;
     }
@@ -74,6 +75,20 @@ pub(super) fn prepare() -> anyhow::Result<OwnRoot> {
         open(path, flags, Mode::empty()).with_context(|| format!("failed to open {path}"))
     };
     Ok(OwnRoot { image: directory("/")?, programs: directory(ROOT)?, disk_cache })
+}
+
+/// Removes what is in a directory. A container that is started again still has its last run's caches: no program
+/// may see another one's.
+fn empty(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a device node away. An engine that remaps users cannot make nodes, and mounts the host's.
@@ -165,4 +180,23 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 pub(super) fn is_mount_point(path: &str) -> anyhow::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("failed to list mounts")?;
     Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emptying_a_directory_leaves_it_and_follows_no_link() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (cache, outside) = (directory.path().join("cache"), directory.path().join("outside"));
+        fs::create_dir_all(cache.join("0.0/bucket")).expect("made");
+        fs::create_dir(&outside).expect("made");
+        fs::write(outside.join("file"), "").expect("written");
+        fs::write(cache.join("file"), "").expect("written");
+        symlink(&outside, cache.join("link")).expect("linked");
+        empty(&cache).expect("emptied");
+        assert_eq!(fs::read_dir(&cache).expect("it is there").count(), 0);
+        assert!(outside.join("file").exists());
+    }
 }

@@ -1,10 +1,13 @@
 //! Child cgroups for the user's side (design 6.1 (2)): an out-of-memory kill or a fork bomb there must
 //! leave the FUSE programs and their restart alone.
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::Pid;
 
@@ -19,10 +22,18 @@ const NO_LIMIT: u64 = 1 << 60;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// The user's side's memory limit, which shrinks when a cache takes memory.
+/// The user's side's cgroup in that of the container.
+const CHILD: &str = "user";
+
+/// The user's side's cgroups: its memory limit, which shrinks when a cache takes memory, and its freezer.
 pub(super) struct Fence {
     memory: Option<(PathBuf, u64)>,
+    /// Where the kernel has one whose processes can be killed.
+    pub freezer: Option<Freezer>,
 }
+
+/// The freezer of a cgroup v2 directory.
+pub(super) struct Freezer(PathBuf);
 
 impl Fence {
     /// Moves `process` into child cgroups with a little less than the container has. What the engine
@@ -33,7 +44,7 @@ impl Fence {
         let (memory, pids) = if unified {
             if let Err(error) = leave_v2_root() {
                 log!("no limits of its own for user code: cannot divide the cgroup: {error}");
-                return Self { memory: None };
+                return Self { memory: None, freezer: None };
             }
             (("", "memory.max"), ("", "pids.max"))
         } else {
@@ -48,7 +59,18 @@ impl Fence {
         };
         let memory = enclose(memory, MEMORY_MARGIN);
         enclose(pids, PIDS_MARGIN);
-        Self { memory }
+        let freezer = if unified {
+            Freezer::around(&Path::new(CGROUPS).join(CHILD), process).map_or_else(
+                |error| {
+                    log!("user code has no freezer of its own: {error}");
+                    None
+                },
+                Some,
+            )
+        } else {
+            None
+        };
+        Self { memory, freezer }
     }
 
     /// Takes `bytes` for caches out of what user code may use. Lowering a limit can wait for reclaim,
@@ -58,6 +80,43 @@ impl Fence {
             Some((file, limit)) => write(file, limit.saturating_sub(bytes)),
             None => Ok(()),
         }
+    }
+}
+
+impl Freezer {
+    /// Moves `process` into `directory`, which may exist, and returns its freezer.
+    fn around(directory: &Path, process: Pid) -> io::Result<Self> {
+        create(directory)?;
+        write(&directory.join("cgroup.procs"), process.as_raw_nonzero())?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    /// Freezes and waits until everything in it is at rest. Returns whether it was before the deadline. Blocks.
+    pub(super) fn freeze(&self, deadline: Instant) -> io::Result<bool> {
+        write(&self.0.join("cgroup.freeze"), 1)?;
+        let mut events = File::open(self.0.join("cgroup.events"))?;
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if text.lines().any(|line| line == "frozen 1") {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let limit = Timespec::try_from(left).map_err(io::Error::other)?;
+            // The kernel says so when the text changes.
+            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+            match poll(&mut changed, Some(&limit)) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Lets everything in it go on.
+    pub(super) fn thaw(&self) -> io::Result<()> {
+        write(&self.0.join("cgroup.freeze"), 0)
     }
 }
 
@@ -78,14 +137,11 @@ fn enclose(
         let message = format!("the container's limit of {limit} leaves no margin of {margin}");
         return Err(io::Error::other(message));
     };
-    let child = directory.join("user");
+    let child = directory.join(CHILD);
     if !unified {
         make_writable(directory)?;
     }
-    match fs::create_dir(&child) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    create(&child)?;
     write(&child.join(file), rest)?;
     write(&child.join("cgroup.procs"), process.as_raw_nonzero())?;
     Ok(Some((child.join(file), rest)))
@@ -97,14 +153,19 @@ fn leave_v2_root() -> io::Result<()> {
     let root = Path::new(CGROUPS);
     make_writable(root)?;
     let own = root.join("init");
-    match fs::create_dir(&own) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    create(&own)?;
     for process in fs::read_to_string(root.join("cgroup.procs"))?.lines() {
         write(&own.join("cgroup.procs"), process)?;
     }
     write(&root.join("cgroup.subtree_control"), "+memory +pids")
+}
+
+/// Makes a cgroup that may exist.
+fn create(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn make_writable(directory: &Path) -> io::Result<()> {
@@ -117,4 +178,56 @@ fn write(file: &Path, value: impl std::fmt::Display) -> io::Result<()> {
     let write =
         || fs::File::options().write(true).open(file)?.write_all(value.to_string().as_bytes());
     write().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use rustix::mount::{UnmountFlags, mount, unmount};
+    use rustix::process::{Signal, kill_process};
+
+    use super::*;
+
+    /// A cgroup v2 tree and one group in it; both go away on drop.
+    struct Tree(tempfile::TempDir, PathBuf);
+
+    impl Tree {
+        fn mount() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            mount("cgroup2", directory.path(), "cgroup2", MountFlags::empty(), None)
+                .expect("mounted");
+            let group = directory.path().join(format!("sandyard-test-{}", std::process::id()));
+            Self(directory, group)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let removed = fs::remove_dir(&self.1);
+            unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounted");
+            removed.expect("the group is empty");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root, to mount cgroup v2"]
+    fn what_is_frozen_in_cgroup_v2_can_be_killed() {
+        let tree = Tree::mount();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("started");
+        let process = Pid::from_child(&child);
+        let freezer = Freezer::around(&tree.1, process).expect("moved");
+        let second = || Instant::now() + Duration::from_secs(1);
+        for _ in 0..3 {
+            assert!(freezer.freeze(second()).expect("frozen"));
+            assert!(freezer.freeze(second()).expect("frozen already"));
+            freezer.thaw().expect("thawed");
+        }
+        assert!(freezer.freeze(second()).expect("frozen"));
+        kill_process(process, Signal::KILL).expect("killed");
+        child.wait().expect("ended");
+        // It counts as frozen when it is empty, too.
+        freezer.thaw().expect("thawed");
+    }
 }

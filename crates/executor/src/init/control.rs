@@ -6,15 +6,15 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use ed25519_dalek::{Signature, VerifyingKey};
 use rustix::event::PollFlags;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FailureKind, Hello, MAX_CALL_BYTES, MAX_LINE_BYTES, Reply,
-    SIGNED_CALL_LIMIT, SignedCall, signing_input,
+    CONTROL_PORT, CONTROL_VERSION, Call, Failure, FailureKind, Hello, MAX_CALL_BYTES,
+    MAX_LINE_BYTES, Reply, SIGNED_CALL_LIMIT, SignedCall, signing_input,
 };
 use sandyard_http::{StrangerLimits, TrustedAddresses};
 use sandyard_types::InstanceId;
@@ -212,14 +212,14 @@ impl Control {
         self.greet(id);
     }
 
-    /// Says the last word to a connection and closes it in order, waiting at most `limit_ms`.
-    pub(super) fn reply_and_close(&mut self, id: ConnectionId, reply: &Reply, limit_ms: i64) {
+    /// Says the last word to a connection and closes it in order, waiting at most `limit`.
+    pub(super) fn reply_and_close(&mut self, id: ConnectionId, reply: &Reply, limit: Duration) {
         self.send(id, reply);
         let Some(connection) = self.connections.iter().find(|c| c.id == id) else {
             return;
         };
-        let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: limit_ms * 1_000_000 };
         let closed = connection.stream.shutdown(Shutdown::Write).and_then(|()| {
+            let wait = rustix::event::Timespec::try_from(limit).map_err(io::Error::other)?;
             // The peer closes once it has read the reply; the container's network lasts until then.
             let mut fds = [rustix::event::PollFd::new(&connection.stream, PollFlags::IN)];
             Ok(rustix::event::poll(&mut fds, Some(&wait))?)
@@ -241,7 +241,7 @@ impl Control {
             connection.nonce.clone_from(&nonce);
             connection.busy = false;
         }
-        self.send(id, &Hello { nonce });
+        self.send(id, &Hello { nonce, version: CONTROL_VERSION });
     }
 
     fn send(&mut self, id: ConnectionId, message: &impl Serialize) {

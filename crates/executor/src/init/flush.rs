@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::syncfs;
+use rustix::fs::{fsync, syncfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use sandyard_contract::control::FlushReport;
 
 use super::place::Place;
+use super::program::Page;
 use super::worker::{Channel, Report};
 use super::{attach, log, spawn};
 
@@ -21,6 +22,9 @@ pub(super) struct Target<'a> {
     pub place: Place,
     /// Its program.
     pub program: Pid,
+    /// Bytes that its library had given up before a stop began. What it gives up then nobody is told but the
+    /// server: the processes that wrote it have ended.
+    pub lost_before: u64,
     /// Where users see it.
     pub attached: &'a OwnedFd,
 }
@@ -43,37 +47,62 @@ impl Flush<'_> {
         self.targets.iter().map(|target| target.attached.as_raw_fd()).collect()
     }
 
+    /// [`Flush::run_until`] the limit from now on.
+    pub(super) fn run(&self, channel: &Channel) {
+        self.run_until(Instant::now() + self.limit, channel);
+    }
+
     /// Does it and reports. Programs that are late are killed if they were to be unmounted: it frees
     /// whoever waits for them, and the container has to end.
-    pub(super) fn run(&self, channel: &Channel) {
+    pub(super) fn run_until(&self, deadline: Instant, channel: &Channel) {
         let started = Instant::now();
-        let complete = self.bring_to_rest(started + self.limit, channel).unwrap_or_else(|error| {
+        let pages: Vec<Option<Page>> = self.targets.iter().map(Target::page).collect();
+        let complete = self.bring_to_rest(deadline, channel, &pages).unwrap_or_else(|error| {
             log!("cannot sync: {error}");
             false
         });
+        let left = self.bytes_left(&pages);
         if !complete && self.unmount {
             for target in &self.targets {
-                match kill_process(target.program, Signal::KILL) {
-                    Ok(()) | Err(Errno::SRCH) => {}
-                    Err(error) => log!("cannot end program {}: {error}", target.program),
-                }
+                kill(target.program);
             }
         }
-        let complete = complete && !self.lost;
+        // Processes that go on may have written more since.
+        let nothing_lost = !self.unmount || left == Some(0);
+        let complete = complete && !self.lost && nothing_lost;
         channel.send(
             &Report::Flushed(FlushReport {
                 complete,
-                // s3fs does not tell what it holds; after a complete sync that is nothing.
-                bytes_left: complete.then_some(0),
+                bytes_left: if complete { Some(0) } else { left },
                 millis: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             }),
             &[],
         );
     }
 
-    fn bring_to_rest(&self, deadline: Instant, channel: &Channel) -> io::Result<bool> {
+    /// Bytes that are not in the store; nothing if one of the programs cannot tell any more.
+    fn bytes_left(&self, pages: &[Option<Page>]) -> Option<u64> {
+        if self.lost {
+            return None;
+        }
+        let mut sum = 0;
+        for (target, page) in self.targets.iter().zip(pages) {
+            let page = page.as_ref()?;
+            let lost = if self.unmount { page.lost().ok()? } else { target.lost_before };
+            sum += page.unsent().ok()? + lost.saturating_sub(target.lost_before);
+        }
+        Some(sum)
+    }
+
+    fn bring_to_rest(
+        &self,
+        deadline: Instant,
+        channel: &Channel,
+        pages: &[Option<Page>],
+    ) -> io::Result<bool> {
         let mut outcomes = Vec::new();
         let mut ends = Vec::new();
+        let mut children = Vec::new();
         for target in &self.targets {
             if self.unmount {
                 match pidfd_open(target.program, PidfdFlags::empty()) {
@@ -84,7 +113,7 @@ impl Flush<'_> {
             }
             let (outcome, theirs) = io::pipe()?;
             let keep = [target.attached.as_raw_fd(), theirs.as_raw_fd()];
-            spawn::fork(|| {
+            let child = spawn::fork(|| {
                 let rested = spawn::close_all_but(&keep).and_then(|()| self.rest(target));
                 let told = rested.and_then(|()| io::Write::write_all(&mut &theirs, &[1]));
                 if let Err(error) = told {
@@ -93,12 +122,14 @@ impl Flush<'_> {
                 0
             })?;
             outcomes.push(outcome);
+            children.push(child);
         }
         // The kernel ends a FUSE connection with the last reference to its mount. This process must not
         // be the one that waits for a program then.
         let mut kept: Vec<RawFd> = outcomes.iter().map(AsRawFd::as_raw_fd).collect();
         kept.extend(ends.iter().map(AsRawFd::as_raw_fd));
         kept.push(channel.as_raw_fd());
+        kept.extend(pages.iter().flatten().map(AsRawFd::as_raw_fd));
         spawn::close_all_but(&kept)?;
         let mut complete = true;
         for outcome in &mut outcomes {
@@ -108,12 +139,21 @@ impl Flush<'_> {
         for end in &ends {
             complete &= readable(end, deadline)?;
         }
+        if !complete {
+            // One that waits for a program would keep the directory locked.
+            children.into_iter().for_each(kill);
+        }
         Ok(complete)
     }
 
     fn rest(&self, target: &Target<'_>) -> io::Result<()> {
         let mount_point = target.place.mount_point();
-        syncfs(File::open(&mount_point)?)?;
+        let root = File::open(&mount_point)?;
+        syncfs(&root)?;
+        // That brought to the program what was written to mapped memory. This has the program bring to the
+        // store what it has of open files.
+        fsync(&root)?;
+        drop(root);
         if self.unmount {
             attach::detach(target.attached)?;
             attach::clear(&mount_point)?;
@@ -122,7 +162,24 @@ impl Flush<'_> {
     }
 }
 
-fn readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
+impl Target<'_> {
+    /// What its program shares; nothing if it has ended.
+    fn page(&self) -> Option<Page> {
+        let page = Page::of(self.program);
+        page.inspect_err(|error| log!("cannot look at mount {}: {error}", self.place)).ok()
+    }
+}
+
+/// Kills a process that may have ended.
+pub(super) fn kill(process: Pid) {
+    match kill_process(process, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => log!("cannot end process {process}: {error}"),
+    }
+}
+
+/// Waits until something can be read; false if that is not before the deadline.
+pub(super) fn readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
     let left = deadline.saturating_duration_since(Instant::now());
     let limit = Timespec::try_from(left).map_err(io::Error::other)?;
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];

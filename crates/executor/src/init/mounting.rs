@@ -11,8 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, waitpid,
 };
+use sandyard_contract::budget::PROGRAM_READY;
 use sandyard_contract::control::{Failure, FailureKind, MountCall};
-use sandyard_mount::{LISTING_LIMIT, Places, Plan, READY_LIMIT, Trouble, plan};
+use sandyard_mount::{LISTING_LIMIT, Places, Plan, Trouble, plan};
 
 use super::boot::{OwnRoot, ROOT};
 use super::cgroup::Fence;
@@ -377,7 +378,7 @@ pub(super) fn describe(status: WaitStatus) -> String {
 }
 
 fn wait_until_ready(attempts: &mut [Attempt<'_>]) -> Result<(), Failed> {
-    let deadline = Instant::now() + READY_LIMIT;
+    let deadline = Instant::now() + PROGRAM_READY;
     loop {
         let now = Instant::now();
         let unready = |a: &&Attempt<'_>| a.ready_at().is_none_or(|at| at > now);
@@ -392,7 +393,7 @@ fn wait_until_ready(attempts: &mut [Attempt<'_>]) -> Result<(), Failed> {
         if now >= deadline {
             let late = attempts.iter().enumerate().find(|(_, a)| unready(a));
             return late.map_or(Ok(()), |(index, attempt)| {
-                Err(attempt.failed(index, &format!("not ready within {READY_LIMIT:?}")))
+                Err(attempt.failed(index, &format!("not ready within {PROGRAM_READY:?}")))
             });
         }
         wait_for_event(attempts, next.min(deadline) - now)?;

@@ -12,7 +12,8 @@ use sandyard_types::{Cache, TargetPath};
 use super::flush::{Flush, Target};
 use super::mounting::{Below, Order, clean_up, describe};
 use super::place::Place;
-use super::program::read_output;
+use super::program::{Page, read_output};
+use super::refresh::Refresh;
 use super::tail::Tail;
 use super::worker::{Channel, Report, Started};
 use super::{attach, cache, log};
@@ -42,6 +43,8 @@ struct Mount {
     attached: Option<OwnedFd>,
     restarts: u32,
     tail: Tail,
+    /// Bytes that the program's library had given up when a stop began.
+    lost_before: u64,
     trim_at: Instant,
     /// What the program had read and written when its cache was last looked at.
     trimmed_at_bytes: u64,
@@ -90,6 +93,7 @@ impl Mounts {
                     attached: None,
                     restarts: 0,
                     tail: Tail::new(call.secret_access_key.reveal()),
+                    lost_before: 0,
                     trim_at: Instant::now() + TRIM_EVERY,
                     trimmed_at_bytes: 0,
                     call,
@@ -281,11 +285,36 @@ impl Mounts {
                 let State::Up { program, .. } = mount.state else {
                     return None;
                 };
-                Some(Target { place: mount.place, program, attached: mount.attached.as_ref()? })
+                Some(Target {
+                    place: mount.place,
+                    program,
+                    lost_before: mount.lost_before,
+                    attached: mount.attached.as_ref()?,
+                })
             })
             .collect();
         let lost = targets.len() < self.mounts.len();
         Flush { targets, unmount, limit, lost }
+    }
+
+    /// Remembers what was lost so far: what is lost from now on nobody else is told.
+    pub(super) fn note_lost(&mut self) {
+        for mount in &mut self.mounts {
+            let State::Up { program, .. } = mount.state else { continue };
+            match Page::of(program).and_then(|page| page.lost()) {
+                Ok(lost) => mount.lost_before = lost,
+                Err(error) => log!("cannot look at mount {}: {error}", mount.place),
+            }
+        }
+    }
+
+    /// Dropping what is cached of the store, for a worker.
+    pub(super) fn refresh(&self) -> Refresh {
+        let running = self.mounts.iter().filter_map(|mount| match mount.state {
+            State::Up { program, .. } => Some((mount.place, program)),
+            State::Starting | State::Down { .. } => None,
+        });
+        Refresh(running.collect())
     }
 
     /// Closes the descriptors of all mounts.

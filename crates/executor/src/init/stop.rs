@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use sandyard_contract::budget::{DAEMON_MARGIN, PROCESS_GRACE};
 
 use super::control::ConnectionId;
 use super::log;
-use crate::daemon::GRACE;
-
-/// What the daemon gets beyond the grace of its processes before it is killed.
-const DAEMON_MARGIN: Duration = Duration::from_millis(500);
 
 /// How far a stop is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +44,7 @@ impl Stopping {
     /// Begins with the user's side.
     pub(super) fn begin(daemon: Pid, flush_limit: Duration) -> Self {
         send(daemon, Signal::TERM);
-        let until = Instant::now() + GRACE + DAEMON_MARGIN;
+        let until = Instant::now() + PROCESS_GRACE + DAEMON_MARGIN;
         Self::at(Phase::Ending { until }, daemon, flush_limit)
     }
 
@@ -113,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_mounts_rest_once_the_users_side_has_ended() {
-        let mut stop = stopping(Phase::Ending { until: Instant::now() + GRACE });
+        let mut stop = stopping(Phase::Ending { until: Instant::now() + PROCESS_GRACE });
         assert!(!stop.advance(false));
         assert!(stop.advance(true));
         assert!(!stop.advance(true), "only once");

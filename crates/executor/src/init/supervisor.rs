@@ -1,6 +1,8 @@
 //! The one loop of `init`: it takes calls, reaps, starts workers and acts on what they report. Nothing
 //! in it waits for anything but the next event.
 
+mod drain;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,10 +12,12 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use sandyard_contract::budget::{
+    FLUSH_DEFAULT, FLUSH_WORKER_MARGIN, LAST_REPLY, MOUNT_WORKER_MARGIN, PROGRAM_READY,
+};
 use sandyard_contract::control::{
     Call, Failure, FailureKind, FlushReport, MountCall, Mounted, Reply,
 };
-use sandyard_mount::READY_LIMIT;
 
 use super::boot::OwnRoot;
 use super::control::{ConnectionId, Control};
@@ -24,21 +28,10 @@ use super::stop::Stopping;
 use super::user_side::UserSide;
 use super::worker::{MOST_MOUNTS, Message, Report, Started, Worker};
 use super::{log, rest, spawn};
-
-/// Limit of the barrier where nobody gives one: SIGTERM, and a user's side that ended by itself.
-const DEFAULT_FLUSH_LIMIT: Duration = Duration::from_secs(30);
-
-/// What a mount worker gets beyond the program's own limit before it is given up.
-const WORKER_MARGIN: Duration = Duration::from_millis(1500);
-
-/// What a flush worker gets beyond its limit before it is given up.
-const FLUSH_MARGIN: Duration = Duration::from_secs(1);
+use drain::Drained;
 
 /// Limit for trimming a cache and for cleaning up.
 const HOUSEKEEPING_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long the last reply may take to reach its reader.
-const LAST_REPLY_MS: i64 = 250;
 
 /// What a worker is for.
 enum Purpose {
@@ -50,6 +43,10 @@ enum Purpose {
     Sync { connection: ConnectionId },
     /// The end of a stop.
     Flush,
+    /// The user's side is to be frozen.
+    Drain,
+    /// It was thawed.
+    Resume,
     /// The cache of this slot is too large, perhaps.
     Trim { slot: usize },
     /// Nobody waits for it.
@@ -71,6 +68,8 @@ pub(super) struct Supervisor {
     user_side_ended: bool,
     mounts: Mounts,
     jobs: Vec<Job>,
+    /// Set while a drain has, or is about to have, the user's side halted.
+    drained: Option<Drained>,
     stopping: Option<Stopping>,
     exit: Option<ExitCode>,
 }
@@ -98,6 +97,7 @@ impl Supervisor {
             user_side_ended: false,
             mounts: Mounts::default(),
             jobs: Vec::new(),
+            drained: None,
             stopping: None,
             exit: None,
         })
@@ -177,8 +177,15 @@ impl Supervisor {
     fn next_deadline(&self) -> Option<Instant> {
         let jobs = self.jobs.iter().map(|job| job.deadline);
         let stop = self.stopping.as_ref().and_then(Stopping::next_look);
-        let mounts = if self.stopping.is_none() { self.mounts.next_deadline() } else { None };
-        jobs.chain(stop).chain(mounts).chain(self.control.next_deadline()).min()
+        let drained = self.drained.as_ref().and_then(Drained::next_look);
+        let mounts = if self.keeps_mounts() { self.mounts.next_deadline() } else { None };
+        jobs.chain(stop).chain(drained).chain(mounts).chain(self.control.next_deadline()).min()
+    }
+
+    /// Whether programs are started again and caches trimmed. Not while the container may be frozen at any
+    /// moment, which fails while something waits for a program.
+    fn keeps_mounts(&self) -> bool {
+        self.stopping.is_none() && self.drained.is_none()
     }
 
     fn act(&mut self, connection: ConnectionId, call: Call) {
@@ -193,16 +200,21 @@ impl Supervisor {
                     stopping.waiting.push(connection);
                 }
             }
-            Call::Mount { .. } | Call::Sync { .. } if self.stopping.is_some() => {
+            _ if self.stopping.is_some() => {
                 self.refuse(connection, "the sandbox is being stopped");
             }
+            Call::Mount { .. } if self.drained.is_some() => {
+                self.refuse(connection, "the sandbox is drained");
+            }
+            Call::Drain { limit_ms } => self.drain(connection, Duration::from_millis(limit_ms)),
+            Call::Resume => self.resume(connection),
             Call::Mount { mounts } => self.mount(connection, mounts),
             Call::Sync { limit_ms } => {
                 let limit = Duration::from_millis(limit_ms);
                 let flush = self.mounts.flush(false, limit);
                 let started = Worker::start(&flush.descriptors(), |channel| flush.run(channel));
                 drop(flush);
-                self.employ(started, Purpose::Sync { connection }, limit + FLUSH_MARGIN);
+                self.employ(started, Purpose::Sync { connection }, limit + FLUSH_WORKER_MARGIN);
             }
         }
     }
@@ -238,7 +250,7 @@ impl Supervisor {
         };
         let started = Worker::start(&work.descriptors(), |channel| work.run(channel));
         drop(work);
-        self.employ(started, purpose, READY_LIMIT + WORKER_MARGIN);
+        self.employ(started, purpose, PROGRAM_READY + MOUNT_WORKER_MARGIN);
     }
 
     fn employ(&mut self, started: std::io::Result<Worker>, purpose: Purpose, limit: Duration) {
@@ -257,6 +269,9 @@ impl Supervisor {
                 Ok(Message::None) => index += 1,
                 Ok(Message::Report(Report::Attached(slot), fds)) => {
                     self.mounts.set_attached(slot, fds);
+                }
+                Ok(Message::Report(Report::HaltedByUser(processes), _)) => {
+                    self.note_halted_by_user(processes);
                 }
                 Ok(Message::Report(report, fds)) => {
                     let job = self.jobs.swap_remove(index);
@@ -303,6 +318,8 @@ impl Supervisor {
                 self.control.reply(connection, &Reply::Synced { flush });
             }
             (Purpose::Flush, Report::Flushed(flush)) => self.end(flush),
+            (Purpose::Drain, Report::Flushed(flush)) => self.end_drain(flush),
+            (Purpose::Resume, Report::Done) => self.end_resume(),
             (Purpose::Trim { slot }, _) => self.mounts.resume(slot),
             (Purpose::Clean, _) => {}
             (purpose, report) => {
@@ -337,6 +354,14 @@ impl Supervisor {
                 log!("the flush was given up: {why}");
                 self.end(FlushReport::default());
             }
+            Purpose::Drain => {
+                log!("the drain was given up: {why}");
+                self.end_drain(FlushReport::default());
+            }
+            Purpose::Resume => {
+                log!("what is cached of the store may be old: {why}");
+                self.end_resume();
+            }
             Purpose::Trim { slot } => {
                 log!("trimming the cache of {} was given up: {why}", self.mounts.name(slot));
                 self.mounts.resume(slot);
@@ -357,7 +382,7 @@ impl Supervisor {
         while let Some(signal) = self.signals.read_signal().context("failed to read a signal")? {
             if signal.ssi_signo != Signal::SIGCHLD as u32 && self.stopping.is_none() {
                 log!("stopping on signal {}", signal.ssi_signo);
-                self.stop(DEFAULT_FLUSH_LIMIT);
+                self.stop(FLUSH_DEFAULT);
             }
         }
         let mut dead = Vec::new();
@@ -381,7 +406,9 @@ impl Supervisor {
             self.user_side_ended = true;
             if self.stopping.is_none() {
                 log!("the user's side ended by itself; ending the container");
-                self.stopping = Some(Stopping::after_end(process, DEFAULT_FLUSH_LIMIT));
+                self.abort_drain("the user's side has ended");
+                self.mounts.note_lost();
+                self.stopping = Some(Stopping::after_end(process, FLUSH_DEFAULT));
                 self.abort_mounts();
             }
         } else {
@@ -391,6 +418,8 @@ impl Supervisor {
 
     fn stop(&mut self, flush_limit: Duration) {
         if self.stopping.is_none() {
+            self.abort_drain("the sandbox is being stopped");
+            self.mounts.note_lost();
             self.stopping = Some(Stopping::begin(self.user_side.process, flush_limit));
             self.abort_mounts();
         }
@@ -417,7 +446,12 @@ impl Supervisor {
             job.worker.kill();
             self.give_up(job.purpose, "its limit is over");
         }
+        self.keep_drain_time(now);
+        let keeps_mounts = self.keeps_mounts();
         let Some(stopping) = &mut self.stopping else {
+            if !keeps_mounts {
+                return;
+            }
             for slot in self.mounts.due_restarts(now) {
                 self.start_programs(&[slot], Purpose::Restart { slot });
             }
@@ -452,7 +486,7 @@ impl Supervisor {
         drop(flush);
         // The last reference to a mount must not be this process's (see `flush`).
         self.mounts.let_go();
-        self.employ(started, Purpose::Flush, limit + FLUSH_MARGIN);
+        self.employ(started, Purpose::Flush, limit + FLUSH_WORKER_MARGIN);
     }
 
     fn end(&mut self, mut flush: FlushReport) {
@@ -467,7 +501,7 @@ impl Supervisor {
         }
         let reply = Reply::Stopped { flush };
         for connection in stopping.waiting {
-            self.control.reply_and_close(connection, &reply, LAST_REPLY_MS);
+            self.control.reply_and_close(connection, &reply, LAST_REPLY);
         }
         self.exit = Some(if stopping.unasked { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }

@@ -12,7 +12,7 @@ use rustix::process::Pid;
 
 use super::args::Args;
 use super::cgroup::Fence;
-use super::{boot, caps, log, proc_mask, seccomp, spawn};
+use super::{boot, boot_id, caps, log, proc_mask, seccomp, spawn};
 
 /// The running user's side.
 pub(super) struct UserSide {
@@ -47,6 +47,7 @@ fn become_user_side(args: &Args, mut gate: io::PipeReader) -> anyhow::Result<Inf
         Err(error) => return Err(error).context("failed to detach the cache volume"),
     }
     proc_mask::replace()?;
+    boot_id::renew()?;
     settle_oom_score().context("failed to set oom_score_adj")?;
     gate.read_exact(&mut [0]).context("init ended while it set up the cgroups")?;
     spawn::close_all_but(&[]).context("failed to close descriptors")?;

@@ -21,11 +21,13 @@ pub(super) const MOST_MOUNTS: usize = 16;
 /// Holds the longest report: the last lines of every program.
 const REPORT_BYTES: usize = 200 << 10;
 
-/// What a worker says to `init`. All but [`Report::Attached`] end the worker's work.
+/// What a worker says to `init`. All but the first two end the worker's work.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
     /// The mount of this slot is at its target; the descriptor of that mount comes along.
     Attached(usize),
+    /// These processes of the user's side were halted before the worker halted any, and are all that were.
+    HaltedByUser(Vec<i32>),
     /// All mounts are there; the descriptors of the programs' output come along, in the same order.
     Mounted(Vec<Started>),
     /// The mounts are not there, and nothing of them is left.

@@ -533,6 +533,35 @@ fn the_limits_of_inotify_are_errors_with_nothing_left() {
 }
 
 #[test]
+fn a_stream_keeps_no_event_back() {
+    // Requests that collect for a stream must wake it. Nothing else happens here that could.
+    let daemon = Daemon::start();
+    let root = daemon.path("w");
+    fs::create_dir(&root).unwrap();
+    let flat = watch_stream(&daemon, &json!({"path": root}), &[]);
+    let deep = watch_stream(&daemon, &json!({"path": root, "recursive": true}), &[]);
+    let mut streams = [flat, deep];
+    let mut told = |event: &str| {
+        for stream in &mut streams {
+            while short(&next_event(stream)) != event {}
+        }
+    };
+    for number in 0..1000 {
+        let made = call(&daemon, "MakeDir", &json!({"path": format!("{root}/d{number}")}));
+        assert_eq!(made.status, 200, "{}", made.text());
+        told(&format!("CREATE d{number}"));
+    }
+    for number in 0..100 {
+        upload(&daemon, &format!("{root}/f{number}"), &[], b"");
+        told(&format!("CREATE f{number}"));
+        let (source, destination) = (format!("{root}/d{number}"), format!("{root}/m{number}"));
+        let moved = call(&daemon, "Move", &json!({"source": source, "destination": destination}));
+        assert_eq!(moved.status, 200, "{}", moved.text());
+        told(&format!("CREATE m{number}"));
+    }
+}
+
+#[test]
 fn many_watchers_and_writers_lose_nothing() {
     let daemon = Daemon::start();
     let root = daemon.path("w");

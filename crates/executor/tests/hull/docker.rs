@@ -139,15 +139,26 @@ impl Container {
             return Err(error);
         }
         let mut container = Self { name, address: Ipv4Addr::UNSPECIFIED, init: 0 };
+        container.look()?;
+        Ok(container)
+    }
+
+    /// Starts it again after its end.
+    pub(super) fn start_again(&mut self) -> anyhow::Result<()> {
+        docker(["start", &self.name])?;
+        self.look()
+    }
+
+    fn look(&mut self) -> anyhow::Result<()> {
         let format = "{{.State.Pid}}|{{.NetworkSettings.IPAddress}}";
-        let seen = docker(["inspect", "--format", format, &container.name])?;
+        let seen = docker(["inspect", "--format", format, &self.name])?;
         let (init, address) = seen.split_once('|').context("two fields")?;
         if address.is_empty() {
-            bail!("the container ended at once: {}", container.logs()?);
+            bail!("the container ended at once: {}", self.logs()?);
         }
-        container.init = init.parse()?;
-        container.address = address.parse()?;
-        Ok(container)
+        self.init = init.parse()?;
+        self.address = address.parse()?;
+        Ok(())
     }
 
     /// What it has written to its log.

@@ -79,7 +79,10 @@ pub(super) fn connect(address: Ipv4Addr) -> anyhow::Result<TcpStream> {
 
 /// Makes the claim of the daemon at `address`.
 pub(super) fn claim(address: Ipv4Addr, authority: &Authority) -> anyhow::Result<()> {
-    let body = json!({"accessToken": TOKEN, "timestamp": "2026-01-01T00:00:00Z"}).to_string();
+    let body = json!({
+        "accessToken": TOKEN, "timestamp": "2026-01-01T00:00:00Z", "sandboxID": "sandbox",
+    });
+    let body = body.to_string();
     let hash = hex::encode(Sha256::digest(&body));
     let input = init_signing_input(&authority.instance, body.len() as u64, &hash);
     let signature = hex::encode(authority.key.sign(&input).to_bytes());

@@ -39,7 +39,8 @@ impl Minio {
         Ok(server)
     }
 
-    fn start() -> anyhow::Result<Self> {
+    /// A server of its own.
+    pub(super) fn start() -> anyhow::Result<Self> {
         // Some engines name only the subnet: the bridge then has its first address.
         let format = "{{with index .IPAM.Config 0}}{{or .Gateway .Subnet}}{{end}}";
         let gateway = docker(["network", "inspect", "--format", format, "bridge"])?;
@@ -72,6 +73,11 @@ impl Minio {
         Ok(server)
     }
 
+    /// Its process.
+    pub(super) fn process(&self) -> i32 {
+        self.process.id().cast_signed()
+    }
+
     /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
@@ -95,6 +101,13 @@ impl Minio {
     pub(super) fn put(&self, key: &str, body: &[u8]) -> anyhow::Result<()> {
         let (code, answer) = self.request("PUT", &format!("/{BUCKET}/{key}"), body)?;
         ensure!(code == 200, "put {key}: {code} {}", String::from_utf8_lossy(&answer));
+        Ok(())
+    }
+
+    /// Removes an object.
+    pub(super) fn delete(&self, key: &str) -> anyhow::Result<()> {
+        let (code, answer) = self.request("DELETE", &format!("/{BUCKET}/{key}"), b"")?;
+        ensure!(code == 204, "delete {key}: {code} {}", String::from_utf8_lossy(&answer));
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl Sandbox {
     pub(super) fn start_unclaimed(options: &[&str]) -> anyhow::Result<Self> {
         let mut all = vec!["--device", "/dev/fuse"];
         all.extend_from_slice(options);
-        Self::make(bundle()?, &all)
+        Self::make(bundle()?, &all, Minio::shared()?)
     }
 
     /// The same without /dev/fuse.
@@ -50,13 +50,15 @@ impl Sandbox {
     }
 
     fn start_from(bundle: Arc<Volume>, options: &[&str]) -> anyhow::Result<Self> {
-        let sandbox = Self::make(bundle, options)?;
-        rpc::claim(sandbox.container.address, &sandbox.authority)?;
-        Ok(sandbox)
+        Self::make(bundle, options, Minio::shared()?)?.claimed()
     }
 
-    fn make(bundle: Arc<Volume>, options: &[&str]) -> anyhow::Result<Self> {
-        let store = Minio::shared()?;
+    fn claimed(self) -> anyhow::Result<Self> {
+        rpc::claim(self.container.address, &self.authority)?;
+        Ok(self)
+    }
+
+    fn make(bundle: Arc<Volume>, options: &[&str], store: Arc<Minio>) -> anyhow::Result<Self> {
         let authority = Authority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);
         let mut all = vec!["--cap-add", "SYS_ADMIN", "-v", &volume];
@@ -70,15 +72,37 @@ impl Sandbox {
         let prefix = format!("sessions/{}", name("s"));
         store.put(&format!("{prefix}/"), b"")?;
         let sandbox = Self { container, authority, store, prefix, _bundle: bundle };
-        wait_for("init", Duration::from_secs(10), || {
-            Ok(Connection::open(sandbox.container.address).is_ok())
-        })?;
+        sandbox.wait_for_init()?;
         Ok(sandbox)
+    }
+
+    fn wait_for_init(&self) -> anyhow::Result<()> {
+        wait_for("init", Duration::from_secs(10), || {
+            Ok(Connection::open(self.container.address).is_ok())
+        })?;
+        Ok(())
+    }
+
+    /// Starts its container again after its end, claims it and mounts its workspace.
+    pub(super) fn start_again(&mut self) -> anyhow::Result<()> {
+        self.container.start_again()?;
+        self.wait_for_init()?;
+        rpc::claim(self.container.address, &self.authority)?;
+        self.mount(vec![self.workspace()])?;
+        Ok(())
     }
 
     /// Starts a sandbox with its workspace mounted.
     pub(super) fn mounted() -> anyhow::Result<Self> {
         let sandbox = Self::start(&[])?;
+        sandbox.mount(vec![sandbox.workspace()])?;
+        Ok(sandbox)
+    }
+
+    /// The same with a store that the test may halt.
+    pub(super) fn mounted_from(store: Minio) -> anyhow::Result<Self> {
+        let options = ["--device", "/dev/fuse"];
+        let sandbox = Self::make(bundle()?, &options, Arc::new(store))?.claimed()?;
         sandbox.mount(vec![sandbox.workspace()])?;
         Ok(sandbox)
     }
@@ -122,6 +146,22 @@ impl Sandbox {
     pub(super) fn stop(&self, flush_limit_ms: u64) -> anyhow::Result<FlushReport> {
         match self.call(&Call::Stop { flush_limit_ms })? {
             Reply::Stopped { flush } => Ok(flush),
+            reply => bail!("{reply:?}"),
+        }
+    }
+
+    /// Halts the user's side and syncs.
+    pub(super) fn drain(&self, limit_ms: u64) -> anyhow::Result<FlushReport> {
+        match self.call(&Call::Drain { limit_ms })? {
+            Reply::Drained { flush } => Ok(flush),
+            reply => bail!("{reply:?}"),
+        }
+    }
+
+    /// Lets the user's side go on.
+    pub(super) fn resume(&self) -> anyhow::Result<()> {
+        match self.call(&Call::Resume)? {
+            Reply::Resumed => Ok(()),
             reply => bail!("{reply:?}"),
         }
     }

@@ -68,6 +68,13 @@ fn a_stop_is_over_for_clients_before_processes_hear_of_it() -> anyhow::Result<()
 
 /// A container without a workspace, in which the daemon is the first process.
 fn without_workspace() -> anyhow::Result<(std::sync::Arc<super::docker::Volume>, Container)> {
+    let (bundle, container, _) = claimed_without_workspace()?;
+    Ok((bundle, container))
+}
+
+/// The same with who may claim it.
+pub(super) fn claimed_without_workspace()
+-> anyhow::Result<(std::sync::Arc<super::docker::Volume>, Container, Authority)> {
     let (bundle, authority) = (bundle()?, Authority::new());
     let volume = format!("{}:/.sandyard:ro", bundle.0);
     let key = hex::encode(authority.key.verifying_key().as_bytes());
@@ -75,10 +82,14 @@ fn without_workspace() -> anyhow::Result<(std::sync::Arc<super::docker::Volume>,
     let options = ["-v", &volume, "--user", "0:0", "--entrypoint", "/.sandyard/executor"];
     let container = Container::start(&options, &image(), &command)?;
     claim(container.address, &authority)?;
-    Ok((bundle, container))
+    Ok((bundle, container, authority))
 }
 
-fn command_in(container: &Container, login: &str, script: &str) -> anyhow::Result<Running> {
+pub(super) fn command_in(
+    container: &Container,
+    login: &str,
+    script: &str,
+) -> anyhow::Result<Running> {
     let process = json!({"process": {"cmd": "/bin/bash", "args": ["-c", script]}});
     start(container.address, login, &process)
 }

@@ -76,8 +76,17 @@ extern "C" fn create(path: Path, _: c_uint, info: *mut FileInfo) -> c_int {
     call(format!("create {}", text(path)))
 }
 
-extern "C" fn write(_: Path, _: *const c_char, _: usize, _: Offset, info: *mut FileInfo) -> c_int {
-    call(format!("write {}", handle(info)))
+extern "C" fn write(
+    _: Path,
+    _: *const c_char,
+    size: usize,
+    _: Offset,
+    info: *mut FileInfo,
+) -> c_int {
+    match call(format!("write {}", handle(info))) {
+        0 => c_int::try_from(size).expect("small"),
+        error => error,
+    }
 }
 
 extern "C" fn flush(path: Path, info: *mut FileInfo) -> c_int {
@@ -103,7 +112,7 @@ impl Mount {
     fn new() -> Self {
         noted();
         NEXT_HANDLE.set(1);
-        Self(Guard::new(Operations {
+        let operations = Operations {
             getattr: Some(getattr),
             rmdir: Some(rmdir),
             rename: Some(rename),
@@ -116,7 +125,8 @@ impl Mount {
             readdir: Some(readdir),
             create: Some(create),
             ..Operations::EMPTY
-        }))
+        };
+        Self(Guard::new(operations, Box::leak(Box::new(Page::new()))))
     }
 
     fn open(&self, path: &CStr, flags: c_int) -> FileInfo {
@@ -415,4 +425,58 @@ fn many_programs_on_few_files_leave_nothing_behind() {
         }
     });
     assert!(mount.0.files.is_empty());
+}
+
+#[test]
+fn a_sync_of_the_root_brings_everything_written_to_the_store() {
+    let mount = Mount::new();
+    let mut first = mount.open(c"/a", O_WRONLY);
+    let mut second = mount.create(c"/d/b");
+    let clean = mount.open(c"/c", O_RDWR);
+    mount.write(c"/a", &mut first);
+    mount.write(c"/d/b", &mut second);
+    noted();
+    assert_eq!(mount.0.fsyncdir(c"/d"), 0);
+    assert_eq!(noted(), [""; 0], "only the root's reaches files");
+    failing("flush /a 1", || mount.0.fsyncdir(c"/"));
+    assert_eq!(noted(), ["flush /a 1", "flush /d/b 2"], "one that fails does not keep others");
+    assert_eq!(mount.0.fsyncdir(c"/"), 0);
+    assert_eq!(mount.0.fsyncdir(c"/"), 0);
+    assert_eq!(noted(), ["flush /a 1"]);
+    for (path, file) in [(c"/a", first), (c"/d/b", second), (c"/c", clean)] {
+        mount.close(path, file);
+    }
+    assert!(mount.0.files.is_empty());
+}
+
+#[test]
+fn bytes_that_are_not_in_the_store_are_counted() {
+    let mount = Mount::new();
+    let write = |file: &mut FileInfo, bytes| mount.0.write(c"/a", c"".as_ptr(), bytes, 0, file);
+    let counted = || (mount.0.page.unsent(), mount.0.page.lost());
+    let mut first = mount.create(c"/a");
+    let mut second = mount.open(c"/a", O_RDWR);
+    assert_eq!(counted(), (0, 0));
+    assert_eq!(write(&mut first, 10), 10);
+    assert_eq!(write(&mut second, 5), 5);
+    failing("write 2", || write(&mut second, 7));
+    assert_eq!(counted(), (15, 0));
+    failing("flush /a 1", || mount.0.fsyncdir(c"/"));
+    assert_eq!(
+        counted(),
+        (15, 0),
+        "the first one's flush failed, so the second one's was not tried"
+    );
+    assert_eq!(mount.0.flush(c"/a", &mut first), 0);
+    assert_eq!(counted(), (5, 0));
+    failing("flush /a 2", || mount.0.release(c"/a", &mut second));
+    assert_eq!(counted(), (0, 5), "nothing tries again after the last close");
+    mount.close(c"/a", first);
+    let mut empty = mount.create(c"/b");
+    failing("flush /b 3", || mount.0.release(c"/b", &mut empty));
+    assert_eq!(counted(), (0, 6));
+    let mut again = mount.open(c"/a", O_RDWR);
+    assert_eq!(write(&mut again, 3), 3);
+    assert_eq!(mount.0.fsync(c"/a", 0, &mut again), 0);
+    assert_eq!(counted(), (0, 6));
 }

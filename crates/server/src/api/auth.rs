@@ -47,7 +47,10 @@ impl FromRequestParts<Shared> for Caller {
             })?;
         let store = api.app.scheduler.store();
         match store.team_of_key(&hash_api_key(key)).await? {
-            Some(team) => Ok(Self { team: team.id }),
+            Some(team) => {
+                api.app.scheduler.catalogue().learn(&team);
+                Ok(Self { team: team.id })
+            }
             None => Err(ApiError::unauthorized("the API key is not known here")),
         }
     }

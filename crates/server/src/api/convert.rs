@@ -2,10 +2,11 @@
 
 use sandyard_contract::ENVD_VERSION;
 use sandyard_contract::rest::{
-    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, SandboxBody, SandboxDetailBody,
+    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, PauseMode, SandboxBody, SandboxDetailBody,
     VisibleState,
 };
 use sandyard_core::{Sandbox, State};
+use sandyard_types::PauseKind;
 
 use super::App;
 
@@ -13,8 +14,8 @@ use super::App;
 pub(super) fn visible(state: State) -> Option<VisibleState> {
     match state {
         State::Running | State::Snapshotting => Some(VisibleState::Running),
-        State::Pausing | State::Paused => Some(VisibleState::Paused),
-        State::Killing => None,
+        State::Pausing | State::Paused | State::Resuming => Some(VisibleState::Paused),
+        State::Creating | State::Killing => None,
     }
 }
 
@@ -25,7 +26,7 @@ pub(super) fn sandbox_body(app: &App, sandbox: &Sandbox) -> SandboxBody {
         sandbox_id: sandbox.id.to_string(),
         client_id: CLIENT_ID.to_owned(),
         envd_version: ENVD_VERSION.to_owned(),
-        alias: Some(sandbox.template.name.to_string()),
+        alias: sandbox.template.alias().map(ToString::to_string),
         envd_access_token: sandbox.secure.then(|| app.tokens.envd_access_token(&sandbox.id)),
         traffic_access_token: (!sandbox.is_public())
             .then(|| app.tokens.traffic_access_token(&sandbox.id)),
@@ -40,7 +41,7 @@ pub(super) fn listed_body(sandbox: &Sandbox) -> Option<ListedSandboxBody> {
         sandbox_id: sandbox.id.to_string(),
         client_id: CLIENT_ID.to_owned(),
         envd_version: ENVD_VERSION.to_owned(),
-        alias: Some(sandbox.template.name.to_string()),
+        alias: sandbox.template.alias().map(ToString::to_string),
         started_at: sandbox.started_at,
         end_at: sandbox.end_at,
         cpu_count: sandbox.template.cpu_count,
@@ -60,6 +61,18 @@ pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailB
         allow_internet_access: sandbox.internet,
         domain: Some(app.domain.to_string()),
         network: sandbox.network.as_deref().cloned(),
-        lifecycle: Lifecycle { auto_resume: false, on_timeout: OnTimeout::Kill },
+        lifecycle: Lifecycle {
+            auto_resume: sandbox.lifecycle.auto_resume,
+            on_timeout: match sandbox.lifecycle.on_timeout {
+                sandyard_types::OnTimeout::Kill => OnTimeout::Kill,
+                sandyard_types::OnTimeout::Pause(_) => OnTimeout::Pause,
+            },
+        },
+        pause_mode: sandbox.paused.filter(|_| sandbox.state == State::Paused).map(
+            |kind| match kind {
+                PauseKind::Full => PauseMode::Full,
+                PauseKind::Filesystem => PauseMode::Filesystem,
+            },
+        ),
     })
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use sandyard_contract::control::Secret;
 use sandyard_contract::rest::{CreateBody, SandboxBody};
 use sandyard_core::CreateSandbox;
-use sandyard_types::SessionId;
+use sandyard_types::{Lifecycle, OnTimeout, PauseKind, SessionId};
 use serde_json::Value;
 use tracing::Span;
 
@@ -66,7 +66,7 @@ pub(super) async fn v2(
 /// The result of a create, given up as soon as its client closes its side of the connection. From here that
 /// looks the same whether the client still listens or has gone, which most that close have; and a sandbox
 /// whose id nobody learns would run for its whole time. Whoever does listen is told.
-async fn while_waited_for<T>(
+pub(super) async fn while_waited_for<T>(
     client: &Client,
     create: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
@@ -90,20 +90,19 @@ async fn create(
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
     let key = idempotency::key_of(headers, caller.team)?;
     let request = read(version, body.parse()?)?;
-    let create = {
-        let (scheduler, team) = (api.app.scheduler.clone(), caller.team);
-        async move { Ok(scheduler.create(team, request).await?) }
-    };
-    let sandbox = while_waited_for(client, async {
-        match key {
-            Some(name) => {
-                let key = Key::new(name, version, &body.0);
-                api.idempotency.once(key, create).await
-            }
-            None => create.await,
+    let (scheduler, team) = (api.app.scheduler.clone(), caller.team);
+    let sandbox = match key {
+        Some(name) => {
+            let key = Key::new(name, version, &body.0);
+            // Whoever repeats the request learns the id, too.
+            let create = async move { Ok(scheduler.create(team, request).await?.keep()) };
+            while_waited_for(client, api.idempotency.once(key, create)).await?
         }
-    })
-    .await?;
+        None => {
+            let create = async { Ok(scheduler.create(team, request).await?) };
+            while_waited_for(client, create).await?.keep()
+        }
+    };
     Span::current().record("sandbox.id", sandbox.id.as_str());
     let body = sandbox_body(&api.app, &sandbox);
     Ok((StatusCode::CREATED, Json(body)))
@@ -116,6 +115,7 @@ fn read(version: Version, body: CreateBody) -> Result<CreateSandbox, ApiError> {
     let template =
         body.template_id.parse().map_err(|error| ApiError::validation("templateID", error))?;
     let timeout = timeout(version, body.timeout)?;
+    let lifecycle = lifecycle(&body);
     let metadata = body.metadata.unwrap_or_default();
     let session = session(&metadata)?;
     Ok(CreateSandbox {
@@ -127,7 +127,23 @@ fn read(version: Version, body: CreateBody) -> Result<CreateSandbox, ApiError> {
         internet: body.allow_internet_access,
         network: network(body.network)?,
         session,
+        lifecycle,
     })
+}
+
+/// What happens when the time is over; contradictions were refused before.
+fn lifecycle(body: &CreateBody) -> Lifecycle {
+    let kind = match body.auto_pause_memory {
+        Some(false) => PauseKind::Filesystem,
+        Some(true) | None => PauseKind::Full,
+    };
+    Lifecycle {
+        on_timeout: match body.auto_pause {
+            Some(true) => OnTimeout::Pause(kind),
+            Some(false) | None => OnTimeout::Kill,
+        },
+        auto_resume: body.auto_resume.as_ref().is_some_and(|resume| resume.enabled),
+    }
 }
 
 fn secure(version: Version, value: Option<&Value>) -> Result<bool, ApiError> {

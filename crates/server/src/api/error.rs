@@ -4,7 +4,7 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode};
 use sandyard_contract::rest::ErrorBody;
-use sandyard_core::{InvalidReference, SandboxError, StoreError};
+use sandyard_core::{DeleteRefusal, InvalidReference, SandboxError, StoreError};
 use sandyard_types::{InvalidId, InvalidSandboxId};
 use tracing::error;
 
@@ -57,15 +57,21 @@ impl ApiError {
     }
 }
 
+impl From<ApiError> for ErrorBody {
+    fn from(error: ApiError) -> Self {
+        Self {
+            code: error.status.as_u16(),
+            message: error.message,
+            error_code: error.error_code.map(str::to_owned),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = ErrorBody {
-            code: self.status.as_u16(),
-            message: self.message,
-            error_code: self.error_code.map(str::to_owned),
-        };
-        let mut response = (self.status, Json(body)).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS || self.status.is_server_error() {
+        let status = self.status;
+        let mut response = (status, Json(ErrorBody::from(self))).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
             // None of our failures goes away by waiting, and clients repeat creates (control-plane 5.8).
             let name = HeaderName::from_static("should-retry");
             let value = HeaderValue::from_static("false");
@@ -76,14 +82,14 @@ impl IntoResponse for ApiError {
 }
 
 impl From<SandboxError> for ApiError {
-    /// Picks the status; logs what is the server's own failure, here and nowhere else. Never 502, 503 or
-    /// 504: clients would repeat what may have had its effect (control-plane G11).
+    /// Picks the status; logs what is the server's own failure, here and nowhere else. 503 is for what had no
+    /// effect, never 502 or 504: clients would repeat what may have had one (control-plane G11).
     fn from(error: SandboxError) -> Self {
         let status = status_of(&error);
         let message = if status.is_server_error() {
             let chain = error.chain();
             error!(error = %chain, "a request failed");
-            if matches!(error, SandboxError::Store(_)) {
+            if is_of_store(&error) {
                 // What the data base says means nothing to a client.
                 error.to_string()
             } else {
@@ -96,16 +102,42 @@ impl From<SandboxError> for ApiError {
     }
 }
 
+/// Whether the data base failed.
+fn is_of_store(error: &SandboxError) -> bool {
+    match error {
+        SandboxError::Shared(inner) => is_of_store(inner),
+        error => matches!(error, SandboxError::Store(_)),
+    }
+}
+
 fn status_of(error: &SandboxError) -> StatusCode {
     match error {
-        SandboxError::NotFound(_) | SandboxError::Template(_) => StatusCode::NOT_FOUND,
+        SandboxError::NotFound(_) | SandboxError::Template(_) | SandboxError::ContainerGone(_) => {
+            StatusCode::NOT_FOUND
+        }
         SandboxError::Conflict { .. } => StatusCode::CONFLICT,
         SandboxError::ZeroTimeout
         | SandboxError::TimeoutTooLong { .. }
         | SandboxError::LengthUsedUp { .. }
+        | SandboxError::SnapshotName(_)
+        | SandboxError::TooManyForks { .. }
         | SandboxError::Workspace(_) => StatusCode::BAD_REQUEST,
+        SandboxError::Delete(refusal) => match refusal {
+            DeleteRefusal::Unknown(_) => StatusCode::NOT_FOUND,
+            DeleteRefusal::Foreign | DeleteRefusal::Configured(_) => StatusCode::FORBIDDEN,
+            DeleteRefusal::InUse(_) => StatusCode::BAD_REQUEST,
+        },
         SandboxError::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
         SandboxError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+        // The sandbox is as it was before.
+        SandboxError::NotFlushed { .. }
+        | SandboxError::NotHalted { .. }
+        | SandboxError::NotResumed { .. }
+        | SandboxError::NotNoted { .. }
+        | SandboxError::ShuttingDown
+        | SandboxError::Runtime { op: "pause" | "snapshot" | "resume", .. } => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         SandboxError::ObjectStore { .. }
         | SandboxError::Runtime { .. }
         | SandboxError::Engine(_)
@@ -113,6 +145,7 @@ fn status_of(error: &SandboxError) -> StatusCode {
         | SandboxError::Cleanup { .. }
         | SandboxError::DataLeft { .. }
         | SandboxError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        SandboxError::Shared(inner) => status_of(inner),
     }
 }
 

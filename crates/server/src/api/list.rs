@@ -19,21 +19,21 @@ use super::error::ApiError;
 use super::metadata_filter::MetadataFilter;
 use super::page_token::{Order, Position};
 
-const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
+pub(super) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 
 /// The decoded pairs of a query.
-struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(super) struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> Query<'a> {
-    fn parse(query: Option<&'a str>) -> Self {
+    pub(super) fn parse(query: Option<&'a str>) -> Self {
         let bytes = query.unwrap_or_default().as_bytes();
         Self(form_urlencoded::parse(bytes).collect())
     }
 
     /// The first value of a parameter.
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_ref())
     }
@@ -117,7 +117,7 @@ fn template(text: &str) -> Result<TemplateReference, ApiError> {
     text.parse().map_err(|error| ApiError::validation("template", error))
 }
 
-fn limit(text: &str) -> Result<usize, ApiError> {
+pub(super) fn limit(text: &str) -> Result<usize, ApiError> {
     let limit = text.parse().ok();
     limit
         .filter(|limit| (1..=MAX_LIMIT).contains(limit))
@@ -133,14 +133,16 @@ pub(super) async fn page(
     let filter = Filter::parse(query.as_deref())?;
     let scheduler = &api.app.scheduler;
     // A template that is not there has no sandboxes.
-    let template =
-        filter.template.as_ref().map(|reference| scheduler.templates().resolve(reference).ok());
+    let template = filter
+        .template
+        .as_ref()
+        .map(|reference| scheduler.catalogue().id_of(caller.team, reference));
     let mut sandboxes = match template {
         Some(None) => Vec::new(),
         Some(Some(_)) | None => scheduler.list(caller.team),
     };
     sandboxes.retain(|sandbox| {
-        let of_template = template.iter().flatten().all(|t| t.id == sandbox.template.id);
+        let of_template = template.iter().flatten().all(|id| *id == sandbox.template.id);
         of_template && filter.matches(sandbox)
     });
     let page = cut(sandboxes, &filter);

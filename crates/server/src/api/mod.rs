@@ -8,6 +8,7 @@ mod create;
 mod error;
 mod host;
 mod idempotency;
+mod lifecycle;
 mod list;
 mod metadata_filter;
 mod network;
@@ -16,6 +17,7 @@ mod page_token;
 mod path;
 mod refusals;
 mod sandbox;
+mod snapshots;
 mod trace;
 
 use std::convert::Infallible;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::middleware::from_fn;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -125,9 +127,14 @@ fn router(app: App) -> Router {
         .route("/sandboxes/{sandboxID}", get(sandbox::detail).delete(sandbox::kill))
         .route("/sandboxes/{sandboxID}/timeout", post(sandbox::set_timeout))
         .route("/sandboxes/{sandboxID}/refreshes", post(sandbox::refresh))
-        .route("/sandboxes/{sandboxID}/connect", post(sandbox::connect_v1))
-        .route("/v2/sandboxes/{sandboxID}/connect", post(sandbox::connect_v2))
-        .route("/sandboxes/{sandboxID}/resume", post(sandbox::resume));
+        .route("/sandboxes/{sandboxID}/pause", post(lifecycle::pause))
+        .route("/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v1))
+        .route("/v2/sandboxes/{sandboxID}/connect", post(lifecycle::connect_v2))
+        .route("/sandboxes/{sandboxID}/resume", post(lifecycle::resume))
+        .route("/sandboxes/{sandboxID}/fork", post(lifecycle::fork))
+        .route("/sandboxes/{sandboxID}/snapshots", post(snapshots::take))
+        .route("/snapshots", get(snapshots::list))
+        .route("/templates/{templateID}", delete(snapshots::delete));
     not_built::add_to(built)
         .fallback(not_built::unknown)
         .method_not_allowed_fallback(not_built::unknown)

@@ -40,10 +40,7 @@ pub(super) fn refuse_what_is_not_built(
     let has_tokens = |tokens: &serde_json::Map<_, _>| !tokens.is_empty();
     let iam = body.iam.as_ref().and_then(|iam| iam.tokens.as_ref());
     let asked = [
-        ("autoPause", pauses),
-        ("autoResume.enabled", resumes),
         ("allow_internet_access", body.allow_internet_access == Some(false)),
-        ("mcp", body.mcp.as_ref().is_some_and(|mcp| !mcp.is_empty())),
         ("iam.tokens", iam.is_some_and(has_tokens)),
         ("volumeMounts", body.volume_mounts.as_ref().is_some_and(|v| !v.is_empty())),
     ];
@@ -98,6 +95,10 @@ mod tests {
             json!({"allow_internet_access": true, "mcp": null, "iam": {}, "volumeMounts": []}),
             json!({"mcp": {}, "iam": {"tokens": {}}, "volumeMounts": null, "network": null}),
             json!({"network": {}}),
+            json!({"autoPause": true, "autoPauseMemory": false}),
+            json!({"autoPause": true, "autoResume": {"enabled": true}}),
+            // The SDK starts the gateway itself.
+            json!({"mcp": {"a": {}}}),
             json!({"network": {
                 "allowPublicTraffic": true, "allowOut": [], "denyOut": null, "egressProxy": null,
                 "dnsServers": ["8.8.8.8"], "httpsPorts": [], "maskRequestHost": null, "rules": {},
@@ -112,11 +113,7 @@ mod tests {
     #[test]
     fn what_asks_for_something_is_named() {
         for (member, members) in [
-            ("autoPause", json!({"autoPause": true})),
-            ("autoPause", json!({"autoPause": true, "autoPauseMemory": false})),
-            ("autoResume.enabled", json!({"autoResume": {"enabled": true}})),
             ("allow_internet_access", json!({"allow_internet_access": false})),
-            ("mcp", json!({"mcp": {"a": {}}})),
             ("iam.tokens", json!({"iam": {"tokens": {"t": {}}}})),
             ("volumeMounts", json!({"volumeMounts": [{"name": "v", "path": "/v"}]})),
             ("network.denyOut", json!({"network": {"denyOut": ["0.0.0.0/0"]}})),

@@ -1,32 +1,27 @@
 //! One sandbox: read, kill, time (control-plane 3.3, 3.4).
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use sandyard_contract::rest::{
-    ConnectBody, RefreshBody, SandboxBody, SandboxDetailBody, TimeoutBody,
-};
+use sandyard_contract::rest::{RefreshBody, SandboxDetailBody, TimeoutBody};
 use sandyard_core::SandboxError;
 
 use super::Shared;
 use super::auth::Caller;
 use super::body::JsonBody;
-use super::convert::{detail_body, sandbox_body};
+use super::convert::detail_body;
 use super::error::ApiError;
 use super::path::SandboxPath;
 
-/// What a connect through `/v2` means when it names no time (control-plane 3.4).
-const CONNECT_DEFAULT: Duration = Duration::from_secs(300);
 /// What a refresh means at least.
 const REFRESH_MIN: Duration = Duration::from_secs(15);
 /// What a refresh may ask for, in seconds.
 const REFRESH_MAX_SECS: i32 = 3600;
 
 /// A number of seconds that may not be negative.
-fn seconds(member: &str, value: i32) -> Result<Duration, ApiError> {
+pub(super) fn seconds(member: &str, value: i32) -> Result<Duration, ApiError> {
     u64::try_from(value)
         .map(Duration::from_secs)
         .map_err(|_| ApiError::validation(member, "it is a number of seconds, at least 0"))
@@ -82,47 +77,4 @@ pub(super) async fn refresh(
     let scheduler = &api.app.scheduler;
     scheduler.extend(caller.team, &id, duration).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// `POST /sandboxes/{sandboxID}/connect`: the time must be named.
-pub(super) async fn connect_v1(
-    caller: Caller,
-    SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
-    body: JsonBody,
-) -> Result<Json<SandboxBody>, ApiError> {
-    let body: ConnectBody = body.parse()?;
-    let timeout = body.timeout.ok_or_else(|| ApiError::validation("timeout", "it is required"))?;
-    let sandbox = api.app.scheduler.connect(caller.team, &id, seconds("timeout", timeout)?).await?;
-    Ok(Json(sandbox_body(&api.app, &sandbox)))
-}
-
-/// `POST /sandboxes/{sandboxID}/resume`, deprecated: the oldest releases' way to connect (control-plane 9).
-/// Without pause there is nothing that it could resume: a sandbox runs or is not there. So no member of its
-/// body matters.
-pub(super) async fn resume(
-    caller: Caller,
-    SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
-) -> Result<Infallible, ApiError> {
-    let sandbox = api.app.scheduler.get(caller.team, &id)?;
-    let message = format!("sandbox '{}' is already running", sandbox.id);
-    Err(ApiError::new(StatusCode::CONFLICT, message))
-}
-
-/// `POST /v2/sandboxes/{sandboxID}/connect`: the body may be absent. 200, because the sandbox always runs:
-/// there is no pause yet. For the same reason `memory` has no effect.
-pub(super) async fn connect_v2(
-    caller: Caller,
-    SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
-    body: JsonBody,
-) -> Result<Json<SandboxBody>, ApiError> {
-    let body: ConnectBody = body.parse_or_default()?;
-    let timeout = match body.timeout {
-        Some(timeout) => seconds("timeout", timeout)?,
-        None => CONNECT_DEFAULT,
-    };
-    let sandbox = api.app.scheduler.connect(caller.team, &id, timeout).await?;
-    Ok(Json(sandbox_body(&api.app, &sandbox)))
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use sandyard_core::CreateSandbox;
 use sandyard_gateway::Gateway;
+use sandyard_types::Lifecycle;
 
 use crate::config::{Config, StoreConfig};
 use crate::connection_budget::ConnectionBudget;
@@ -119,14 +120,14 @@ impl Report {
 async fn isolation(config: &Config, trial: &Installation) -> anyhow::Result<String> {
     let reach =
         |name: &str| format!("on the network '{name}' they reach each other: {ISOLATION_ADVICE}");
-    if !trial.runtime.isolates_sandboxes() {
-        bail!(reach(trial.runtime.network_name()));
+    if trial.engine.isolates_sandboxes().await? != Some(true) {
+        bail!(reach(trial.engine.network_name()));
     }
     let own = DataDir::open(&config.data_dir)?;
     if own.is_installed() {
-        let runtime = connect(config, &own).await?;
-        if runtime.inspect_isolation().await? == Some(false) {
-            bail!(reach(runtime.network_name()));
+        let engine = connect(config, &own).await?;
+        if engine.isolates_sandboxes().await? == Some(false) {
+            bail!(reach(engine.network_name()));
         }
     }
     Ok("they do not reach each other's addresses".to_owned())
@@ -212,9 +213,10 @@ async fn create(installation: &Installation, workspace: bool) -> anyhow::Result<
         internet: None,
         network: None,
         session: workspace.then(|| "doctor".parse()).transpose()?,
+        lifecycle: Lifecycle::default(),
     };
     let created = installation.scheduler.create(team, request).await;
-    let sandbox = created.map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let sandbox = created.map_err(|error| anyhow::anyhow!(error.chain()))?.keep();
     let took = begun.elapsed();
     let killed = installation.scheduler.kill(team, &sandbox.id).await;
     killed.map_err(|error| anyhow::anyhow!(error.chain()))?;

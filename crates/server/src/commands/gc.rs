@@ -10,13 +10,10 @@ use crate::installation;
 /// If the engine does not answer or refuses.
 pub async fn run(config: &Config, all: bool) -> anyhow::Result<()> {
     let data = crate::data_dir::DataDir::open(&config.data_dir)?;
-    let runtime = installation::connect(config, &data).await?;
+    let engine = installation::connect(config, &data).await?;
     // Held from here on: a server that starts now would need the volume that is about to go.
     let idle = data.lock();
-    if all && idle.is_ok() {
-        runtime.release_volume().await?;
-    }
-    let removed = runtime.remove_old_volumes(all).await?;
+    let removed = engine.collect_garbage(all && idle.is_ok()).await?;
     for name in &removed {
         println!("removed volume {name}");
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
 use http::{Method, StatusCode};
+use sandyard_runtime_docker::container_name;
 use serde_json::Value;
 
 use super::client::ApiClient;
 use crate::config::Config;
-use crate::control_socket::{self, INSTANCES};
+use crate::control_socket::{self, INSTANCES, POOL};
 use crate::data_dir::DataDir;
 
 /// Prints one line a sandbox: id, template, state, start, end, and the name of its container on the engine, which
@@ -34,6 +35,25 @@ pub async fn list(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints one line for each kind of container in the pool: template, with or without workspace, how many are ready and
+/// how many should be.
+///
+/// # Errors
+/// If no server runs.
+pub async fn list_pool(config: &Config) -> anyhow::Result<()> {
+    let data = DataDir::open(&config.data_dir)?;
+    let asked = control_socket::ask(&data, POOL).await;
+    let mut lines = asked.context("cannot ask the server for its pool: does one run?")?;
+    while let Some(line) = lines.next_line().await? {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [template, profile, ready, target] = fields[..] else {
+            bail!("the answer is not readable");
+        };
+        println!("{template}  {profile}  {ready} ready of {target}");
+    }
+    Ok(())
+}
+
 /// The name of each sandbox's container.
 async fn instances(data: &DataDir) -> anyhow::Result<BTreeMap<String, String>> {
     let mut lines = control_socket::ask(data, INSTANCES)
@@ -42,7 +62,7 @@ async fn instances(data: &DataDir) -> anyhow::Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     while let Some(line) = lines.next_line().await? {
         let (sandbox, instance) = line.split_once(' ').context("the answer is not readable")?;
-        found.insert(sandbox.to_owned(), format!("sandyard-{instance}"));
+        found.insert(sandbox.to_owned(), container_name(&instance.parse()?));
     }
     Ok(found)
 }

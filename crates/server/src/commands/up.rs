@@ -17,6 +17,7 @@ use crate::connection_budget::ConnectionBudget;
 use crate::control_socket::{self, Asker, DONE};
 use crate::data_dir::{DataDir, PublicUrls, Running};
 use crate::domain::Domain;
+use crate::event_log;
 use crate::installation::{Installation, bind};
 use crate::proxy;
 use crate::tls::Tls;
@@ -68,6 +69,27 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let scheduler = scheduler.clone();
         async move {
             scheduler.watch_disk().await;
+            Ok(())
+        }
+    });
+    watching.spawn({
+        let events = scheduler.events();
+        async move {
+            event_log::run(events).await;
+            Ok(())
+        }
+    });
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            scheduler.bound_frozen_memory().await;
+            Ok(())
+        }
+    });
+    watching.spawn({
+        let scheduler = scheduler.clone();
+        async move {
+            scheduler.keep_pool().await;
             Ok(())
         }
     });

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
 use sandyard_contract::control::Secret;
+use sandyard_core::PoolSettings;
 use sandyard_types::{BucketName, Cache, Template};
 
 pub use reader::BadConfig;
@@ -98,6 +99,10 @@ pub struct Config {
     pub flush: Duration,
     /// Between two looks at what sandboxes have written.
     pub disk_watch: Duration,
+    /// The memory that all frozen sandboxes may keep together, in bytes; absent: as much as there is.
+    pub frozen_memory: Option<u64>,
+    /// How containers are kept in stock.
+    pub pool: PoolSettings,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which log lines there are, in `tracing`'s filter syntax.
@@ -171,6 +176,11 @@ impl Config {
         let max_sandboxes = r.value("limits.max_sandboxes", 100, |v| reader::within(v, 1, 10_000));
         let flush = r.value("limits.flush_secs", 30, |v| reader::within(v, 1, 3600));
         let disk_watch = r.value("limits.disk_watch_secs", 10, |v| reader::within(v, 1, 3600));
+        let pool = PoolSettings::default();
+        let pool_max = r.value("pool.max", pool.max, |v| reader::within(v, 0, 1000));
+        let pool_memory =
+            r.value("pool.memory_mib", pool.memory_mib, |v| reader::within(v, 0, 1 << 20));
+        let frozen = r.optional("limits.frozen_memory_mib", |v| reader::within(v, 1, 1 << 24));
         let log_format = r.value("log.format", LogFormat::Text, log_format);
         let log_filter = r.value("log.filter", "info,s3s=off".to_owned(), text);
         let templates = template::read_all(r);
@@ -207,6 +217,8 @@ impl Config {
             max_sandboxes: usize::try_from(max_sandboxes?).ok()?,
             flush: Duration::from_secs(u64::from(flush?)),
             disk_watch: Duration::from_secs(u64::from(disk_watch?)),
+            frozen_memory: frozen.map(|mib| u64::from(mib) << 20),
+            pool: PoolSettings { max: pool_max?, memory_mib: pool_memory? },
             log_format: log_format?,
             log_filter: log_filter?,
             templates: templates?,

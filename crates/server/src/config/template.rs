@@ -13,6 +13,8 @@ use super::reader::{Reader, boolean, parsed, text, within};
 const CPU_COUNT: u32 = 2;
 const MEMORY_MIB: u32 = 1024;
 const PIDS: u32 = 1024;
+/// Containers of `base` that wait in the pool, without and with a workspace each.
+const BASE_POOL: u32 = 2;
 
 /// Templates that are part of sandyard: their key in the configuration, their name, their image, and whether a code
 /// interpreter runs in them.
@@ -40,6 +42,10 @@ pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
         if let Some(template) = template.as_ref().filter(|t| taken(t)) {
             r.fail(format!("{key}.name: there is another template '{}'", template.name));
         }
+        let taken = |t: &Template| templates.iter().flatten().any(|other| other.id == t.id);
+        if let Some(template) = template.as_ref().filter(|t| taken(t)) {
+            r.fail(format!("{key}.id: there is another template with the id '{}'", template.id));
+        }
         templates.push(template);
     }
     templates.into_iter().collect()
@@ -62,6 +68,11 @@ fn read(
     };
     let has_interpreter = built_in.is_some_and(|(.., interpreter)| interpreter);
     let interpreter = r.value(&at("interpreter"), has_interpreter, boolean);
+    let pool = match key {
+        "base" => BASE_POOL,
+        _ => 0,
+    };
+    let pool = r.value(&at("pool"), pool, |v| within(v, 0, 1000));
     let id = r.optional(&at("id"), parsed::<TemplateId>);
     let cpu_count = r.value(&at("cpu_count"), CPU_COUNT, |v| within(v, 1, 1024));
     let memory_mib = r.value(&at("memory_mib"), MEMORY_MIB, |v| within(v, 128, 1 << 22));
@@ -96,6 +107,7 @@ fn read(
         sudo: sudo?,
         interpreter: interpreter?,
         workspace_target: target?,
+        pool: pool?,
     })
 }
 

@@ -11,7 +11,7 @@ use super::answers::Refusal;
 use super::target::{ID_HEADER, PORT_HEADER, Target};
 
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
-const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+pub(super) const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Headers that say for which sandbox a request is and what opens it. Two of one kind could be read differently by

@@ -42,6 +42,12 @@ pub(super) enum Refusal {
     TrafficTokenMissing(SandboxId),
     /// The same, and another token was given.
     TrafficTokenWrong(SandboxId),
+    /// The sandbox is paused, and the request does not show what would wake it.
+    WakeDenied(SandboxId),
+    /// The sandbox is paused, and its team has as many running as it may.
+    WakeLimit { id: SandboxId, reason: String },
+    /// The sandbox is paused, and could not be woken, or not in time.
+    WakeFailed { id: SandboxId, reason: String },
     /// Nothing listens on the port.
     PortClosed(Target),
     /// The service took the request and hung up.
@@ -57,7 +63,11 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::Signature => StatusCode::UNAUTHORIZED,
-            Self::TrafficTokenMissing(_) | Self::TrafficTokenWrong(_) => StatusCode::FORBIDDEN,
+            Self::TrafficTokenMissing(_) | Self::TrafficTokenWrong(_) | Self::WakeDenied(_) => {
+                StatusCode::FORBIDDEN
+            }
+            Self::WakeLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::WakeFailed { .. } => StatusCode::CONFLICT,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
             Self::NotFound(_) | Self::PortClosed(_) | Self::NoAnswer(_) => StatusCode::BAD_GATEWAY,
             // Not 502, which means to clients that the sandbox is gone.
@@ -99,6 +109,22 @@ impl Refusal {
                 "sandboxId": id,
                 "message": "Sandbox is secured with traffic access token. Provided token in header \
                     'e2b-traffic-access-token' is invalid",
+            }),
+            Self::WakeDenied(id) => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": "The sandbox is paused, and the request does not show its access token in the \
+                    header 'X-Access-Token': it stays paused",
+            }),
+            Self::WakeLimit { id, reason } => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": format!("The sandbox is paused and cannot be resumed now: {reason}"),
+            }),
+            Self::WakeFailed { id, reason } => json!({
+                "code": code,
+                "sandboxId": id,
+                "message": format!("The sandbox is paused and could not be resumed; try again: {reason}"),
             }),
             Self::PortClosed(Target { id, port }) => json!({
                 "code": code,
@@ -162,6 +188,9 @@ impl Refusal {
             | Self::Method
             | Self::Signature
             | Self::Reserved { .. }
+            | Self::WakeDenied(_)
+            | Self::WakeLimit { .. }
+            | Self::WakeFailed { .. }
             | Self::Daemon { .. } => return None,
         };
         Some(format!(

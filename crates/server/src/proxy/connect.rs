@@ -29,6 +29,9 @@ use super::{Route, Routes};
 /// The address of a container answers at once or never.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 
+/// The daemon dials a port of its own container, which answers at once or never.
+const TUNNEL_LIMIT: Duration = Duration::from_secs(30);
+
 /// Waits before the second to fifth try of a port that nothing listens on: services start late.
 const BACK_OFF: [Duration; 4] = [
     Duration::from_millis(100),
@@ -107,7 +110,9 @@ pub(super) async fn connect(
             let stream = dial(&route).await.map_err(gone)?;
             return Ok(Upstream::new(stream, Bytes::new()));
         }
-        match tunnel(&route, target.port).await {
+        let made = tokio::time::timeout(TUNNEL_LIMIT, tunnel(&route, target.port)).await;
+        let late = || ConnectError::Refused(format!("no answer to a tunnel in {TUNNEL_LIMIT:?}"));
+        match made.unwrap_or_else(|_| Err(late())) {
             Err(ConnectError::PortClosed(port)) => match waits.next() {
                 Some(wait) => tokio::time::sleep(*wait).await,
                 None => return Err(ConnectError::PortClosed(port)),

@@ -30,6 +30,7 @@ use super::reserved::reserved;
 use super::signed::SignedUrl;
 use super::target::{Target, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
+use super::wake::{by_access_token, wake};
 use crate::http_server::requested_host;
 
 /// The daemon never closes an idle connection by itself, and each costs it some memory.
@@ -82,6 +83,8 @@ impl Proxy {
                 .pool_idle_timeout(idle)
                 .pool_max_idle_per_host(MAX_IDLE)
                 .http1_max_headers(MAX_HEADERS)
+                // Services see names as the original's proxy writes them (control-plane 5.5): some look for `Host:`.
+                .http1_title_case_headers(true)
                 // Services see the host that the client asked for.
                 .set_host(false)
                 .build(connector)
@@ -143,15 +146,21 @@ impl Proxy {
         scope.follows_execution.send_replace(false);
         let host = requested_host(&request).map_err(Refusal::Host)?;
         check_once(request.headers())?;
-        let target = self.target(&request, host.as_ref()).await?;
+        let target = self.target(&request, host.as_ref())?;
         Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
             && let Some(path) = reserved(request.uri().path())
         {
             return Err(Refusal::Reserved { path });
         }
-        let Some(route) = self.routes.route(&target.id) else {
-            return Err(Refusal::NotFound(target.id));
+        let route = match self.routes.route(&target.id) {
+            Some(route) => route,
+            // No request there is for a service: none wakes anybody.
+            None if target.port == CONTROL_PORT => return Err(Refusal::NotFound(target.id)),
+            None => {
+                let signed = SignedUrl::of(request.method(), request.uri());
+                wake(self.routes.as_ref(), &target, request.headers(), signed).await?
+            }
         };
         if target.port != DAEMON_PORT {
             check(route.traffic_token.as_ref(), &target, request.headers())?;
@@ -209,7 +218,8 @@ impl Proxy {
         }
     }
 
-    async fn target(
+    /// For which sandbox a request is.
+    fn target(
         &self,
         request: &Request<Inbound>,
         host: Option<&Authority>,
@@ -218,22 +228,22 @@ impl Proxy {
             Ok(target) => return Ok(target),
             Err(refused) => refused,
         };
-        let signed = match refused {
-            // Also for a name in a local network that only looks like a sandbox's, as `build-machine.lan`.
-            Unaddressed::Host | Unaddressed::Port | Unaddressed::Id => {
-                SignedUrl::of(request.method(), request.uri())
-            }
-            Unaddressed::MissingHeader(_) => None,
-        };
-        let Some(url) = signed else {
+        // Also for a name in a local network that only looks like a sandbox's, as `build-machine.lan`.
+        if matches!(refused, Unaddressed::MissingHeader(_)) {
+            return Err(Refusal::Unaddressed(refused));
+        }
+        let routes = self.routes.as_ref();
+        if let Some(target) = by_access_token(routes, request.headers()) {
+            return Ok(target);
+        }
+        let Some(url) = SignedUrl::of(request.method(), request.uri()) else {
             return Err(Refusal::Unaddressed(refused));
         };
-        let id = url.sandbox(self.routes.as_ref()).await.ok_or(match refused {
+        let id = url.sandbox(routes).ok_or(match refused {
             Unaddressed::Host => Refusal::Signature,
             other => Refusal::Unaddressed(other),
         })?;
-        let port = DAEMON_PORT;
-        Ok(Target { id, port })
+        Ok(Target { id, port: DAEMON_PORT })
     }
 
     /// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.

@@ -19,6 +19,7 @@ mod routes;
 mod signed;
 mod target;
 mod unframed;
+mod wake;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,6 +55,26 @@ pub struct Route {
     pub host_mask: Option<HostMask>,
 }
 
+/// A paused sandbox that traffic may wake, and what that traffic must show.
+#[derive(Clone, Debug)]
+pub struct Sleeping {
+    /// What its daemon demands, if its client has to show it.
+    pub access_token: Option<Secret>,
+    /// What other ports than the daemon's demand of clients, if they are not public.
+    pub traffic_token: Option<Secret>,
+}
+
+/// Why a sandbox was not woken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotWoken {
+    /// It may not be woken any more, or is gone.
+    Gone,
+    /// Its team has as many running as it may.
+    TooMany(String),
+    /// It was tried, and failed.
+    Failed(String),
+}
+
 /// What the proxy's port serves.
 pub struct Port {
     /// The ways to sandboxes.
@@ -69,15 +90,21 @@ pub struct Port {
 /// Knows the way to every sandbox that takes requests.
 #[async_trait]
 pub trait Routes: Send + Sync + 'static {
-    /// The way to a sandbox; `None` if it is unknown, ended or ending.
+    /// The way to a sandbox; `None` if it is unknown, paused, ended or ending.
     fn route(&self, id: &SandboxId) -> Option<Route>;
+
+    /// What traffic must show to wake a paused sandbox; `None` for one that it does not wake (control-plane 5.7).
+    fn sleeping(&self, id: &SandboxId) -> Option<Sleeping>;
+
+    /// Wakes a sandbox. Returns when there is a way to it.
+    async fn wake(&self, id: &SandboxId) -> Result<(), NotWoken>;
 
     /// Whether a sandbox, of any team, has this address.
     fn is_sandbox(&self, address: IpAddr) -> bool;
 
     /// The access tokens of all sandboxes that have one: a signed URL without host or headers can only be
     /// told by its signature (control-plane 5.4).
-    async fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)>;
+    fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)>;
 }
 
 /// Serves HTTP/1.1, upgrades and HTTP/2, with and without TLS, until `stop` is cancelled, then waits for what is under

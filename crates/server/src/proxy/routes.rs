@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandyard_contract::control::Secret;
-use sandyard_core::{Scheduler, State};
+use sandyard_core::{SandboxError, Scheduler, State};
 use sandyard_types::SandboxId;
 use tracing::warn;
 
-use super::{Route, Routes};
+use super::{NotWoken, Route, Routes, Sleeping};
 use crate::api::Tokens;
 
 /// [`Routes`] from the scheduler and the tokens it does not know.
@@ -31,7 +31,9 @@ impl Routes for SchedulerRoutes {
         let sandbox = self.scheduler.route(id)?;
         match sandbox.state {
             State::Running | State::Snapshotting => {}
-            State::Pausing | State::Paused | State::Killing => return None,
+            State::Creating | State::Pausing | State::Paused | State::Resuming | State::Killing => {
+                return None;
+            }
         }
         Some(Route {
             address: sandbox.instance.address?,
@@ -46,23 +48,31 @@ impl Routes for SchedulerRoutes {
         self.scheduler.is_sandbox(address)
     }
 
-    async fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)> {
-        let teams = match self.scheduler.store().teams().await {
-            Ok(teams) => teams,
+    fn sleeping(&self, id: &SandboxId) -> Option<Sleeping> {
+        let sandbox = self.scheduler.route(id).filter(|sandbox| sandbox.wakes_by_traffic())?;
+        Some(Sleeping {
+            access_token: sandbox.secure.then(|| self.tokens.envd_access_token(id)),
+            traffic_token: (!sandbox.is_public()).then(|| self.tokens.traffic_access_token(id)),
+        })
+    }
+
+    async fn wake(&self, id: &SandboxId) -> Result<(), NotWoken> {
+        match self.scheduler.wake(id).await {
+            Ok(_) => Ok(()),
+            Err(SandboxError::NotFound(_)) => Err(NotWoken::Gone),
+            Err(error @ SandboxError::TooMany { .. }) => Err(NotWoken::TooMany(error.to_string())),
             Err(error) => {
-                warn!(%error, "cannot look for the sandbox of a signed URL");
-                return Vec::new();
+                let reason = error.chain();
+                warn!(sandbox.id = %id, reason, "cannot wake a sandbox");
+                Err(NotWoken::Failed(reason))
             }
-        };
-        let sandboxes = teams
-            .iter()
-            .flat_map(|team| self.scheduler.list(team.id))
-            .filter(|sandbox| sandbox.secure);
+        }
+    }
+
+    fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)> {
+        let sandboxes = self.scheduler.routes().into_iter().filter(|sandbox| sandbox.secure);
         sandboxes
-            .map(|sandbox| {
-                let token = self.tokens.envd_access_token(&sandbox.id);
-                (sandbox.id.clone(), token)
-            })
+            .map(|sandbox| (sandbox.id.clone(), self.tokens.envd_access_token(&sandbox.id)))
             .collect()
     }
 }

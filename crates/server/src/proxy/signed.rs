@@ -53,13 +53,14 @@ impl SignedUrl {
     }
 
     /// The sandbox whose token the URL was signed with. Whether it is still valid is for the daemon to say.
-    pub(super) async fn sandbox(&self, routes: &dyn Routes) -> Option<SandboxId> {
-        let sandboxes = routes.secure_sandboxes().await;
+    pub(super) fn sandbox(&self, routes: &dyn Routes) -> Option<SandboxId> {
+        let sandboxes = routes.secure_sandboxes();
         let found = sandboxes.into_iter().find(|(_, token)| self.fits(token));
         found.map(|(id, _)| id)
     }
 
-    fn fits(&self, token: &Secret) -> bool {
+    /// Whether it was signed with a token.
+    pub(super) fn fits(&self, token: &Secret) -> bool {
         self.operations.iter().any(|operation| {
             let expected = self.expected(operation, token);
             expected.as_bytes().ct_eq(self.signature.as_bytes()).into()

@@ -17,7 +17,7 @@ use sandyard_contract::rpc::filesystem::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::super::connect::{Call, Sink};
@@ -56,7 +56,7 @@ impl Watchers {
         let Some(Ok(directory)) = directory.to_str().map(access::real_path) else { return };
         let directory = Path::new(&directory);
         for watch in all.iter().filter(|watch| watch.covers(directory)) {
-            drop(watch.collect());
+            watch.collect_for_others();
         }
     }
 
@@ -88,6 +88,8 @@ struct Watch {
     /// What is watched later is watched with them too.
     rights: Rights,
     state: Mutex<State>,
+    /// Told when somebody else than its own task has collected.
+    collected: Notify,
 }
 
 struct State {
@@ -111,7 +113,8 @@ impl Watch {
         let ready = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
             .map_err(|error| internal(&WatchError::Read(error.into())))?;
         let state = Mutex::new(State { tree, events: Vec::new(), failure: None });
-        let watch = Arc::new(Self { ready, place, is_recursive, rights, state });
+        let collected = Notify::new();
+        let watch = Arc::new(Self { ready, place, is_recursive, rights, state, collected });
         let mut all = lock(&daemon.watchers.all);
         all.retain(|watch| watch.strong_count() > 0);
         all.push(Arc::downgrade(&watch));
@@ -122,10 +125,21 @@ impl Watch {
         directory == self.place || (self.is_recursive && directory.starts_with(&self.place))
     }
 
-    /// Waits until something may have happened that was not collected.
-    async fn readable(&self) -> io::Result<()> {
-        // Before what it says is read: what comes after that makes it ready again.
-        self.ready.readable().await.map(|mut ready| ready.clear_ready())
+    /// Waits until there may be something that its own task has not taken yet: in the descriptor, or collected
+    /// by others.
+    async fn news(&self) -> io::Result<()> {
+        tokio::select! {
+            // Before what it says is read: what comes after that makes it ready again.
+            ready = self.ready.readable() => ready.map(|mut ready| ready.clear_ready()),
+            () = self.collected.notified() => Ok(()),
+        }
+    }
+
+    /// Collects what happened until now and leaves it to the watch's own task. That task has to be told: a
+    /// descriptor that was emptied before its readiness was seen does not become ready. Blocks.
+    fn collect_for_others(&self) {
+        drop(self.collect());
+        self.collected.notify_one();
     }
 
     /// Collects what happened until now, up to a failure, which stays. Blocks.
@@ -144,7 +158,7 @@ impl Watch {
         loop {
             let ready = tokio::select! {
                 _ = &mut *stopped => return,
-                ready = self.readable() => ready,
+                ready = self.news() => ready,
             };
             if let Err(error) = ready {
                 lock(&self.state).failure = Some(WatchError::Read(error));
@@ -248,7 +262,7 @@ impl Events {
             if let Some(failure) = failure {
                 return Err(failure);
             }
-            match tokio::time::timeout_at(keepalive, watch.readable()).await {
+            match tokio::time::timeout_at(keepalive, watch.news()).await {
                 Ok(ready) => ready.map_err(|error| internal(&WatchError::Read(error)))?,
                 Err(_) => {
                     sink.send(&message(Event::Keepalive(KeepAlive {}))).await?;
