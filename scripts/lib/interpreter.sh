@@ -89,3 +89,23 @@ make_test_kernels() (
     sed -i "s|\"python3\"|\"$venv/bin/python\"|; s|\"env\": {|\"env\": { \"IPYTHONDIR\": \"$STATE/ipython\",|
         s|/usr/local/lib/sandyard-node-kernel|$node|; s|/usr/local/lib/sandyard-python-kernel|$files/python-kernel|" "$STATE"/kernels/*/kernel.json
 )
+
+# Releases of the code interpreter's package for Python.
+ensure_interpreter_releases() {
+    local inputs folder=$STATE/interpreter-releases
+    ensure_python
+    ensure_local_names
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(hash_of tests/interpreter_releases/python.txt)")
+    if [ -d "$folder" ] && is_current interpreter-releases "$inputs"; then return; fi
+    step interpreter-releases "install releases of e2b-code-interpreter" make_interpreter_releases "$folder"
+    set_current interpreter-releases "$inputs"
+}
+
+make_interpreter_releases() { # FOLDER
+    local package e2b
+    rm -rf "$1"
+    while read -r package e2b; do
+        retry 3 "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --target "$1/$package-$e2b" \
+            "e2b-code-interpreter==$package" "e2b==$e2b"
+    done < <(sed 's/#.*//; /^$/d' "$ROOT/tests/interpreter_releases/python.txt")
+}
