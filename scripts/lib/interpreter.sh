@@ -75,18 +75,18 @@ ensure_test_kernels() {
 }
 
 make_test_kernels() (
-    local files=$ROOT/$INTERPRETER_FILES venv=$STATE/kernels-venv node=$STATE/kernels-node
-    rm -rf "$venv" "$node" "$STATE/kernels" "$STATE/ipython"
-    python3 -m venv "$venv"
-    sed -n '/^ipykernel==\|^ipython==\|^bash_kernel==\|^orjson/p' "$files/python.txt" >"$venv/requirements.txt"
-    retry 3 "$venv/bin/pip" install --disable-pip-version-check --no-input --quiet -r "$venv/requirements.txt"
+    local files=$ROOT/$INTERPRETER_FILES environment=$STATE/kernels-venv node=$STATE/kernels-node
+    rm -rf "$environment" "$node" "$STATE/kernels" "$STATE/ipython"
+    python3 -m venv "$environment"
+    sed -n '/^ipykernel==\|^ipython==\|^bash_kernel==\|^orjson/p' "$files/python.txt" >"$environment/requirements.txt"
+    retry 3 "$environment/bin/pip" install --disable-pip-version-check --no-input --quiet -r "$environment/requirements.txt"
     cp -r "$files/node-kernel" "$node"
     cd "$node"
     retry 3 npm ci --ignore-scripts --no-audit --no-fund
     mkdir -p "$STATE/ipython/profile_default"
     cp -r "$files/profile/." "$STATE/ipython/profile_default/"
     cp -r "$files/kernels" "$STATE/kernels"
-    sed -i "s|\"python3\"|\"$venv/bin/python\"|; s|\"env\": {|\"env\": { \"IPYTHONDIR\": \"$STATE/ipython\",|
+    sed -i "s|\"python3\"|\"$environment/bin/python\"|; s|\"env\": {|\"env\": { \"IPYTHONDIR\": \"$STATE/ipython\",|
         s|/usr/local/lib/sandyard-node-kernel|$node|; s|/usr/local/lib/sandyard-python-kernel|$files/python-kernel|" "$STATE"/kernels/*/kernel.json
 )
 
