@@ -11,11 +11,11 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from conftest import Server, until
+from conftest import Server, docker, until
 from e2b import NotFoundException, SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
@@ -588,3 +588,66 @@ async def test_the_asynchronous_client(server: Server) -> None:
         assert (await sandbox.run_code("1 + 1", timeout=10)).text == "2"
     finally:
         await sandbox.kill()
+
+
+# ---- pause --------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_survive_a_pause_with_memory(server: Server) -> None:
+    sandbox = create(server)
+    try:
+        context = sandbox.create_code_context()
+        sandbox.run_code("x = 41")
+        sandbox.run_code("x = 1", context=context)
+        sandbox.run_code("let x = 2", language="js")
+        sandbox.pause()
+        again = Sandbox.connect(sandbox.sandbox_id, timeout=600, **server.options())
+        assert again.run_code("x + 1").text == "42"
+        assert again.run_code("x", context=context).text == "1"
+        assert again.run_code("x", language="js").text == "2"
+        assert len(again.list_code_contexts()) == 3
+    finally:
+        sandbox.kill()
+
+
+def test_a_pause_of_the_file_system_leaves_new_default_contexts(server: Server) -> None:
+    sandbox = create(server, envs={"GLOBAL": "still"})
+    try:
+        lost = sandbox.create_code_context()
+        sandbox.run_code("x = 41; open('/home/user/kept', 'w').write('kept')")
+        sandbox.pause(keep_memory=False)
+        again = Sandbox.connect(sandbox.sandbox_id, timeout=600, **server.options())
+        assert [c.language for c in again.list_code_contexts()] == ["python", "javascript"]
+        assert again.run_code("x").error.name == "NameError"
+        assert again.run_code("import os; open('/home/user/kept').read() + os.environ['GLOBAL']").text == "keptstill"
+        with pytest.raises(NotFoundException, match="restarted.*lost"):
+            again.run_code("1", context=lost)
+    finally:
+        sandbox.kill()
+
+
+# ---- the pool -----------------------------------------------------------------------------------------------------
+
+
+def test_a_container_of_the_pool_has_its_kernels_already(own_server: Callable[..., Server]) -> None:
+    server = own_server(SANDYARD_POOL__MAX="4", SANDYARD_CODE_INTERPRETER__POOL="1", SANDYARD_BASE__POOL="0")
+
+    def warm() -> bool:
+        lines = [line.split() for line in server.command("ls", "--pool").stdout.splitlines()]
+        ready = {line[1]: int(line[2]) for line in lines if line[0] == TEMPLATE}
+        return ready.get("plain", 0) >= 1 and ready.get("workspace", 0) >= 1
+
+    until("a container of each kind waits", warm, 60)
+    # The kernels are there before the sandbox is anybody's.
+    [container, *_] = server.containers()
+    processes = docker("top", container, "-eo", "pid,args")
+    assert processes.count("fork_server.py") >= 2 and "main.js javascript" in processes, processes
+    session = f"pool-{time.time_ns()}"
+    for options in ({}, {"metadata": {"session": session}}):
+        sandbox = create(server, envs={"A": "of the create"}, **options)
+        try:
+            assert sandbox.run_code("import os; os.environ['A']").text == "of the create"
+            expected = "/workspace" if options else "/home/user"
+            assert sandbox.run_code("process.cwd()", language="js").text == expected
+        finally:
+            sandbox.kill()
