@@ -7,7 +7,7 @@ import pathlib
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 ENGINE = "/var/run/docker.sock"
@@ -36,6 +36,7 @@ class EngineProxy:
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self.rules: list[Rule] = []
+        self.firing = threading.Lock()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(path))
         self.listener.listen(64)
@@ -101,10 +102,14 @@ class EngineProxy:
                 return
             _relay(engine, client)
 
-    def _fire(self, rules: object) -> None:
+    def _fire(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
-            rule.fired.set()
-            rule.action()
+            # Two calls at once may both match.
+            with self.firing:
+                first = not rule.fired.is_set()
+                rule.fired.set()
+            if first:
+                rule.action()
 
 
 def _relay(source: socket.socket, target: socket.socket) -> None:
