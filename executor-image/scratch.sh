@@ -12,7 +12,7 @@ scratch_open() { # DIR
     local available
     available=$(awk '$1 == "MemAvailable:" { print $2 }' /proc/meminfo)
     if [ "${available:-0}" -ge "$SCRATCH_NEEDED_KIB" ]; then
-        mount -t tmpfs -o size=3g,mode=0755 sandyard-build "$1" || true
+        mount -t tmpfs -o "size=${SCRATCH_SIZE:-3g},mode=0755" sandyard-build "$1" || true
     fi
 }
 

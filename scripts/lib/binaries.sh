@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The programs built from this checkout: the server, the executor, and the bundle that carries the
-# executor and the FUSE programs into sandboxes.
+# The programs built from this checkout: the server, the executor, the code interpreter, and the bundle that
+# carries the last two and the FUSE programs into sandboxes.
 set -euo pipefail
 
 readonly PRELOAD=libsandyard_s3fs_guard.so
@@ -29,8 +29,8 @@ ensure_binaries() {
         step server "build the server" build_server
         set_current server "$inputs"
     fi
-    if ! { [ -x "$BIN/sandyard-executor" ] && is_current executor "$inputs"; }; then
-        step executor "build the executor" build_executor
+    if ! { [ -x "$BIN/sandyard-executor" ] && [ -x "$BIN/sandyard-interpreter" ] && is_current executor "$inputs"; }; then
+        step executor "build the executor and the code interpreter" build_executor
         set_current executor "$inputs"
     fi
     if ! { [ -f "$BIN/$PRELOAD" ] && is_current preload "$inputs"; }; then
@@ -55,8 +55,9 @@ build_executor() (
     target=$(uname -m)-unknown-linux-gnu
     retry 3 cargo fetch --locked
     RUSTFLAGS='-C target-feature=+crt-static' \
-        cargo build --profile executor --locked --target "$target" -p sandyard-executor
+        cargo build --profile executor --locked --target "$target" -p sandyard-executor -p sandyard-interpreter
     put_program "$(target_directory)/$target/executor/sandyard-executor" sandyard-executor
+    put_program "$(target_directory)/$target/executor/sandyard-interpreter" sandyard-interpreter
 )
 
 # The library that the bundle's s3fs must not run without. Only here is it a library to load: cargo's own
@@ -78,10 +79,12 @@ put_program() { # FILE NAME
 
 ensure_bundle() {
     local inputs out=$BIN/sandyard-bundle.tar
-    inputs=$(hash_text "$(sha256sum <"$BIN/sandyard-executor")" "$(sha256sum <"$BIN/$PRELOAD")" \
+    inputs=$(hash_text "$(sha256sum <"$BIN/sandyard-executor")" \
+        "$(sha256sum <"$BIN/sandyard-interpreter")" "$(sha256sum <"$BIN/$PRELOAD")" \
         "$(sha256sum <"$STATE/cache/fuse.tar")" "$(hash_of executor-image/bundle.sh)")
     if [ -f "$out" ] && is_current bundle "$inputs"; then return; fi
     step bundle "pack the executor's bundle" \
-        "$ROOT/executor-image/bundle.sh" "$BIN/sandyard-executor" "$BIN/$PRELOAD" "$STATE/cache/fuse.tar" "$out"
+        "$ROOT/executor-image/bundle.sh" "$BIN/sandyard-executor" "$BIN/sandyard-interpreter" "$BIN/$PRELOAD" \
+        "$STATE/cache/fuse.tar" "$out"
     set_current bundle "$inputs"
 }

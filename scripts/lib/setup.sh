@@ -7,6 +7,8 @@
 . "$ROOT/scripts/lib/engine.sh"
 # shellcheck source=scripts/lib/images.sh
 . "$ROOT/scripts/lib/images.sh"
+# shellcheck source=scripts/lib/interpreter.sh
+. "$ROOT/scripts/lib/interpreter.sh"
 # shellcheck source=scripts/lib/binaries.sh
 . "$ROOT/scripts/lib/binaries.sh"
 # shellcheck source=scripts/lib/clients.sh

@@ -10,6 +10,13 @@ use time::OffsetDateTime;
 /// TCP port of the daemon in every sandbox (executor 2.1).
 pub const DAEMON_PORT: u16 = 49983;
 
+/// TCP port of the code interpreter in sandboxes that have one (code-interpreter 1).
+pub const INTERPRETER_PORT: u16 = 49999;
+
+/// Path of the code interpreter's executions (code-interpreter 3). One means nothing without a client that listens, so it
+/// ends at its client's FIN, here and in the proxy.
+pub const EXECUTE_PATH: &str = "/execute";
+
 /// Path of the call that gives a sandbox its identity, token and environment (executor 7).
 pub const INIT_PATH: &str = "/init";
 

@@ -9,7 +9,7 @@ mod init;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: executor init|daemon --instance <32 hex digits> \
-    --control-key <64 hex digits> [--workspace (init only)]";
+    --control-key <64 hex digits> [--interpreter] [--workspace (init only)]";
 
 /// Plays the role that the first argument after the program's name says. Returns when the process should end.
 pub fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {

@@ -86,6 +86,9 @@ pub(crate) fn plan(
     ]
     .map(str::to_owned)
     .into();
+    if template.interpreter {
+        command.push("--interpreter".to_owned());
+    }
     let mut cap_add: Vec<String> = CAPABILITIES.map(str::to_owned).into();
     let mut devices = Vec::new();
     let mut security = Vec::new();

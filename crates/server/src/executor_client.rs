@@ -37,6 +37,10 @@ const BOOT_RETRY: Duration = Duration::from_millis(2);
 /// The daemon's route that says whether it takes requests (executor 6.1).
 const HEALTH_PATH: &str = "/health";
 
+/// How long a daemon may take to answer its claim. Where the template asks for a code interpreter it waits up to 60 s for
+/// that.
+const CLAIM_LIMIT: Duration = budget::ANSWER.saturating_add(Duration::from_secs(60));
+
 /// [`ExecutorClient`] over TCP.
 pub struct NetworkExecutor {
     secrets: Arc<Secrets>,
@@ -133,8 +137,8 @@ impl NetworkExecutor {
             )));
         }
         let stream = connect(address).await?;
-        let sent = timeout(budget::ANSWER, self.send_init(stream, instance, address, body));
-        let answered = sent.await.map_err(|_| no_answer(address, budget::ANSWER))?;
+        let sent = timeout(CLAIM_LIMIT, self.send_init(stream, instance, address, body));
+        let answered = sent.await.map_err(|_| no_answer(address, CLAIM_LIMIT))?;
         answered.map_err(|e| ExecutorError::Refused(format!("the daemon at {address}: {e:#}")))
     }
 
@@ -191,8 +195,9 @@ impl ExecutorClient for NetworkExecutor {
     async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
         let address = SocketAddr::new(address(instance)?, DAEMON_PORT);
         let stream = connect(address).await?;
-        let asked = timeout(budget::ANSWER, health(stream, address));
-        let answered = asked.await.map_err(|_| no_answer(address, budget::ANSWER))?;
+        // One that waits for its claim answers when its code interpreter is ready too.
+        let asked = timeout(CLAIM_LIMIT, health(stream, address));
+        let answered = asked.await.map_err(|_| no_answer(address, CLAIM_LIMIT))?;
         answered.map_err(|e| ExecutorError::Unreachable(format!("the daemon at {address}: {e:#}")))
     }
 

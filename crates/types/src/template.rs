@@ -48,6 +48,9 @@ pub struct Template {
     pub env: BTreeMap<String, String>,
     /// Whether set-user-id programs work in it. Without, the engine's no-new-privileges holds.
     pub sudo: bool,
+    /// Whether a code interpreter runs in it, whose kernels are in the image (code-interpreter 9).
+    #[serde(default)]
+    pub interpreter: bool,
     /// Where a session's workspace appears; `{session_id}` in it stands for the session.
     pub workspace_target: TargetPath,
     /// Containers that wait in the pool at least, without and with a workspace each.

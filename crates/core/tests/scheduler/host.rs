@@ -320,6 +320,7 @@ pub(crate) fn template() -> Template {
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
         sudo: true,
+        interpreter: false,
         workspace_target: "/workspace".parse().expect("valid"),
         pool: 0,
     }

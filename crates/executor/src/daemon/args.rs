@@ -14,6 +14,8 @@ pub(super) struct Args {
     pub identity: Identity,
     /// Where to listen; only tests name something else than the contract's port.
     pub listen: SocketAddr,
+    /// Whether the template asks for a code interpreter.
+    pub interpreter: bool,
 }
 
 /// Who this container is, and whose calls to `/init` it obeys.
@@ -29,7 +31,12 @@ impl Args {
     pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let (mut instance, mut control_key) = (None, None);
         let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DAEMON_PORT));
+        let mut interpreter = false;
         while let Some(name) = arguments.next() {
+            if name == "--interpreter" {
+                interpreter = true;
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--instance" => instance = Some(value.parse::<InstanceId>()?),
@@ -42,7 +49,7 @@ impl Args {
             instance: instance.context("--instance is missing")?,
             control_key: control_key.context("--control-key is missing")?,
         };
-        Ok(Self { identity, listen })
+        Ok(Self { identity, listen, interpreter })
     }
 }
 

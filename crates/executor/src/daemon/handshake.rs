@@ -37,11 +37,22 @@ pub(super) async fn answer(
     request: Request<Inbound>,
 ) -> Response<Body> {
     let mut response = match init(daemon, peer, request).await {
-        Ok(()) => plain::status(StatusCode::NO_CONTENT),
+        Ok(()) => match interpreter_ready(daemon).await {
+            Ok(()) => plain::status(StatusCode::NO_CONTENT),
+            Err(message) => plain::text(StatusCode::SERVICE_UNAVAILABLE, message),
+        },
         Err((status, message)) => plain::text(status, message),
     };
     response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(ENVD_VERSION));
     response
+}
+
+/// A sandbox with a code interpreter is ready when that is (code-interpreter 9).
+async fn interpreter_ready(daemon: &Daemon) -> Result<(), String> {
+    match &daemon.interpreter {
+        Some(interpreter) => interpreter.ready().await,
+        None => Ok(()),
+    }
 }
 
 async fn init(

@@ -14,6 +14,7 @@ mod cors;
 mod files;
 mod filesystem;
 mod handshake;
+mod interpreter;
 mod metrics;
 mod paths;
 mod plain;
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 
 use args::{Args, Identity};
 use filesystem::Watchers;
+use interpreter::Interpreter;
 use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
@@ -63,6 +65,8 @@ struct Daemon {
     strangers: Strangers,
     processes: ProcessTable,
     watchers: Watchers,
+    /// In sandboxes of templates that ask for one.
+    interpreter: Option<Interpreter>,
     cpu: Mutex<CpuMeter>,
     /// Connections and tunnels.
     connections: Tasks,
@@ -107,11 +111,15 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         strangers: Strangers::new(server::STRANGERS, server::TRUSTED_ADDRESSES),
         processes: ProcessTable::default(),
         watchers: Watchers::default(),
+        interpreter: args.interpreter.then(Interpreter::new),
         cpu: Mutex::new(CpuMeter::start()),
         connections: Tasks::default(),
         tasks: Tasks::default(),
     });
     log!("listening on {}", listener.local_addr().context("failed to read the own address")?);
+    if daemon.interpreter.is_some() {
+        daemon.tasks.spawn(interpreter::supervise(Arc::clone(&daemon)));
+    }
     let reaper = daemon.processes.reaper();
     tokio::select! {
         never = server::accept(&listener, &daemon) => match never {},

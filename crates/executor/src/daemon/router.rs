@@ -117,7 +117,7 @@ async fn route(
         return connect::answer(procedure, daemon, named_user, request).await;
     }
     match (path, request.method()) {
-        ("/health", &Method::GET) => uncached(plain::status(StatusCode::NO_CONTENT)),
+        ("/health", &Method::GET) => uncached(health(daemon).await),
         ("/metrics", &Method::GET) => uncached(metrics::answer(daemon).await),
         ("/envs", &Method::GET) => {
             let variables = lock(&daemon.settings).variables();
@@ -131,6 +131,19 @@ async fn route(
             plain::status(StatusCode::METHOD_NOT_ALLOWED)
         }
         _ => plain::text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    }
+}
+
+/// A sandbox is healthy when it answers. A container that waits for its claim is of use when its code interpreter is
+/// ready too, and answers then.
+async fn health(daemon: &Daemon) -> Response<Body> {
+    let claimed = *daemon.claimed.borrow();
+    match &daemon.interpreter {
+        Some(interpreter) if !claimed => match interpreter.ready().await {
+            Ok(()) => plain::status(StatusCode::NO_CONTENT),
+            Err(message) => plain::text(StatusCode::SERVICE_UNAVAILABLE, message),
+        },
+        _ => plain::status(StatusCode::NO_CONTENT),
     }
 }
 

@@ -13,17 +13,21 @@ pub(super) struct Args {
     pub control_key: VerifyingKey,
     /// Whether mounts may come, so that the user's side needs the whole hull.
     pub workspace: bool,
+    /// Whether the daemon starts a code interpreter.
+    pub interpreter: bool,
 }
 
 impl Args {
     pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
-        let (mut instance, mut control_key, mut workspace) = (None, None, false);
+        let (mut instance, mut control_key) = (None, None);
+        let (mut workspace, mut interpreter) = (false, false);
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
             match name.as_str() {
                 "--instance" => instance = Some(value()?.parse::<InstanceId>()?),
                 "--control-key" => control_key = Some(parse_key(&value()?)?),
                 "--workspace" => workspace = true,
+                "--interpreter" => interpreter = true,
                 _ => bail!("unknown argument {name}"),
             }
         }
@@ -31,19 +35,24 @@ impl Args {
             instance: instance.context("--instance is missing")?,
             control_key: control_key.context("--control-key is missing")?,
             workspace,
+            interpreter,
         })
     }
 
     /// The command line of the daemon, from the path of the program on.
     pub(super) fn daemon_command(&self) -> Vec<String> {
-        vec![
+        let mut command = vec![
             "/.sandyard/executor".to_owned(),
             "daemon".to_owned(),
             "--instance".to_owned(),
             self.instance.to_string(),
             "--control-key".to_owned(),
             hex::encode(self.control_key.as_bytes()),
-        ]
+        ];
+        if self.interpreter {
+            command.push("--interpreter".to_owned());
+        }
+        command
     }
 }
 
@@ -71,6 +80,8 @@ mod tests {
         let expected =
             ["/.sandyard/executor", "daemon", "--instance", instance, "--control-key", key];
         assert_eq!(args.daemon_command(), expected);
+        let with_interpreter = parse(&format!("{line} --interpreter")).expect("valid");
+        assert_eq!(with_interpreter.daemon_command().last().unwrap(), "--interpreter");
     }
 
     #[test]

@@ -16,10 +16,25 @@ const PIDS: u32 = 1024;
 /// Containers of `base` that wait in the pool, without and with a workspace each.
 const BASE_POOL: u32 = 2;
 
-/// `base`, and every entry of `[[templates]]`.
+/// Templates that are part of sandyard: their key in the configuration, their name, their image, and whether a code
+/// interpreter runs in them.
+const BUILT_IN: [(&str, &str, &str, bool); 3] = [
+    ("base", "base", "sandyard/base:latest", false),
+    ("code_interpreter", "code-interpreter-v1", "sandyard/code-interpreter:latest", true),
+    (
+        "code_interpreter_full",
+        "code-interpreter-full",
+        "sandyard/code-interpreter-full:latest",
+        true,
+    ),
+];
+
+/// Those that are built in, and every entry of `[[templates]]`.
 pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
-    let base_name: TemplateName = "base".parse().ok()?;
-    let mut templates = vec![read(r, "base", TemplateKind::BuiltIn, Some(base_name))];
+    let mut templates = Vec::new();
+    for built_in @ (key, ..) in BUILT_IN {
+        templates.push(read(r, key, TemplateKind::BuiltIn, Some(built_in)));
+    }
     for index in 0..r.list_len("templates") {
         let key = format!("templates[{index}]");
         let template = read(r, &key, TemplateKind::Configured, None);
@@ -40,20 +55,22 @@ fn read(
     r: &mut Reader,
     key: &str,
     kind: TemplateKind,
-    name: Option<TemplateName>,
+    built_in: Option<(&str, &str, &str, bool)>,
 ) -> Option<Template> {
     let at = |member: &str| format!("{key}.{member}");
-    let name = match name {
-        Some(name) => Some(name),
+    let name = match built_in {
+        Some((_, name, ..)) => name.parse().ok(),
         None => needed(r, &at("name"), parsed),
     };
-    let image = match kind {
-        TemplateKind::BuiltIn => r.value(&at("image"), "sandyard/base:latest".to_owned(), text),
-        TemplateKind::Configured | TemplateKind::Snapshot => needed(r, &at("image"), text),
+    let image = match built_in {
+        Some((_, _, image, _)) => r.value(&at("image"), image.to_owned(), text),
+        None => needed(r, &at("image"), text),
     };
-    let pool = match kind {
-        TemplateKind::BuiltIn => BASE_POOL,
-        TemplateKind::Configured | TemplateKind::Snapshot => 0,
+    let has_interpreter = built_in.is_some_and(|(.., interpreter)| interpreter);
+    let interpreter = r.value(&at("interpreter"), has_interpreter, boolean);
+    let pool = match key {
+        "base" => BASE_POOL,
+        _ => 0,
     };
     let pool = r.value(&at("pool"), pool, |v| within(v, 0, 1000));
     let id = r.optional(&at("id"), parsed::<TemplateId>);
@@ -88,6 +105,7 @@ fn read(
         workdir,
         env,
         sudo: sudo?,
+        interpreter: interpreter?,
         workspace_target: target?,
         pool: pool?,
     })

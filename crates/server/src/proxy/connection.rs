@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use sandyard_http::Discard;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -68,6 +68,8 @@ impl Front {
 pub(super) struct Scope {
     pub(super) work: Work,
     pub(super) services: Http2Services,
+    /// Whether the present answer is an execution's, which ends at its client's FIN (code-interpreter 5).
+    pub(super) follows_execution: watch::Sender<bool>,
     /// Where the client connects from.
     pub(super) source: Option<IpAddr>,
 }
@@ -88,8 +90,13 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
         }
     };
     let (work, mut left) = mpsc::channel(WAITING);
-    let scope =
-        Arc::new(Scope { work, services: Http2Services::default(), source: client.source() });
+    let scope = Arc::new(Scope {
+        work,
+        services: Http2Services::default(),
+        follows_execution: watch::Sender::new(false),
+        source: client.source(),
+    });
+    let mut follows_execution = scope.follows_execution.subscribe();
     let service = {
         let client = client.clone();
         service_fn(move |request| {
@@ -100,9 +107,20 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
     let mut tasks = JoinSet::new();
     {
         let mut http = pin!(http_server::serve(&client, transport, service, stop));
+        let mut unheard = pin!(async {
+            client.closed_its_side().await;
+            // An error is the sender gone, and with it the connection's end.
+            drop(follows_execution.wait_for(|follows| *follows).await);
+        });
         loop {
             tokio::select! {
+                // What has arrived is taken up before its client's end.
+                biased;
                 () = http.as_mut() => break,
+                () = unheard.as_mut() => {
+                    debug!("the client of an execution has gone");
+                    break;
+                }
                 Some(work) = left.recv() => {
                     tasks.spawn(work);
                 }

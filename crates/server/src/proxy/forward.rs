@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sandyard_contract::control::CONTROL_PORT;
-use sandyard_contract::daemon::DAEMON_PORT;
+use sandyard_contract::daemon::{DAEMON_PORT, EXECUTE_PATH, INTERPRETER_PORT};
 use sandyard_http::{Inbound, MAX_HEADERS};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -143,6 +143,7 @@ impl Proxy {
         if *request.method() == Method::CONNECT {
             return Err(Refusal::Method);
         }
+        scope.follows_execution.send_replace(false);
         let host = requested_host(&request).map_err(Refusal::Host)?;
         check_once(request.headers())?;
         let target = self.target(&request, host.as_ref())?;
@@ -168,6 +169,7 @@ impl Proxy {
             return Err(Refusal::PortClosed(target));
         }
 
+        let executes = target.port == INTERPRETER_PORT && request.uri().path() == EXECUTE_PATH;
         let grpc = target.port != DAEMON_PORT && is_grpc(&request);
         let upgrade = wanted_upgrade(request.headers());
         let downstream = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
@@ -208,7 +210,10 @@ impl Proxy {
             }
         };
         match self.answer_from(response, &target, downstream, scope).await {
-            Some(answer) => Ok(answer),
+            Some(answer) => {
+                scope.follows_execution.send_replace(executes);
+                Ok(answer)
+            }
             None => Err(no_answer(target)),
         }
     }

@@ -284,6 +284,7 @@ fn template() -> anyhow::Result<Template> {
         workdir: None,
         env: BTreeMap::new(),
         sudo: true,
+        interpreter: false,
         workspace_target: "/workspace".parse()?,
         pool: 0,
     })

@@ -25,12 +25,13 @@ use super::tasks::lock;
 use super::{Daemon, give_memory_back};
 use input::Input;
 use output::Output;
-use status::ExitStatus;
 
 pub(super) use reaper::{Left, Reaper};
 pub(super) use service::{
     close_stdin, connect, list, send_input, send_signal, start, stream_input, update,
 };
+pub(super) use spawn::{Command, DEFAULT_PATH, Identity, Streams};
+pub(super) use status::ExitStatus;
 
 /// How long the end of a process can be asked for after it (executor 4.6).
 const RETENTION: Duration = Duration::from_secs(30);

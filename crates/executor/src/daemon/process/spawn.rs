@@ -23,11 +23,11 @@ const NOT_FOUND: c_int = 127;
 const OOM_SCORE: &[u8] = b"100";
 
 /// Where programs are looked for if neither the daemon nor the request says.
-pub(super) const DEFAULT_PATH: &str =
+pub(in super::super) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program ready to run.
-pub(super) struct Command {
+pub(in super::super) struct Command {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     /// The program's possible paths, in the order to try.
@@ -43,14 +43,14 @@ pub(super) struct Command {
 }
 
 /// What becomes 0, 1 and 2.
-pub(super) enum Streams {
+pub(in super::super) enum Streams {
     Pipes([OwnedFd; 3]),
     /// All three, and the terminal that controls a session of the program's own.
     Terminal(OwnedFd),
 }
 
 /// Who the program runs as.
-pub(super) struct Identity {
+pub(in super::super) struct Identity {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
@@ -58,7 +58,7 @@ pub(super) struct Identity {
 
 /// Why no program runs.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SpawnError {
+pub(in super::super) enum SpawnError {
     #[error("failed to prepare a process: {0}")]
     Prepare(#[source] io::Error),
     #[error("failed to become the user: {0}")]
@@ -81,7 +81,7 @@ impl Command {
     ///
     /// # Errors
     /// If a text holds a NUL character, which no program can be given.
-    pub(super) fn new(
+    pub(in super::super) fn new(
         program: &str,
         arguments: &[String],
         environment: &BTreeMap<String, String>,
@@ -110,7 +110,7 @@ impl Command {
 
     /// Forks and waits until the child has its identity and directory; it may still find no program
     /// and then says so on its standard error and exits with 127 or 126. Blocks.
-    pub(super) fn spawn(
+    pub(in super::super) fn spawn(
         &self,
         streams: Streams,
         reaper: &Reaper,

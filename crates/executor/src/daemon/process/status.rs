@@ -14,7 +14,7 @@ impl ExitStatus {
     }
 
     /// The event that tells clients.
-    pub(super) fn end_event(self) -> EndEvent {
+    pub(in super::super) fn end_event(self) -> EndEvent {
         let (exit_code, exited) = (self.0.code().unwrap_or(-1), self.0.code().is_some());
         let status = match self.0.signal() {
             Some(signal) => {

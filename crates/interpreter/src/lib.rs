@@ -1,0 +1,42 @@
+//! The code interpreter of a sandbox: kernels that keep their state, behind the HTTP API on port 49999 that the
+//! code-interpreter packages talk to (contract/code-interpreter.md).
+//!
+//! It speaks the Jupyter kernel protocol to the kernels itself; there is no Jupyter server. One thread runs everything.
+
+mod claim;
+mod context;
+mod http;
+mod kernel;
+mod language;
+mod result;
+mod tasks;
+mod time_text;
+mod workspace;
+mod zmtp;
+
+pub use claim::{Claim, read as read_claims};
+pub use context::{ContextError, ContextInfo, ContextSettings, Contexts};
+pub use http::{listen, serve};
+pub use kernel::{
+    InterruptMode, KernelEnd, KernelError, KernelSettings, KernelSpec, KernelSpecs, SpecError,
+    SpecMetadata, Transport,
+};
+pub use zmtp::{Endpoint, ZmtpError};
+
+/// Writes one line about something that went on to the sandbox's log.
+macro_rules! log {
+    ($($part:tt)*) => { eprintln!("sandyard-interpreter: {}", format_args!($($part)*)) };
+}
+use log;
+
+/// An error with what it comes from.
+pub fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
