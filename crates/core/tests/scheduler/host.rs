@@ -15,7 +15,7 @@ use sandyard_types::{
 };
 use serde_json::Value;
 use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinSet;
 
@@ -81,7 +81,7 @@ impl Host {
             teams.push(team.id);
         }
         let options = SqliteConnectOptions::new().filename(&file);
-        let database = SqlitePool::connect_with(options).await?;
+        let database = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         let engine = FakeEngine::new();
         let scheduler = Scheduler::start(parts(&settings, &engine, &store)).await?;
         Ok(Self {

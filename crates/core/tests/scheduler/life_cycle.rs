@@ -55,7 +55,7 @@ fn answer<T>(result: Result<T, SandboxError>, done: impl FnOnce(T) -> Answer) ->
     match result {
         Ok(value) => done(value),
         Err(SandboxError::Conflict { .. }) => Answer::Conflict,
-        Err(SandboxError::NotFound(_)) => Answer::NotFound,
+        Err(SandboxError::NotFound(_) | SandboxError::Paused { .. }) => Answer::NotFound,
         Err(SandboxError::Shared(error)) => match &*error {
             SandboxError::Conflict { .. } => Answer::Conflict,
             SandboxError::NotFound(_) => Answer::NotFound,
@@ -76,20 +76,24 @@ pub(crate) async fn call(
     match column {
         Column::Pause => answer(scheduler.pause(team, &id, PauseKind::Full, false).await, done),
         Column::Kill => answer(scheduler.kill(team, &id).await, done),
-        Column::SetTimeout => answer(scheduler.set_timeout(team, &id, MINUTE).await, done),
-        Column::Refresh => answer(scheduler.extend(team, &id, MINUTE).await, done),
+        Column::SetTimeout => answer(scheduler.set_timeout(team, &id, 10 * MINUTE).await, done),
+        Column::Refresh => answer(scheduler.extend(team, &id, 10 * MINUTE).await, done),
         Column::Snapshot => answer(scheduler.snapshot(team, &id, None).await, |_| Answer::Done),
-        Column::Fork => answer(scheduler.fork(team, &id, 1, MINUTE).await, |forks| {
-            match forks.into_iter().map(|fork| fork.map(|new| new.keep())).all(|f| f.is_ok()) {
-                true => Answer::Done,
-                false => Answer::Failed,
-            }
-        }),
-        Column::Connect => answer(scheduler.connect(team, &id, MINUTE, true).await, |connected| {
-            if connected.resumed { Answer::Resumed } else { Answer::Ran }
-        }),
+        Column::Fork => {
+            answer(scheduler.fork(team, &id, 1, 10 * MINUTE).await, |forks| {
+                match forks.into_iter().map(|fork| fork.map(|new| new.keep())).all(|f| f.is_ok()) {
+                    true => Answer::Done,
+                    false => Answer::Failed,
+                }
+            })
+        }
+        Column::Connect => {
+            answer(scheduler.connect(team, &id, 10 * MINUTE, true).await, |connected| {
+                if connected.resumed { Answer::Resumed } else { Answer::Ran }
+            })
+        }
         Column::Resume => {
-            answer(scheduler.resume(team, &id, MINUTE, true, None).await, |connected| {
+            answer(scheduler.resume(team, &id, 10 * MINUTE, true, None).await, |connected| {
                 if connected.resumed { Answer::Resumed } else { Answer::Ran }
             })
         }

@@ -164,8 +164,8 @@ impl Model {
         }
     }
 
-    fn idle(&mut self) -> Option<usize> {
-        // Who is answered is idle, whatever the answer was; what must be checked has been.
+    /// Who is answered is idle, whatever the answer was: what must be checked has been.
+    fn collect(&mut self) {
         for place in 0..CLIENTS {
             let answered = match &mut self.clients[place] {
                 Some(pending) => match pending.answer.try_recv() {
@@ -186,6 +186,10 @@ impl Model {
                 self.fail(&format!("{column:?} of {of:?} answered {answered:?}, and should wait"));
             }
         }
+    }
+
+    fn idle(&mut self) -> Option<usize> {
+        self.collect();
         let idle: Vec<usize> = (0..CLIENTS).filter(|c| self.clients[*c].is_none()).collect();
         (!idle.is_empty()).then(|| self.random.of(&idle))
     }
@@ -244,8 +248,9 @@ impl Model {
             return breathe().await;
         }
         let state = known.busy.as_ref().map_or(known.state, |busy| busy.state);
-        if let Some(begun) = Self::serve(known, client, column, state) {
-            self.check(client, &id, column, begun).await;
+        if let Some(answer) = Self::serve(known, client, column, state) {
+            self.check(client, &id, column, answer).await;
+        } else if known.busy.as_ref().is_some_and(|busy| busy.clients == [client]) {
             self.resolve(&id).await;
         } else {
             breathe().await;
@@ -441,6 +446,8 @@ impl Model {
         let Some((call, behaviour)) = self.faults.remove(name) else { return };
         self.note(format!("heal: {call:?} {behaviour:?}"));
         self.host.engine.heal(call);
+        // What hung goes on.
+        breathe().await;
         let busy: Vec<SandboxId> = self
             .known
             .iter()
@@ -482,7 +489,7 @@ impl Model {
         let begun = Instant::now();
         for look in 1.. {
             breathe().await;
-            self.idle();
+            self.collect();
             while self.expiring.try_join_next().is_some() {}
             let pending = self.clients.iter().flatten().count() + self.expiring.len();
             let faults = self.host.faults().await?;
@@ -554,10 +561,13 @@ impl Model {
                     Behaviour::HangAfter,
                     Behaviour::HangAfter,
                 ]);
-                if self.faults.contains_key(&format!("{call:?}")) {
+                let fails = matches!(behaviour, Behaviour::Fail | Behaviour::FailAfter);
+                // An image that cannot be removed stays until the next start.
+                let stays = call == Call::RemoveImage && fails;
+                if stays || self.faults.contains_key(&format!("{call:?}")) {
                     return Ok(());
                 }
-                self.may_fail |= matches!(behaviour, Behaviour::Fail | Behaviour::FailAfter);
+                self.may_fail |= fails;
                 self.note(format!("fault {behaviour:?}: {call:?}"));
                 self.host.engine.script(call, behaviour);
                 self.faults.insert(format!("{call:?}"), (call, behaviour));

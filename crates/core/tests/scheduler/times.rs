@@ -173,10 +173,17 @@ async fn a_sandbox_that_has_used_up_its_length_cannot_be_extended() -> anyhow::R
     settings.limits.max_length = Duration::from_millis(200);
     let (_still, host) = (StillTime::new(), Host::with(settings).await?);
     let timeout = Duration::from_millis(200);
-    let sandbox = host.create(CreateSandbox { timeout, ..request() }).await?;
-    // The clock of the timer stands still, so it outlives its end.
-    eventually("its end", || now() > sandbox.end_at).await;
+    let sandbox = host.create(CreateSandbox { timeout, ..pausing(PauseKind::Full) }).await?;
     let (scheduler, team, id) = (&host.scheduler, host.team, &sandbox.id);
+    eventually("its end", || now() > sandbox.end_at).await;
+    // Its pause fails, and is not tried again soon: it outlives its end.
+    let mut events = scheduler.events();
+    host.engine.script(Call::Freeze, Behaviour::Fail);
+    // The timer's clock stands still, so it has to be told.
+    assert!(scheduler.extend(team, id, timeout).await.is_err());
+    let failed = next_event(&mut events).await;
+    assert!(matches!(failed, SandboxEvent::PauseFailed { .. }), "{failed:?}");
+    host.engine.heal(Call::Freeze);
     for refused in [
         scheduler.extend(team, id, timeout).await,
         scheduler.set_timeout(team, id, timeout).await,

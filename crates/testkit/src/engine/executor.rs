@@ -14,6 +14,11 @@ use super::{Call, FakeEngine};
 /// How often an executor in a frozen container is tried before it counts as one that does not answer.
 const TRIES: usize = 16;
 
+/// What an `init` refuses to resume was never halted by it, so a resume that fails is one that gets no answer.
+fn lost() -> ExecutorError {
+    ExecutorError::Unreachable("told to fail to resume".to_owned())
+}
+
 fn refusal(call: &str) -> ExecutorError {
     ExecutorError::Refused(format!("told to fail to {call}"))
 }
@@ -64,10 +69,10 @@ impl ExecutorClient for FakeEngine {
     }
 
     async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
-        self.begin(Call::Resume, Some(&instance.id)).await.map_err(|()| refusal("resume"))?;
+        self.begin(Call::Resume, Some(&instance.id)).await.map_err(|()| lost())?;
         self.reach(&instance.id).await?;
         self.state().halted.remove(&instance.id);
-        self.end(Call::Resume, Some(&instance.id)).await.map_err(|()| refusal("resume"))
+        self.end(Call::Resume, Some(&instance.id)).await.map_err(|()| lost())
     }
 
     async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
