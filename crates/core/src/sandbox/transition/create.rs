@@ -55,7 +55,7 @@ impl Making {
         let spec = spec_of(&self.shared, &self.record);
         self.shared.parts.runtime.validate(&spec).map_err(|source| self.engine(source))?;
         if let Some(warm) = warm
-            && let Some(instance) = self.from_pool(warm).await?
+            && let Some(instance) = self.claim_warm(warm).await?
         {
             return Ok((instance, true));
         }
@@ -68,7 +68,7 @@ impl Making {
     }
 
     /// Takes a container that runs already. `None` if it does not answer: then another one has to be made.
-    async fn from_pool(&mut self, warm: Warm) -> Result<Option<Instance>, SandboxError> {
+    async fn claim_warm(&mut self, warm: Warm) -> Result<Option<Instance>, SandboxError> {
         let shared = self.shared.clone();
         let Warm { instance, facts, .. } = warm;
         (self.record.image_env, self.record.image_workdir) = (facts.env, facts.workdir);
