@@ -13,7 +13,7 @@ use sandyard_testkit::{Call, FakeEngine};
 use sandyard_types::{
     Cache, InstanceId, Lifecycle, OnTimeout, PauseKind, SandboxId, TeamId, Template, TemplateKind,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use tokio::sync::broadcast::Receiver;
@@ -212,12 +212,12 @@ impl Host {
         for sandbox in &sandboxes {
             let (id, instance) = (&sandbox.id, &sandbox.instance.id);
             let (container, row) = match (sandbox.state, sandbox.paused) {
-                (State::Running, None) => (ContainerState::Running, r#"{"is":"running"}"#),
+                (State::Running, None) => (ContainerState::Running, json!({"is": "running"})),
                 (State::Paused, Some(PauseKind::Full)) => {
-                    (ContainerState::Frozen, r#"{"is":"paused","pause":"full"}"#)
+                    (ContainerState::Frozen, json!({"is": "paused", "pause": "full"}))
                 }
                 (State::Paused, Some(PauseKind::Filesystem)) => {
-                    (ContainerState::Stopped, r#"{"is":"paused","pause":"filesystem"}"#)
+                    (ContainerState::Stopped, json!({"is": "paused", "pause": "filesystem"}))
                 }
                 (state, paused) => {
                     faults.push(format!("{id} is {state}, {paused:?}"));
@@ -238,7 +238,7 @@ impl Host {
             }
             containers.remove(instance);
             match rows.remove(id.as_str()) {
-                Some(stage) if stage.to_string() == row => {}
+                Some(stage) if stage == row => {}
                 other => faults.push(format!("{id} is {}, its row {other:?}", sandbox.state)),
             }
             if sandbox.template.kind == TemplateKind::Snapshot {

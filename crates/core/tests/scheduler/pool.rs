@@ -14,8 +14,8 @@ use crate::host::{
 
 /// A pool of so many of each kind, and at most `max` of one.
 fn settings(minimum: u32, max: u32, memory_mib: u32) -> Settings {
-    let mut settings = Settings::default();
-    settings.templates = vec![Template { pool: minimum, ..template() }];
+    let templates = vec![Template { pool: minimum, ..template() }];
+    let mut settings = Settings { templates, ..Settings::default() };
     settings.limits.pool = PoolSettings { max, memory_mib };
     settings.limits.max_sandboxes = 20;
     settings
