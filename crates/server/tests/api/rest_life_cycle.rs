@@ -175,7 +175,8 @@ async fn forks_are_copies_of_their_own_each_made_or_failed() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn an_mcp_configuration_is_accepted_for_the_client_starts_the_gateway() -> anyhow::Result<()> {
+async fn an_mcp_configuration_is_accepted_for_the_client_starts_the_gateway() -> anyhow::Result<()>
+{
     let server = Harness::start().await?;
     server.create(json!({"mcp": {"a": {"command": "x"}}})).await?;
     Ok(())
