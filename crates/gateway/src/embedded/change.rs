@@ -1,19 +1,21 @@
-//! Changes of the index. One task applies them, several in one transaction where they arrive
-//! together, so that many small writes share one synchronisation. A change is a message of its own:
-//! a client that goes away cannot leave half of it.
+//! Changes of the index. A change is a message of its own to the writer: a client that goes away
+//! cannot leave half of it.
+//!
+//! What a change replaces or removes may be a row that cannot be read. That is logged and does not
+//! stop the change: writing a key anew and deleting it must always work.
 
 use s3s::dto::{CompletedPart, ETagCondition};
-use s3s::{S3Error, S3Result, s3_error};
-use sqlx::{Connection, Row, SqliteConnection};
-use tokio::sync::{RwLock, mpsc, oneshot};
+use s3s::{S3Result, s3_error};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use tracing::error;
 
-use super::content::{Content, Draft, Files, Segment};
+use super::content::{Content, FileId, Segment};
 use super::index::{
-    self, Attributes, Record, failed, from_json, need_bucket, now, signed, to_json, unsigned,
+    self, Attributes, Record, Replaced, RowError, failed, need_bucket, now, signed, to_json,
 };
+use super::upload_uses::UploadUse;
 
-/// How many changes share one transaction at most.
-const BATCH: usize = 64;
 /// S3's limit for every part but the last.
 const SMALLEST_PART: u64 = 5 * 1024 * 1024;
 
@@ -45,7 +47,7 @@ pub(super) enum Change {
         attributes: Attributes,
     },
     PutPart {
-        upload: String,
+        upload: UploadUse,
         target: Target,
         number: i32,
         size: u64,
@@ -55,7 +57,7 @@ pub(super) enum Change {
         shared: bool,
     },
     Complete {
-        upload: String,
+        upload: UploadUse,
         target: Target,
         parts: Vec<CompletedPart>,
         condition: Condition,
@@ -87,91 +89,11 @@ pub(super) struct Applied {
     pub(super) modified: i64,
 }
 
-pub(super) struct Message {
-    pub(super) change: Change,
-    pub(super) draft: Option<Draft>,
-    pub(super) reply: oneshot::Sender<S3Result<Applied>>,
-}
-
-/// Applies changes until all senders are gone.
-pub(super) async fn apply_all(
-    mut db: SqliteConnection,
-    mut changes: mpsc::Receiver<Message>,
-    files: Files,
-    reading: std::sync::Arc<RwLock<()>>,
-) {
-    let mut batch = Vec::new();
-    while changes.recv_many(&mut batch, BATCH).await > 0 {
-        let mut drafts = Vec::new();
-        let mut replies = Vec::new();
-        let mut work = Vec::new();
-        for message in batch.drain(..) {
-            work.push(message.change);
-            drafts.push(message.draft);
-            replies.push(message.reply);
-        }
-        match transaction(&mut db, work).await {
-            Ok((results, freed)) => {
-                for (draft, result) in drafts.into_iter().zip(&results) {
-                    if let (Some(draft), Ok(_)) = (draft, result) {
-                        draft.keep();
-                    }
-                }
-                for (reply, result) in replies.into_iter().zip(results) {
-                    answer(reply, result);
-                }
-                if !freed.is_empty() {
-                    // Nobody stands between reading a row and leasing its files.
-                    let _nobody_reads = reading.write().await;
-                    files.remove(freed);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "the index of the object store failed");
-                for reply in replies {
-                    answer(reply, Err(s3_error!(InternalError, "the index failed: {error}")));
-                }
-            }
-        }
-    }
-    if let Err(error) = db.close().await {
-        tracing::warn!(%error, "cannot close the index of the object store");
-    }
-}
-
-fn answer(reply: oneshot::Sender<S3Result<Applied>>, result: S3Result<Applied>) {
-    if reply.send(result).is_err() {
-        tracing::debug!("a client left before its write was answered");
-    }
-}
-
-type Results = (Vec<S3Result<Applied>>, Vec<String>);
-
-/// Applies `work` in one transaction. A change that is refused has written nothing, so the others
-/// stand; a change that fails in the database fails them all.
-async fn transaction(db: &mut SqliteConnection, work: Vec<Change>) -> Result<Results, S3Error> {
-    let mut transaction = db.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    let mut freed = Vec::new();
-    let mut results = Vec::with_capacity(work.len());
-    for change in work {
-        let result = apply(&mut transaction, change, &mut freed).await;
-        if let Err(error) = &result
-            && *error.code() == s3s::S3ErrorCode::InternalError
-        {
-            transaction.rollback().await.map_err(failed)?;
-            result?;
-            return Ok((results, Vec::new()));
-        }
-        results.push(result);
-    }
-    transaction.commit().await.map_err(failed)?;
-    Ok((results, freed))
-}
-
-async fn apply(
+/// Applies one change. On an error the caller takes back what was written.
+pub(super) async fn apply(
     db: &mut SqliteConnection,
     change: Change,
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<Applied> {
     match change {
         Change::CreateBucket { bucket } => {
@@ -185,7 +107,7 @@ async fn apply(
         }
         Change::Put { target, record, condition } => {
             need_bucket(db, &target.bucket).await?;
-            let before = index::object(db, &target.bucket, &target.key).await?;
+            let before = index::replaced(db, &target.bucket, &target.key).await?;
             check(&condition, before.as_ref())?;
             if let Content::Segments(segments) = &record.content {
                 use_files(db, segments, false).await?;
@@ -197,7 +119,7 @@ async fn apply(
         }
         Change::Delete { target, if_match } => {
             need_bucket(db, &target.bucket).await?;
-            let before = index::object(db, &target.bucket, &target.key).await?;
+            let before = index::replaced(db, &target.bucket, &target.key).await?;
             check(&Condition { if_match, if_none_match: None }, before.as_ref())?;
             if let Some(before) = before {
                 sqlx::query("DELETE FROM objects WHERE bucket = ? AND key = ?")
@@ -206,7 +128,7 @@ async fn apply(
                     .execute(&mut *db)
                     .await
                     .map_err(failed)?;
-                release_content(db, &before.content, freed).await?;
+                release(db, &before.segments, freed).await?;
             }
             Ok(Applied::default())
         }
@@ -227,9 +149,10 @@ async fn apply(
             Ok(Applied::default())
         }
         Change::PutPart { upload, target, number, size, etag, segments, shared } => {
-            need_upload(db, &upload, &target).await?;
+            let upload = upload.upload();
+            need_upload(db, upload, &target).await?;
             use_files(db, &segments, shared).await?;
-            let before = part_segments(db, &upload, number).await?;
+            let before = part_segments(db, upload, number).await?;
             release(db, &before, freed).await?;
             let modified = now();
             sqlx::query(
@@ -248,7 +171,7 @@ async fn apply(
             Ok(Applied { etag, modified })
         }
         Change::Complete { upload, target, parts, condition } => {
-            complete(db, upload, target, parts, condition, freed).await
+            complete(db, upload.upload(), target, parts, condition, freed).await
         }
         Change::Abort { upload, target } => {
             need_upload(db, &upload, &target).await?;
@@ -259,7 +182,7 @@ async fn apply(
 }
 
 /// The conditions of a write, on what is there before it.
-fn check(condition: &Condition, before: Option<&Record>) -> S3Result<()> {
+fn check(condition: &Condition, before: Option<&Replaced>) -> S3Result<()> {
     match (&condition.if_match, before) {
         (None, _) | (Some(ETagCondition::Any), Some(_)) => {}
         (Some(ETagCondition::ETag(tag)), Some(before)) if tag.value() == before.etag => {}
@@ -277,9 +200,9 @@ fn check(condition: &Condition, before: Option<&Record>) -> S3Result<()> {
 async fn replace(
     db: &mut SqliteConnection,
     target: &Target,
-    before: Option<Record>,
+    before: Option<Replaced>,
     record: Record,
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<Applied> {
     let (segments, inline) = match &record.content {
         Content::Segments(segments) => (Some(to_json(segments)?), None),
@@ -302,7 +225,7 @@ async fn replace(
     .await
     .map_err(failed)?;
     if let Some(before) = before {
-        release_content(db, &before.content, freed).await?;
+        release(db, &before.segments, freed).await?;
     }
     Ok(Applied { etag: record.etag, modified: record.modified })
 }
@@ -313,7 +236,7 @@ async fn copy(
     target: Target,
     attributes: Option<Attributes>,
     source_etag: String,
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<Applied> {
     need_bucket(db, &target.bucket).await?;
     let found = index::object(db, &source.bucket, &source.key).await?;
@@ -321,7 +244,7 @@ async fn copy(
     if found.etag != source_etag {
         return Err(s3_error!(PreconditionFailed, "the copy source changed meanwhile"));
     }
-    let before = index::object(db, &target.bucket, &target.key).await?;
+    let before = index::replaced(db, &target.bucket, &target.key).await?;
     if let Content::Segments(segments) = &found.content {
         use_files(db, segments, true).await?;
     }
@@ -332,14 +255,22 @@ async fn copy(
 
 async fn complete(
     db: &mut SqliteConnection,
-    upload: String,
+    upload: &str,
     target: Target,
     wanted: Vec<CompletedPart>,
     condition: Condition,
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<Applied> {
-    let attributes = need_upload(db, &upload, &target).await?;
-    let before = index::object(db, &target.bucket, &target.key).await?;
+    let attributes = need_upload(db, upload, &target).await?;
+    let attributes = serde_json::from_str(&attributes).map_err(|error| {
+        error!(upload, key = target.key, %error, "an upload cannot be read from the index");
+        s3_error!(
+            InternalError,
+            "the upload of '{}' cannot be read: {error}; it must be given up and begun anew",
+            target.key
+        )
+    })?;
+    let before = index::replaced(db, &target.bucket, &target.key).await?;
     check(&condition, before.as_ref())?;
     if wanted.is_empty() {
         return Err(s3_error!(MalformedXML, "the list of parts is empty"));
@@ -353,39 +284,58 @@ async fn complete(
         }
         let row =
             sqlx::query("SELECT size, etag, segments FROM parts WHERE upload = ? AND number = ?")
-                .bind(&upload)
+                .bind(upload)
                 .bind(number)
                 .fetch_optional(&mut *db)
                 .await
                 .map_err(failed)?
                 .ok_or_else(|| s3_error!(InvalidPart, "part {number} was not uploaded"))?;
-        let etag: String = row.try_get("etag").map_err(failed)?;
-        if part.e_tag.as_ref().is_some_and(|wanted| wanted.value() != etag) {
+        let stored = StoredPart::read(&row).map_err(|error| {
+            error!(upload, number, %error, "a part cannot be read from the index");
+            s3_error!(
+                InvalidPart,
+                "part {number} cannot be used: {error}; it can be uploaded again"
+            )
+        })?;
+        if part.e_tag.as_ref().is_some_and(|wanted| wanted.value() != stored.etag) {
             return Err(s3_error!(InvalidPart, "part {number} has another ETag"));
         }
-        let length = unsigned(row.try_get("size").map_err(failed)?)?;
-        if length < SMALLEST_PART && place + 1 < wanted.len() {
+        if stored.size < SMALLEST_PART && place + 1 < wanted.len() {
             return Err(s3_error!(EntityTooSmall, "part {number} is smaller than 5 MiB"));
         }
-        size += length;
-        digests.extend(hex::decode(&etag).map_err(S3Error::internal_error)?);
-        segments.extend(index::segments(&row)?);
+        size += stored.size;
+        digests.extend(stored.digest);
+        segments.extend(stored.segments);
         numbers.push(number);
     }
     let etag = super::multipart_etag(&digests, numbers.len());
     // The object takes over the uses of its parts; those of unused parts end.
-    drop_upload(db, &upload, &numbers, freed).await?;
+    drop_upload(db, upload, &numbers, freed).await?;
     let content = Content::Segments(segments);
     let record = Record { size, etag, modified: now(), attributes, content };
     replace(db, &target, before, record, freed).await
 }
 
-/// The upload's attributes; it must be one of this very key.
-async fn need_upload(
-    db: &mut SqliteConnection,
-    upload: &str,
-    target: &Target,
-) -> S3Result<Attributes> {
+/// A part as it was uploaded.
+struct StoredPart {
+    size: u64,
+    etag: String,
+    digest: Vec<u8>,
+    segments: Vec<Segment>,
+}
+
+impl StoredPart {
+    fn read(row: &SqliteRow) -> Result<Self, RowError> {
+        let etag: String = row.try_get("etag")?;
+        let content = Content::Segments(index::segments(row)?);
+        let size = index::size(row, &content)?;
+        let digest = hex::decode(&etag).map_err(|_| RowError::Tag)?;
+        Ok(Self { size, etag, digest, segments: content.segments().to_vec() })
+    }
+}
+
+/// The upload's attributes as they are stored; it must be one of this very key.
+async fn need_upload(db: &mut SqliteConnection, upload: &str, target: &Target) -> S3Result<String> {
     let row = sqlx::query("SELECT attributes FROM uploads WHERE id = ? AND bucket = ? AND key = ?")
         .bind(upload)
         .bind(&target.bucket)
@@ -394,9 +344,10 @@ async fn need_upload(
         .await
         .map_err(failed)?
         .ok_or_else(|| s3_error!(NoSuchUpload, "there is no such upload of this key"))?;
-    from_json(row.try_get("attributes").map_err(failed)?)
+    row.try_get("attributes").map_err(failed)
 }
 
+/// What a part held that is written again; nothing if that cannot be read.
 async fn part_segments(
     db: &mut SqliteConnection,
     upload: &str,
@@ -408,15 +359,31 @@ async fn part_segments(
         .fetch_optional(db)
         .await
         .map_err(failed)?;
-    row.as_ref().map_or_else(|| Ok(Vec::new()), index::segments)
+    Ok(row.map(|row| index::readable_segments(&row, "a part")).unwrap_or_default())
+}
+
+/// The uploads that were begun before `idle_since`, and have no part since then.
+pub(super) async fn idle_uploads(
+    db: &mut SqliteConnection,
+    idle_since: i64,
+) -> S3Result<Vec<String>> {
+    let rows = sqlx::query(
+        "SELECT id FROM uploads WHERE initiated < ?1 AND NOT EXISTS \
+         (SELECT 1 FROM parts WHERE upload = uploads.id AND modified >= ?1)",
+    )
+    .bind(idle_since)
+    .fetch_all(db)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(|row| row.try_get("id").map_err(failed)).collect()
 }
 
 /// Removes an upload with its parts; the files of the parts in `kept` stay in use.
-async fn drop_upload(
+pub(super) async fn drop_upload(
     db: &mut SqliteConnection,
     upload: &str,
     kept: &[i32],
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<()> {
     let rows = sqlx::query("SELECT number, segments FROM parts WHERE upload = ?")
         .bind(upload)
@@ -426,7 +393,7 @@ async fn drop_upload(
     for row in rows {
         let number: i32 = row.try_get("number").map_err(failed)?;
         if !kept.contains(&number) {
-            release(db, &index::segments(&row)?, freed).await?;
+            release(db, &index::readable_segments(&row, "a part"), freed).await?;
         }
     }
     for statement in ["DELETE FROM parts WHERE upload = ?", "DELETE FROM uploads WHERE id = ?"] {
@@ -440,7 +407,7 @@ async fn drop_upload(
 async fn use_files(db: &mut SqliteConnection, segments: &[Segment], shared: bool) -> S3Result<()> {
     if shared {
         for segment in segments {
-            let row = sqlx::query("SELECT 1 FROM files WHERE id = ?").bind(&segment.file);
+            let row = sqlx::query("SELECT 1 FROM files WHERE id = ?").bind(segment.file.as_str());
             if row.fetch_optional(&mut *db).await.map_err(failed)?.is_none() {
                 return Err(s3_error!(NoSuchKey, "the copy source was deleted meanwhile"));
             }
@@ -452,38 +419,31 @@ async fn use_files(db: &mut SqliteConnection, segments: &[Segment], shared: bool
         } else {
             "INSERT INTO files (id, uses) VALUES (?, 1)"
         };
-        sqlx::query(statement).bind(&segment.file).execute(&mut *db).await.map_err(failed)?;
+        sqlx::query(statement)
+            .bind(segment.file.as_str())
+            .execute(&mut *db)
+            .await
+            .map_err(failed)?;
     }
     Ok(())
-}
-
-async fn release_content(
-    db: &mut SqliteConnection,
-    content: &Content,
-    freed: &mut Vec<String>,
-) -> S3Result<()> {
-    match content {
-        Content::Inline(_) => Ok(()),
-        Content::Segments(segments) => release(db, segments, freed).await,
-    }
 }
 
 /// Counts one use less for the file of each segment, and notes the files nobody uses any more.
 async fn release(
     db: &mut SqliteConnection,
     segments: &[Segment],
-    freed: &mut Vec<String>,
+    freed: &mut Vec<FileId>,
 ) -> S3Result<()> {
     for segment in segments {
         let left = sqlx::query("UPDATE files SET uses = uses - 1 WHERE id = ? RETURNING uses")
-            .bind(&segment.file)
+            .bind(segment.file.as_str())
             .fetch_optional(&mut *db)
             .await
             .map_err(failed)?;
         let uses: Option<i64> = left.map(|row| row.try_get("uses")).transpose().map_err(failed)?;
         if uses.is_some_and(|uses| uses <= 0) {
             sqlx::query("DELETE FROM files WHERE id = ?")
-                .bind(&segment.file)
+                .bind(segment.file.as_str())
                 .execute(&mut *db)
                 .await
                 .map_err(failed)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
+use tracing::error;
 
 use super::content::{Content, Segment};
 use crate::listing::{Entry, Page, PageRequest};
@@ -42,6 +43,19 @@ pub(super) struct Record {
     pub(super) content: Content,
 }
 
+/// Why a row cannot be read. It concerns what the row describes, and nothing else.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RowError {
+    #[error(transparent)]
+    Column(#[from] sqlx::Error),
+    #[error("no valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("its content does not have the size {0}")]
+    Size(i64),
+    #[error("its tag is none of a part")]
+    Tag,
+}
+
 pub(super) fn failed(error: sqlx::Error) -> S3Error {
     S3Error::internal_error(error)
 }
@@ -57,16 +71,8 @@ pub(super) fn timestamp(milliseconds: i64) -> Timestamp {
         .map_or_else(|_| Timestamp::default(), Timestamp::from)
 }
 
-pub(super) fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> S3Result<T> {
-    serde_json::from_str(text).map_err(S3Error::internal_error)
-}
-
 pub(super) fn to_json<T: Serialize>(value: &T) -> S3Result<String> {
     serde_json::to_string(value).map_err(S3Error::internal_error)
-}
-
-pub(super) fn unsigned(number: i64) -> S3Result<u64> {
-    u64::try_from(number).map_err(S3Error::internal_error)
 }
 
 pub(super) fn signed(number: u64) -> S3Result<i64> {
@@ -103,33 +109,80 @@ pub(super) async fn object(
     .bind(bucket)
     .bind(key.as_bytes())
     .fetch_optional(db)
-    .await
-    .map_err(failed)?;
-    row.as_ref().map(record).transpose()
+    .await;
+    let read = row.map_err(RowError::from).and_then(|row| row.as_ref().map(record).transpose());
+    read.map_err(|error| {
+        error!(bucket, key, %error, "the index entry of an object cannot be read");
+        s3_error!(
+            InternalError,
+            "the index entry of '{key}' cannot be read: {error}; \
+             the key can be deleted or written anew"
+        )
+    })
 }
 
-fn record(row: &SqliteRow) -> S3Result<Record> {
-    let segments: Option<&str> = row.try_get("segments").map_err(failed)?;
+fn record(row: &SqliteRow) -> Result<Record, RowError> {
+    let segments: Option<&str> = row.try_get("segments")?;
     let content = match segments {
-        Some(segments) => Content::Segments(from_json(segments)?),
-        None => {
-            let inline: &[u8] = row.try_get("inline").map_err(failed)?;
-            Content::Inline(Bytes::copy_from_slice(inline))
-        }
+        Some(segments) => Content::Segments(serde_json::from_str(segments)?),
+        None => Content::Inline(Bytes::copy_from_slice(row.try_get("inline")?)),
     };
     Ok(Record {
-        size: unsigned(row.try_get("size").map_err(failed)?)?,
-        etag: row.try_get("etag").map_err(failed)?,
-        modified: row.try_get("modified").map_err(failed)?,
-        attributes: from_json(row.try_get("attributes").map_err(failed)?)?,
+        size: size(row, &content)?,
+        etag: row.try_get("etag")?,
+        modified: row.try_get("modified")?,
+        attributes: serde_json::from_str(row.try_get("attributes")?)?,
         content,
     })
 }
 
+/// The size that the row tells, which is that of its content.
+pub(super) fn size(row: &SqliteRow, content: &Content) -> Result<u64, RowError> {
+    let told: i64 = row.try_get("size")?;
+    match content.size() {
+        Some(size) if u64::try_from(told) == Ok(size) => Ok(size),
+        _ => Err(RowError::Size(told)),
+    }
+}
+
+/// What a change must know of the object that it replaces or removes.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    pub(super) etag: String,
+    pub(super) segments: Vec<Segment>,
+}
+
+/// The object that a change replaces or removes. What cannot be read of it is left out: no tag
+/// equals an empty one, and the files of segments that nobody can read stay.
+pub(super) async fn replaced(
+    db: &mut SqliteConnection,
+    bucket: &str,
+    key: &str,
+) -> S3Result<Option<Replaced>> {
+    let row = sqlx::query("SELECT etag, segments FROM objects WHERE bucket = ? AND key = ?")
+        .bind(bucket)
+        .bind(key.as_bytes())
+        .fetch_optional(db)
+        .await
+        .map_err(failed)?;
+    Ok(row.map(|row| Replaced {
+        etag: row.try_get("etag").unwrap_or_default(),
+        segments: readable_segments(&row, key),
+    }))
+}
+
 /// The segments of what a client stored as a part or object; small objects have none.
-pub(super) fn segments(row: &SqliteRow) -> S3Result<Vec<Segment>> {
-    let json: Option<&str> = row.try_get("segments").map_err(failed)?;
-    json.map_or_else(|| Ok(Vec::new()), from_json)
+pub(super) fn segments(row: &SqliteRow) -> Result<Vec<Segment>, RowError> {
+    let json: Option<&str> = row.try_get("segments")?;
+    Ok(json.map(serde_json::from_str).transpose()?.unwrap_or_default())
+}
+
+/// The segments of `what`, which is to go. If they cannot be read, its files stay in the folder.
+pub(super) fn readable_segments(row: &SqliteRow, what: &str) -> Vec<Segment> {
+    segments(row).unwrap_or_else(|error| {
+        error!(what, %error, "the segments of a content cannot be read, its files stay behind");
+        Vec::new()
+    })
 }
 
 /// One page of a list. Keys below a common prefix are jumped over, not read.
@@ -153,11 +206,15 @@ pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3
             if jump.as_deref().is_some_and(|to: &[u8]| key < to) {
                 continue;
             }
+            let Ok(text) = std::str::from_utf8(key) else {
+                // S3 has no way to name it.
+                error!(bucket = ask.bucket, key = %key.escape_ascii(), "a key is not UTF-8");
+                continue;
+            };
             if page.entries.len() == ask.limit {
                 page.more = true;
                 return Ok(page);
             }
-            let text = std::str::from_utf8(key).map_err(S3Error::internal_error)?;
             match common_prefix(text, ask.prefix, ask.delimiter) {
                 Some(common) => {
                     jump = after_all(common.as_bytes());
@@ -168,7 +225,7 @@ pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3
                 }
                 None => {
                     jump = None;
-                    page.entries.push(Entry::Object(Box::new(listed(row, text)?)));
+                    page.entries.push(Entry::Object(Box::new(listed(row, text))));
                 }
             }
         }
@@ -255,15 +312,17 @@ fn after_all(prefix: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-fn listed(row: &SqliteRow, key: &str) -> S3Result<Object> {
-    Ok(Object {
+/// The object as a list shows it. It is listed whatever can be read of it: the key is there, and its
+/// owner may delete it.
+fn listed(row: &SqliteRow, key: &str) -> Object {
+    Object {
         key: Some(key.to_owned()),
-        size: Some(row.try_get("size").map_err(failed)?),
-        e_tag: Some(ETag::Strong(row.try_get("etag").map_err(failed)?)),
-        last_modified: Some(timestamp(row.try_get("modified").map_err(failed)?)),
+        size: Some(row.try_get("size").unwrap_or_default()),
+        e_tag: row.try_get("etag").ok().map(ETag::Strong),
+        last_modified: Some(timestamp(row.try_get("modified").unwrap_or_default())),
         storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
         ..Object::default()
-    })
+    }
 }
 
 #[cfg(test)]

@@ -8,15 +8,25 @@
 //!
 //! A write is acknowledged when its content is synchronised and the index has committed it with
 //! `synchronous=FULL`. Whatever a crash leaves half done is not in the index and removed at open.
+//!
+//! A fault of one file or one row is a fault of the objects that have it. Reading those fails with
+//! 500 and says why; the key is still listed, and can be deleted and written anew.
 
 mod change;
 mod content;
 mod index;
+mod leases;
 mod objects;
 mod operations;
+mod reading;
+mod receive;
+mod reconcile;
+#[cfg(test)]
+mod tests;
+mod upload_uses;
 mod uploads;
+mod writer;
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -28,22 +38,49 @@ use async_trait::async_trait;
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::{S3Error, S3Result, s3_error};
 use sandyard_types::BucketName;
+use sqlx::ConnectOptions;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Row};
-use tokio::sync::{Mutex, RwLock, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use self::change::{Applied, Change, Message};
+use self::change::{Applied, Change};
 use self::content::{Draft, Files};
+use self::leases::Unlink;
+use self::upload_uses::UploadUses;
+use self::writer::{Message, Writer};
 use crate::backend::{DirectoryMarker, Store, StoreError};
 use crate::listing::{Page, PageRequest};
 
 /// Changes that may wait for the writer before clients have to.
 const QUEUE: usize = 256;
 const READERS: u32 = 4;
+/// Unfinished multipart uploads go when nobody wrote to them for so long. Whoever began one may have
+/// died without a word, and its parts are in no list of objects. Seven days is what is commonly
+/// chosen for this in the life-cycle rules of S3.
+const UPLOAD_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How often that is looked at while the store is open.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// What tests want otherwise.
+struct Options {
+    upload_age: Duration,
+    expiry_interval: Duration,
+    unlink: Unlink,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            upload_age: UPLOAD_AGE,
+            expiry_interval: EXPIRY_INTERVAL,
+            unlink: Arc::new(|path: &Path| fs::remove_file(path)),
+        }
+    }
+}
 
 /// The data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,16 +114,6 @@ pub enum EmbeddedError {
         /// Why.
         source: sqlx::migrate::MigrateError,
     },
-    /// The index names content files that are not there.
-    #[error("object store {path} lost {count} content files, for example {example}")]
-    Lost {
-        /// The folder.
-        path: PathBuf,
-        /// How many files are missing.
-        count: usize,
-        /// The name of one.
-        example: String,
-    },
     /// A change was refused or failed.
     #[error("the embedded object store failed to {call}: {message}")]
     Change {
@@ -107,20 +134,26 @@ struct Inner {
     folder: PathBuf,
     files: Files,
     readers: SqlitePool,
-    /// Held while a row is read and its files are leased; see [`Files::lease`].
-    reading: Arc<RwLock<()>>,
+    uploads: UploadUses,
     changes: Mutex<Option<mpsc::Sender<Message>>>,
     sender: mpsc::WeakSender<Message>,
-    writer: Mutex<JoinSet<()>>,
+    /// The writer, and what unlinks files; the second ends after the first.
+    tasks: Mutex<JoinSet<()>>,
     _lock: File,
 }
 
 impl Embedded {
     /// Opens the store in `folder`, which is made if it is missing, and removes what a crash left.
+    /// Objects whose content is lost are logged; the store opens without them.
     ///
     /// # Errors
     /// [`EmbeddedError`]; [`EmbeddedError::InUse`] if another process has it open.
     pub async fn open(folder: &Path) -> Result<Self, EmbeddedError> {
+        Self::open_with(folder, Options::default()).await
+    }
+
+    async fn open_with(folder: &Path, options: Options) -> Result<Self, EmbeddedError> {
+        let Options { upload_age, expiry_interval, unlink } = options;
         let (folder, lock, files) = tokio::task::spawn_blocking({
             let folder = folder.to_owned();
             move || prepare(folder)
@@ -136,27 +169,37 @@ impl Embedded {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5))
             .log_statements(tracing::log::LevelFilter::Trace);
-        let writer = options.connect().await.map_err(index)?;
+        let db = options.connect().await.map_err(index)?;
         let pool = SqlitePoolOptions::new().max_connections(READERS);
         let readers = pool.connect_with(options).await.map_err(index)?;
         sqlx::migrate!("./migrations")
             .run(&readers)
             .await
             .map_err(|source| EmbeddedError::Migrate { path: path.clone(), source })?;
-        reconcile(&folder, &files, &readers).await?;
+        let uploads = UploadUses::default();
+        let mut writer = Writer {
+            db,
+            leases: files.leases.clone(),
+            uploads: uploads.clone(),
+            upload_age,
+            expiry_interval,
+        };
+        writer.expire_all().await;
+        reconcile::reconcile(&files, &readers).await;
 
-        let reading = Arc::new(RwLock::new(()));
         let (sender, changes) = mpsc::channel(QUEUE);
+        let writer_ended = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(change::apply_all(writer, changes, files.clone(), reading.clone()));
+        tasks.spawn(writer.run(changes, writer_ended.clone().drop_guard()));
+        tasks.spawn(leases::unlink_free(files.clone(), unlink, writer_ended));
         let inner = Inner {
             folder,
             files,
             readers,
-            reading,
+            uploads,
             sender: sender.downgrade(),
             changes: Mutex::new(Some(sender)),
-            writer: Mutex::new(tasks),
+            tasks: Mutex::new(tasks),
             _lock: lock,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -165,10 +208,10 @@ impl Embedded {
     /// Finishes the changes under way and closes the index. Later requests fail.
     pub async fn close(&self) {
         drop(self.inner.changes.lock().await.take());
-        let mut writer = self.inner.writer.lock().await;
-        while let Some(ended) = writer.join_next().await {
+        let mut tasks = self.inner.tasks.lock().await;
+        while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
-                warn!(%error, "the writer of the object store died");
+                warn!(%error, "a task of the object store died");
             }
         }
         self.inner.readers.close().await;
@@ -210,36 +253,6 @@ fn prepare(folder: PathBuf) -> Result<(PathBuf, File, Files), EmbeddedError> {
     let objects = folder.join("objects");
     let files = Files::open(objects.clone()).map_err(failed("open", &objects))?;
     Ok((folder, lock, files))
-}
-
-/// Brings folder and index together after a crash.
-async fn reconcile(
-    folder: &Path,
-    files: &Files,
-    readers: &SqlitePool,
-) -> Result<(), EmbeddedError> {
-    let path = folder.join("index.sqlite");
-    let index = |source| EmbeddedError::Index { path: path.clone(), source };
-    let rows = sqlx::query("SELECT id FROM files").fetch_all(readers).await.map_err(index)?;
-    let named: Result<HashSet<String>, _> = rows.iter().map(|row| row.try_get("id")).collect();
-    let named = named.map_err(index)?;
-    let files = files.clone();
-    let done = tokio::task::spawn_blocking(move || files.reconcile(named)).await;
-    let (removed, missing) = done
-        .map_err(io::Error::other)
-        .and_then(|result| result)
-        .map_err(|source| EmbeddedError::File { call: "read", path: folder.to_owned(), source })?;
-    if removed > 0 {
-        info!(removed, "removed content files that were never acknowledged");
-    }
-    match missing.first() {
-        None => Ok(()),
-        Some(example) => Err(EmbeddedError::Lost {
-            path: folder.to_owned(),
-            count: missing.len(),
-            example: example.clone(),
-        }),
-    }
 }
 
 /// The tag S3 gives an object made of parts: the MD5 of the parts' MD5s, and their number.

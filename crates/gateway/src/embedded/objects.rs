@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::StreamExt;
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::{
     CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectInput,
@@ -13,8 +14,10 @@ use s3s::{Body, S3Request, S3Result, s3_error};
 use sandyard_types::BucketName;
 
 use super::change::{Change, Condition, Target};
-use super::content::{Content, Lease, slice};
+use super::content::Content;
 use super::index::{self, Attributes, Record, need_bucket, now, signed, timestamp};
+use super::leases::Lease;
+use super::reading::slice;
 use super::{Embedded, change};
 use crate::backend::DirectoryMarker;
 use crate::checksum::Expected;
@@ -59,15 +62,12 @@ impl Embedded {
     /// The object, with its files kept from being removed.
     pub(super) async fn find(&self, bucket: &str, key: &str) -> S3Result<(Record, Lease)> {
         let mut db = self.db().await?;
-        let _nothing_is_removed = self.inner.reading.read().await;
+        let lookup = self.inner.files.leases.look_up();
         let Some(record) = index::object(&mut db, bucket, key).await? else {
             need_bucket(&mut db, bucket).await?;
             return Err(s3_error!(NoSuchKey, "the key does not exist"));
         };
-        let lease = match &record.content {
-            Content::Inline(_) => self.inner.files.lease(&[]),
-            Content::Segments(segments) => self.inner.files.lease(segments),
-        };
+        let lease = lookup.lease(record.content.segments());
         Ok((record, lease))
     }
 
@@ -148,11 +148,16 @@ impl Embedded {
                 Body::from(bytes.slice(range.start as usize..range.end as usize))
             }
             Content::Segments(segments) => {
-                let stream = self.inner.files.read(slice(segments, &range), lease);
-                Body::http_body_unsync(http_body_util::StreamBody::new(futures::StreamExt::map(
-                    stream,
-                    |piece| piece.map(http_body::Frame::data),
-                )))
+                let (bucket, key) = (input.bucket, input.key);
+                let stream = self.inner.files.read(slice(segments, &range), lease).await;
+                let stream = stream.map_err(|error| error.report(&bucket, &key))?;
+                // From here on an error can only break the answer off.
+                let frames = stream.map(move |piece| {
+                    piece.map(http_body::Frame::data).inspect_err(|error| {
+                        error.report(&bucket, &key);
+                    })
+                });
+                Body::http_body_unsync(http_body_util::StreamBody::new(frames))
             }
         };
         let attributes = record.attributes;
@@ -205,7 +210,7 @@ impl Embedded {
     /// Copies within the index: the contents are shared, so that renaming a large file costs nothing.
     pub(super) async fn copy(&self, input: CopyObjectInput) -> S3Result<CopyObjectOutput> {
         let source = source_of(&input.copy_source)?;
-        let (record, _lease) = self.find(&source.bucket, &source.key).await?;
+        let (record, lease) = self.find(&source.bucket, &source.key).await?;
         let conditions = ReadIf {
             matches: input.copy_source_if_match.as_ref(),
             none_match: input.copy_source_if_none_match.as_ref(),
@@ -233,6 +238,9 @@ impl Embedded {
                 "a copy of an object to itself must change its metadata"
             ));
         }
+        // A copy is a read: of a content that is lost there is none.
+        let checked = self.inner.files.check(record.content.segments().to_vec(), lease).await;
+        checked.map_err(|error| error.report(&source.bucket, &source.key))?;
         let source_etag = record.etag;
         let change = Change::Copy { source, target, attributes, source_etag };
         let applied = self.apply(change, None).await?;

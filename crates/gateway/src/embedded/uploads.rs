@@ -1,10 +1,12 @@
 //! Multipart uploads. Parts are files; completing an upload moves no byte.
 
+use std::collections::{BTreeMap, HashSet};
+
 use futures::StreamExt;
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyPartResult, CreateMultipartUploadInput,
+    CompleteMultipartUploadOutput, CompletedPart, CopyPartResult, CreateMultipartUploadInput,
     CreateMultipartUploadOutput, ETag, ListMultipartUploadsInput, ListMultipartUploadsOutput,
     ListPartsInput, ListPartsOutput, MultipartUpload, Part, Range, StreamingBlob,
     UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
@@ -14,9 +16,11 @@ use sqlx::Row;
 
 use super::Embedded;
 use super::change::{Change, Condition, Target};
-use super::content::{Content, disk, slice};
-use super::index::{Attributes, failed, need_bucket, timestamp};
+use super::content::{Content, Segment};
+use super::index::{self, Attributes, failed, need_bucket, timestamp};
 use super::objects::{ReadIf, seconds, sorted, source_of, without_chunked};
+use super::reading::{ContentError, slice};
+use super::upload_uses::UploadUse;
 use crate::checksum::Expected;
 use crate::listing::MAX_KEYS;
 
@@ -59,14 +63,14 @@ impl Embedded {
         let input = req.input;
         check_number(input.part_number)?;
         let target = Target { bucket: input.bucket, key: input.key };
-        self.need_upload(&input.upload_id, &target).await?;
+        let upload = self.use_upload(&input.upload_id, &target).await?;
         let length = input.content_length;
         let received = self.inner.files.receive(input.body, length, expected, false).await?;
         let Content::Segments(segments) = received.content else {
             return Err(s3_error!(InternalError, "a part was not written to a file"));
         };
         let change = Change::PutPart {
-            upload: input.upload_id,
+            upload,
             target,
             number: input.part_number,
             size: received.size,
@@ -92,7 +96,7 @@ impl Embedded {
     ) -> S3Result<UploadPartCopyOutput> {
         check_number(input.part_number)?;
         let target = Target { bucket: input.bucket, key: input.key };
-        self.need_upload(&input.upload_id, &target).await?;
+        let upload = self.use_upload(&input.upload_id, &target).await?;
         let source = source_of(&input.copy_source)?;
         let (record, lease) = self.find(&source.bucket, &source.key).await?;
         let conditions = ReadIf {
@@ -108,9 +112,11 @@ impl Embedded {
             Content::Segments(all) => {
                 let segments = slice(&all, &range);
                 let mut md5 = Md5::new();
-                let mut bytes = Box::pin(self.inner.files.read(segments.clone(), lease));
+                let lost = |error: ContentError| error.report(&source.bucket, &source.key);
+                let bytes = self.inner.files.read(segments.clone(), lease).await.map_err(lost)?;
+                let mut bytes = Box::pin(bytes);
                 while let Some(piece) = bytes.next().await {
-                    let piece = piece.map_err(disk)?;
+                    let piece = piece.map_err(lost)?;
                     let hashed = tokio::task::spawn_blocking(move || {
                         md5.update(&piece);
                         md5
@@ -131,7 +137,7 @@ impl Embedded {
             }
         };
         let change = Change::PutPart {
-            upload: input.upload_id,
+            upload,
             target,
             number: input.part_number,
             size,
@@ -155,10 +161,13 @@ impl Embedded {
         input: CompleteMultipartUploadInput,
     ) -> S3Result<CompleteMultipartUploadOutput> {
         let target = Target { bucket: input.bucket, key: input.key };
+        let upload = self.use_upload(&input.upload_id, &target).await?;
+        let parts = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
+        self.check_parts(&upload, &target, &parts).await?;
         let change = Change::Complete {
-            upload: input.upload_id,
+            upload,
             target: target.clone(),
-            parts: input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default(),
+            parts,
             condition: Condition { if_match: input.if_match, if_none_match: input.if_none_match },
         };
         let applied = self.apply(change, None).await?;
@@ -178,6 +187,55 @@ impl Embedded {
         let target = Target { bucket: input.bucket, key: input.key };
         self.apply(Change::Abort { upload: input.upload_id, target }, None).await?;
         Ok(AbortMultipartUploadOutput::default())
+    }
+
+    /// Finds the upload, and keeps it from expiring.
+    async fn use_upload(&self, upload: &str, target: &Target) -> S3Result<UploadUse> {
+        let begun = self.inner.uploads.begin(upload);
+        let begun = begun.ok_or_else(|| s3_error!(NoSuchUpload, "the upload has expired"))?;
+        self.need_upload(upload, target).await?;
+        Ok(begun)
+    }
+
+    /// Whether the files of the parts that are to become an object are there. `InvalidPart` is what
+    /// makes a client upload a part again; an object with a hole would be found by its reader only.
+    async fn check_parts(
+        &self,
+        upload: &UploadUse,
+        target: &Target,
+        wanted: &[CompletedPart],
+    ) -> S3Result<()> {
+        let wanted: HashSet<i32> = wanted.iter().filter_map(|part| part.part_number).collect();
+        let mut db = self.db().await?;
+        let lookup = self.inner.files.leases.look_up();
+        let rows = sqlx::query("SELECT number, segments FROM parts WHERE upload = ?")
+            .bind(upload.upload())
+            .fetch_all(&mut *db)
+            .await
+            .map_err(failed)?;
+        drop(db);
+        let mut parts = BTreeMap::new();
+        for row in &rows {
+            // What cannot be read the change refuses.
+            if let (Ok(number), Ok(segments)) = (row.try_get("number"), index::segments(row)) {
+                parts.insert(number, segments);
+            }
+        }
+        parts.retain(|number, _| wanted.contains(number));
+        let all: Vec<Segment> = parts.values().flatten().cloned().collect();
+        let lease = lookup.lease(&all);
+        let Err(error) = self.inner.files.check(all, lease).await else { return Ok(()) };
+        let failure = error.report(&target.bucket, &target.key);
+        let has_file = |segments: &Vec<Segment>| {
+            error.file().is_some_and(|file| segments.iter().any(|segment| segment.file == *file))
+        };
+        match parts.iter().find(|(_, segments)| has_file(segments)) {
+            Some((number, _)) => Err(s3_error!(
+                InvalidPart,
+                "part {number} cannot be used: {error}; it can be uploaded again"
+            )),
+            None => Err(failure),
+        }
     }
 
     /// Checked before a body is read, so that a client learns early; the change checks again.
@@ -222,7 +280,8 @@ impl Embedded {
                 ..Part::default()
             })
         };
-        let parts: Vec<Part> = rows.iter().map(part).collect::<Result<_, _>>().map_err(failed)?;
+        // A part that cannot be read cannot be completed with either.
+        let parts: Vec<Part> = rows.iter().filter_map(|row| part(row).ok()).collect();
         Ok(ListPartsOutput {
             bucket: Some(target.bucket),
             key: Some(target.key),
@@ -270,10 +329,11 @@ impl Embedded {
         let mut uploads = Vec::new();
         for row in rows.iter().take(limit) {
             let key: Vec<u8> = row.try_get("key").map_err(failed)?;
+            let Ok(key) = String::from_utf8(key) else { continue };
             uploads.push(MultipartUpload {
-                key: Some(String::from_utf8(key).map_err(S3Error::internal_error)?),
+                key: Some(key),
                 upload_id: Some(row.try_get("id").map_err(failed)?),
-                initiated: Some(timestamp(row.try_get("initiated").map_err(failed)?)),
+                initiated: Some(timestamp(row.try_get("initiated").unwrap_or_default())),
                 ..MultipartUpload::default()
             });
         }

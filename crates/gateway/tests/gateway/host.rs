@@ -61,6 +61,11 @@ impl Host {
         Self::start(Backend::Embedded(store), Some(folder), None).await
     }
 
+    /// On a store whose folder the test looks after.
+    pub(crate) async fn over(store: Embedded) -> anyhow::Result<Self> {
+        Self::start(Backend::Embedded(store), None, None).await
+    }
+
     pub(crate) async fn minio() -> anyhow::Result<Self> {
         let minio = Minio::start().await?;
         let store = Upstream::new(minio.config())?;

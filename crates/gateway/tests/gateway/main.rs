@@ -6,6 +6,7 @@ mod attacks;
 mod bodies;
 mod client;
 mod crash;
+mod faults;
 mod host;
 mod lists;
 mod objects;

@@ -2,16 +2,16 @@ use crate::client::{Client, noise};
 use crate::host::{BUCKET, Host};
 use crate::on_both_stores;
 
-const PART: usize = 5 * 1024 * 1024;
+pub(crate) const PART: usize = 5 * 1024 * 1024;
 
-async fn begin(client: &Client, target: &str) -> anyhow::Result<String> {
+pub(crate) async fn begin(client: &Client, target: &str) -> anyhow::Result<String> {
     let headers = [("x-amz-meta-mode", "7"), ("content-type", "text/m")];
     let begun =
         client.send("POST", &format!("{target}?uploads="), &headers, b"").await?.expect(200);
     Ok(begun.elements("UploadId").pop().expect("an upload id"))
 }
 
-fn parts_xml(parts: &[(u32, &str)]) -> String {
+pub(crate) fn parts_xml(parts: &[(u32, &str)]) -> String {
     let part = |(number, tag): &(u32, &str)| {
         format!("<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>")
     };
