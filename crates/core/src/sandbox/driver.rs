@@ -467,7 +467,10 @@ impl Driver {
             }
             Err(failure) => {
                 let reason = failure.chain();
-                self.not_before = Some(Instant::now() + PAUSE_AGAIN);
+                // An end that does not pause is not put off.
+                if matches!(self.record.lifecycle.on_timeout, OnTimeout::Pause(_)) {
+                    self.not_before = Some(Instant::now() + PAUSE_AGAIN);
+                }
                 self.look = true;
                 self.tell(SandboxEvent::PauseFailed { reason });
             }

@@ -253,6 +253,7 @@ mod tests {
                 "id": "abcdefghij0123456789", "name": "base", "kind": "built-in", "image": "i",
                 "cpu_count": 2, "memory_mib": 512, "pids": 100, "disk_mib": 1000, "user": "user",
                 "workdir": null, "env": {"A": "1"}, "sudo": true, "workspace_target": "/workspace",
+                "pool": 0, "interpreter": false,
             },
             "stage": {"is": "paused", "pause": "full"},
             "startedAt": 1_700_000_000_000_001_i64,

@@ -100,7 +100,8 @@ async fn a_pause_that_the_store_cannot_note_does_not_happen() -> anyhow::Result<
             Full => {
                 assert!(paused.is_err());
                 host.settled("not noted").await?;
-                assert_eq!(host.get(&sandbox.id)?.state, State::Running);
+                let still = host.get(&sandbox.id)?;
+                assert_eq!((still.state, still.end_at), (State::Running, sandbox.end_at));
             }
             // There is nothing to go back to; a start after a crash finds that out.
             Filesystem => {

@@ -381,9 +381,12 @@ async fn a_snapshot_that_is_started_from_has_its_own_containers_and_takes_them_a
     assert_eq!(spec.template.image, image);
     assert!(host.count_of(Call::Ready, &second.instance.id) > 0, "it did not wait in the pool");
     // With the snapshot go its containers, also one that is just being made.
+    let full = || host.scheduler.pool().iter().all(|shelf| shelf.ready == shelf.target);
+    eventually("nothing to make", || waiting() == 2 && full()).await;
     host.engine.script(Call::Ready, Behaviour::Hang);
     host.create(from_snapshot()).await?;
     within("the next", host.engine.hangs(Call::Ready)).await;
+    assert_eq!(host.engine.specs().pop().expect("one").template.image, image);
     for sandbox in host.scheduler.list(host.team) {
         host.scheduler.kill(host.team, &sandbox.id).await?;
     }
