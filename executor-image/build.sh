@@ -30,18 +30,6 @@ done
 : "${minbase:?build.sh: --minbase is missing}"
 root=$work/root
 
-unpack() {
-    scratch_open "$work"
-    mkdir "$root"
-    tar -C "$root" --numeric-owner -xpf "$minbase"
-    mount -t proc proc "$root/proc"
-    mount --bind /dev "$root/dev"
-    cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    # Nothing that a package brings is started while the image is made.
-    printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
-    chmod 0755 "$root/usr/sbin/policy-rc.d"
-}
-
 in_root() {
     chroot "$root" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
@@ -67,7 +55,7 @@ customize() {
 }
 
 trap 'scratch_close "$work"' EXIT
-unpack
+scratch_unpack "$work" "$minbase"
 install_packages
 customize
 tar -C "$root" --numeric-owner --one-file-system -cf - . | docker import \

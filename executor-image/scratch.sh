@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A directory to build a root in; sourced by minbase.sh and build.sh.
+# A directory to build a root in; sourced by minbase.sh and by both build.sh.
 #
 # dpkg flushes every file it writes. In memory that costs nothing: 45 s instead of 3 to 4 minutes on
 # a slow disk. With too little memory the directory stays on disk.
@@ -14,6 +14,20 @@ scratch_open() { # DIR
     if [ "${available:-0}" -ge "$SCRATCH_NEEDED_KIB" ]; then
         mount -t tmpfs -o "size=${SCRATCH_SIZE:-3g},mode=0755" sandyard-build "$1" || true
     fi
+}
+
+# A root to install packages in: DIR/root, with what packages need while they are installed.
+scratch_unpack() { # DIR MINBASE.tar
+    local root=$1/root
+    scratch_open "$1"
+    mkdir "$root"
+    tar -C "$root" --numeric-owner -xpf "$2"
+    mount -t proc proc "$root/proc"
+    mount --bind /dev "$root/dev"
+    cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+    # Nothing that a package brings is started while the image is made.
+    printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+    chmod 0755 "$root/usr/sbin/policy-rc.d"
 }
 
 # Also clears what an interrupted run left: mounts first, or they would be emptied with the rest.

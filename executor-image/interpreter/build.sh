@@ -32,15 +32,7 @@ done
 root=$work/root
 
 unpack() {
-    scratch_open "$work"
-    mkdir "$root"
-    tar -C "$root" --numeric-owner -xpf "$minbase"
-    mount -t proc proc "$root/proc"
-    mount --bind /dev "$root/dev"
-    cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    # Nothing that a package brings is started while the image is made.
-    printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
-    chmod 0755 "$root/usr/sbin/policy-rc.d"
+    scratch_unpack "$work" "$minbase"
     # This machine's own authorities, for its package mirrors. They do not go into the image.
     mkdir -p "$root/run/build"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/run/build/ca.crt"

@@ -28,15 +28,3 @@ macro_rules! log {
     ($($part:tt)*) => { eprintln!("sandyard-interpreter: {}", format_args!($($part)*)) };
 }
 use log;
-
-/// An error with what it comes from.
-pub fn with_source(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

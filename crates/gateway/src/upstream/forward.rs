@@ -18,6 +18,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::StreamingBlob;
 use s3s::stream::ByteStream as _;
 use s3s::{Body, S3Error, S3Request, S3Result, TrailingHeaders, s3_error};
+use sandyard_types::error_chain;
 use tokio::time::Sleep;
 use tracing::warn;
 
@@ -277,7 +278,7 @@ impl Upstream {
             Ok(Err(_)) if broken.load(Ordering::Relaxed) => {
                 Err(s3_error!(IncompleteBody, "the body broke off or does not match its checksum"))
             }
-            Ok(Err(error)) => Err(self.unreachable(&chain(&error))),
+            Ok(Err(error)) => Err(self.unreachable(&error_chain(&error))),
             Err(_) => Err(self.unreachable(&format!("no answer within {deadline:?}"))),
         }
     }
@@ -393,14 +394,3 @@ struct Silent;
 #[derive(Debug, thiserror::Error)]
 #[error("the client's body failed")]
 struct BrokenBody(#[source] s3s::StdError);
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

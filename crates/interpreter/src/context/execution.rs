@@ -11,7 +11,7 @@ use super::output::{Client, Line, Output, WAITING_LIMIT};
 use super::{ExecuteRequest, Order};
 use crate::kernel::{KernelEvent, Message};
 use crate::language::Dialect;
-use crate::with_source;
+use sandyard_types::error_chain;
 
 /// A client hears something at least so often.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -134,14 +134,14 @@ impl Driver {
             return Err(reason);
         }
         if self.kernel.is_none() {
-            self.restart().await.map_err(|error| with_source(&error))?;
+            self.restart().await.map_err(|error| error_chain(&error))?;
         }
-        self.prepare(env).await.map_err(|error| with_source(&error))?;
+        self.prepare(env).await.map_err(|error| error_chain(&error))?;
         let Some(kernel) = self.kernel.as_mut() else {
             return Err("there is no kernel".to_owned());
         };
-        let request = kernel.execute_request(code, false).map_err(|error| with_source(&error))?;
-        kernel.send(&request).await.map_err(|error| with_source(&error))?;
+        let request = kernel.execute_request(code, false).map_err(|error| error_chain(&error))?;
+        kernel.send(&request).await.map_err(|error| error_chain(&error))?;
         Ok(request.id)
     }
 
@@ -192,7 +192,7 @@ impl Driver {
                             return Ending::KernelGone;
                         }
                         KernelEvent::Lost(error) => {
-                            put_error(output, "WebSocketError", &with_source(&error));
+                            put_error(output, "WebSocketError", &error_chain(&error));
                             return Ending::KernelGone;
                         }
                     }

@@ -171,7 +171,7 @@ fn failed(error: &ContextError) -> Response<Body> {
         | ContextError::Directory(_)
         | ContextError::TooMany(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let message = crate::with_source(error);
+    let message = sandyard_types::error_chain(error);
     if status.is_server_error() {
         crate::log!("{message}");
     }
