@@ -373,7 +373,8 @@ mod tests {
             [config.api_listen, config.proxy_listen, config.gateway_listen].map(|a| a.port());
         assert_eq!(ports, [1, 20, 300]);
         assert_eq!(config.max_length, Duration::from_secs(24 * 3600));
-        assert_eq!(config.templates.len(), 1);
+        let names: Vec<&str> = config.templates.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["base", "code-interpreter-v1", "code-interpreter-full"]);
     }
 
     #[test]
@@ -474,7 +475,7 @@ mod tests {
                     memory_mib = 256\nsudo = false\n\
                     workspace_target = \"/workspace/sessions/{session_id}\"\n[templates.env]\nA = \"1\"\n";
         let config = load(file, &[], &[]).expect("valid");
-        let template = &config.templates[1];
+        let template = config.templates.last().expect("the entry's");
         assert_eq!((template.name.as_str(), template.user.as_str()), ("py", "user"));
         assert_eq!((template.cpu_count, template.memory_mib, template.sudo), (1, 256, false));
         assert_eq!(template.id.as_str().len(), 20);
