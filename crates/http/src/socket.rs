@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 /// One connection. All clones are the same; it closes with the last of them and of its streams.
 #[derive(Clone, Debug)]
@@ -48,6 +49,16 @@ impl Socket {
         // Of this kind of readiness only "the reading side is closed" can occur here: nobody asked the
         // system for urgent data. `READABLE` would also report what is yet to be read.
         self.wait_for(Interest::PRIORITY).await;
+    }
+
+    /// Returns when the peer has closed its side and `means_nothing` is true: for answers that mean nothing to anybody
+    /// but a peer that listens.
+    pub async fn unheard(&self, mut means_nothing: watch::Receiver<bool>) {
+        self.closed_its_side().await;
+        if means_nothing.wait_for(|nothing| *nothing).await.is_err() {
+            // The sender is gone: it will not become true any more.
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn wait_for(&self, interest: Interest) {

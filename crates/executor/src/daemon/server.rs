@@ -159,15 +159,10 @@ async fn serve(socket: Socket, peer: &Peer, daemon: &Arc<Daemon>) {
         http.max_buf_size(STRANGER_HEAD);
     }
     let served = http.serve_connection(TokioIo::new(socket.stream()), service).with_upgrades();
-    let unheard = async {
-        socket.closed_its_side().await;
-        // An error is the sender gone, which this function holds.
-        drop(follows_events.subscribe().wait_for(|follows| *follows).await);
-    };
     tokio::select! {
         biased;
         // Errors are the client's: it left, or it speaks no HTTP, and was answered as far as possible.
         _ = served => {}
-        () = unheard => {}
+        () = socket.unheard(follows_events.subscribe()) => {}
     }
 }

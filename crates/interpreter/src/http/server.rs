@@ -83,15 +83,10 @@ async fn connection(
         .max_headers(MAX_HEADERS)
         .half_close(true)
         .serve_connection(TokioIo::new(socket.stream()), service);
-    let unheard = async {
-        socket.closed_its_side().await;
-        // An error is the sender gone, which this function holds.
-        drop(executes.subscribe().wait_for(|executes| *executes).await);
-    };
     tokio::select! {
         biased;
         // Errors are the client's: it left, or it speaks no HTTP, and was answered as far as possible.
         _ = served => {}
-        () = unheard => {}
+        () = socket.unheard(executes.subscribe()) => {}
     }
 }

@@ -96,7 +96,7 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
         follows_execution: watch::Sender::new(false),
         source: client.source(),
     });
-    let mut follows_execution = scope.follows_execution.subscribe();
+    let follows_execution = scope.follows_execution.subscribe();
     let service = {
         let client = client.clone();
         service_fn(move |request| {
@@ -107,11 +107,7 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
     let mut tasks = JoinSet::new();
     {
         let mut http = pin!(http_server::serve(&client, transport, service, stop));
-        let mut unheard = pin!(async {
-            client.closed_its_side().await;
-            // An error is the sender gone, and with it the connection's end.
-            drop(follows_execution.wait_for(|follows| *follows).await);
-        });
+        let mut unheard = pin!(client.unheard(follows_execution));
         loop {
             tokio::select! {
                 // What has arrived is taken up before its client's end.
