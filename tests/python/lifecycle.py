@@ -188,7 +188,7 @@ class HeldEngine:
         return Held(rule, release)
 
     def begin(self, call: Callable[[], httpx.Response]) -> Future[httpx.Response]:
-        """A call that goes on beside the test."""
+        """A call that runs in the background of the test."""
         return self.pool.submit(call)
 
     def close(self) -> None:

@@ -170,17 +170,17 @@ def images() -> set[str]:
 
 
 @pytest.mark.parametrize("operation", ["snapshot", "fork"])
-@pytest.mark.parametrize("trouble", ["disk full", "engine gone", "broken off"])
-def test_a_commit_that_fails(held_engine: HeldEngine, held: Rest, operation: str, trouble: str) -> None:
+@pytest.mark.parametrize("fault", ["disk full", "engine gone", "broken off"])
+def test_a_commit_that_fails(held_engine: HeldEngine, held: Rest, operation: str, fault: str) -> None:
     """503 or 500 with the reason; the source runs on, and what was begun is not left."""
     sandbox = held.create()
     pid = serve_counter(held.sdk(sandbox))
     before = images()
     commit = r"^POST [^ ]*/commit\?"
-    if trouble == "disk full":
+    if fault == "disk full":
         reason = "write /var/lib/docker/overlay2/x: no space left on device"
         rule = held_engine.engine.refuse(commit, "500 Internal Server Error", reason)
-    elif trouble == "engine gone":
+    elif fault == "engine gone":
         reason = "engine"
         rule = held_engine.engine.refuse(commit, "503 Service Unavailable", "the engine is shutting down")
     else:

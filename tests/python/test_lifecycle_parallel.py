@@ -62,12 +62,12 @@ def test_a_set_timeout_during_a_pause(rest: Rest) -> None:
         while not paused.is_set():
             statuses.append(rest.call("timeout", sandbox, {"timeout": 3000}).status_code)
 
-    beside = threading.Thread(target=set_timeouts)
-    beside.start()
+    background = threading.Thread(target=set_timeouts)
+    background.start()
     until("one was set", lambda: statuses)
     rest.does("pause", sandbox, 204)
     paused.set()
-    beside.join(20)
+    background.join(20)
     assert set(statuses) <= {204, 404, 409}
     begun, end = rest.times(sandbox)
     assert (end - begun).total_seconds() < 60

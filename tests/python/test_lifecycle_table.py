@@ -94,7 +94,7 @@ def held(held_engine: HeldEngine) -> Iterator[Rest]:
     made.close()
 
 
-def beside(engine: HeldEngine, rest: Rest, operation: str, sandbox: str) -> Callable[[], httpx.Response]:
+def begin_waiting(engine: HeldEngine, rest: Rest, operation: str, sandbox: str) -> Callable[[], httpx.Response]:
     """Begins an operation that has to wait. The call returns its answer; before that, it must still be waiting."""
     going_on = engine.begin(lambda: rest.call(operation, sandbox))
     # The server has taken this request after the one that waits.
@@ -120,7 +120,7 @@ def test_while_a_snapshot_is_taken(
         assert held.state(sandbox) == "running"
         for operation in ("resume", "timeout", "refreshes", "snapshot", "fork"):
             held.does(operation, sandbox, 409)
-        wait = beside(held_engine, held, waiting, sandbox)
+        wait = begin_waiting(held_engine, held, waiting, sandbox)
     assert snapshot.result(60).status_code == 201
     assert wait().status_code == status
     assert held.state(sandbox) == state
@@ -143,7 +143,7 @@ def test_while_it_is_paused(
             held.does(operation, sandbox, 404, 409)
         for operation in ("snapshot", "fork"):
             held.does(operation, sandbox, 409)
-        wait = beside(held_engine, held, waiting, sandbox)
+        wait = begin_waiting(held_engine, held, waiting, sandbox)
         # Listed at every moment, once (control-plane 8.5).
         assert [s["sandboxID"] for s in held.listed() if s["sandboxID"] == sandbox] == [sandbox]
     assert pause.result(60).status_code == 204

@@ -229,12 +229,12 @@ def test_while_it_is_taken_a_request_gets_its_answer(rest: Rest, server: Server)
         while not done.is_set():
             statuses.append(ask(server, sandbox).status_code)
 
-    beside = threading.Thread(target=request)
-    beside.start()
+    background = threading.Thread(target=request)
+    background.start()
     for _ in range(3):
         take(rest, sandbox)
     done.set()
-    beside.join(30)
+    background.join(30)
     assert statuses and set(statuses) == {200}
 
 

@@ -2,7 +2,7 @@
 //!
 //! `init` listens on TCP port [`CONTROL_PORT`] of the container. Messages are JSON, one a line; a call has
 //! at most [`MAX_CALL_BYTES`], a reply [`MAX_LINE_BYTES`]. `init` speaks first and says a fresh [`Hello`]
-//! (a nonce) on connect and after each [`Reply`]; the server sends [`SignedCall`]s, the first within
+//! (a nonce) on connect and after each [`ControlReply`]; the server sends [`SignedCall`]s, the first within
 //! [`SIGNED_CALL_LIMIT`]. Nothing on this channel is encrypted: it runs on the engine's bridge, which
 //! nothing in a sandbox can sniff (NET_RAW is gone, design 6.1 (5)), and a signature is worth nothing for
 //! another container or a second time.
@@ -13,14 +13,14 @@
 use std::time::Duration;
 
 use sandyard_types::{
-    Access, BucketName, Cache, Driver, InstanceId, KeyPrefix, Secret, TargetPath,
+    Access, BucketName, Cache, InstanceId, KeyPrefix, MountDriver, Secret, TargetPath,
 };
 use serde::{Deserialize, Serialize};
 
 /// TCP port of `init` in every sandbox. The proxy never routes to it.
 pub const CONTROL_PORT: u16 = 49982;
 
-/// The version of this protocol: 1 since there are [`Call::Drain`] and [`Call::Resume`].
+/// The version of this protocol: 1 since there are [`ControlCall::Drain`] and [`ControlCall::Resume`].
 pub const CONTROL_VERSION: u32 = 1;
 
 /// How long `init` waits on a new connection for the first valid call. Then it closes the connection.
@@ -47,7 +47,7 @@ pub struct Hello {
 pub struct SignedCall {
     /// Ed25519 signature of [`signing_input`] by the installation's key, 128 hex digits.
     pub signature: String,
-    /// A [`Call`] as JSON text: signed as sent, so that no two encodings need to agree.
+    /// A [`ControlCall`] as JSON text: signed as sent, so that no two encodings need to agree.
     pub body: String,
 }
 
@@ -59,7 +59,7 @@ pub fn signing_input(instance: &InstanceId, nonce: &str, body: &str) -> Vec<u8> 
 /// What the server may ask of `init`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "call")]
-pub enum Call {
+pub enum ControlCall {
     /// Makes all mounts, at the same time; either all of them are there afterwards or none.
     Mount {
         /// What to mount.
@@ -73,7 +73,7 @@ pub enum Call {
         flush_limit_ms: u64,
     },
     /// Before the container is frozen (design 5.1): halts the user's side, lets its requests to the FUSE
-    /// programs finish, syncs all mounts. What was halted goes on by [`Call::Resume`]; if not everything
+    /// programs finish, syncs all mounts. What was halted goes on by [`ControlCall::Resume`]; if not everything
     /// was in the store within the limit, `init` lets it go on itself before it answers. It also does if the
     /// container runs for [`LONGEST_HALT`](crate::budget::LONGEST_HALT) without a resume. A program that has
     /// died makes it incomplete. Refused while a mount call is worked on.
@@ -105,7 +105,7 @@ pub struct MountCall {
     /// Read-only or writable.
     pub access: Access,
     /// The program that makes it.
-    pub driver: Driver,
+    pub driver: MountDriver,
     /// Base URL of the gateway as the sandbox reaches it, `http://host:port`.
     pub endpoint: String,
     /// Access key id of this sandbox's grant.
@@ -123,7 +123,7 @@ pub struct MountCall {
 /// What `init` answers to a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply")]
-pub enum Reply {
+pub enum ControlReply {
     /// All mounts are visible inside.
     Mounted {
         /// One entry a mount, in the call's order.
@@ -152,7 +152,7 @@ pub enum Reply {
         mounts: Vec<MountStatus>,
     },
     /// The call was not done.
-    Failed(Failure),
+    Failed(ControlFailure),
 }
 
 /// One mount that was made.
@@ -192,7 +192,7 @@ pub struct MountStatus {
 
 /// Why a call was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct ControlFailure {
     /// What kind of failure, for the server's decision.
     pub kind: FailureKind,
     /// What was tried, on what, and what the system said.
@@ -201,7 +201,7 @@ pub struct Failure {
     pub program_output: Vec<String>,
 }
 
-/// Kinds of [`Failure`].
+/// Kinds of [`ControlFailure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {

@@ -8,7 +8,7 @@ use sandyard_types::SandboxId;
 
 /// A port of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
+pub struct ProxyTarget {
     /// Which sandbox.
     pub id: SandboxId,
     /// Which of its ports; never 0.
@@ -30,7 +30,7 @@ pub enum InvalidHost {
 ///
 /// # Errors
 /// [`InvalidHost`] for everything else.
-pub fn target_of_host(host: &str) -> Result<Target, InvalidHost> {
+pub fn target_of_host(host: &str) -> Result<ProxyTarget, InvalidHost> {
     let (label, _) = host.split_once('.').ok_or(InvalidHost::Form)?;
     let mut parts = label.splitn(3, '-');
     let (Some(port), Some(id)) = (parts.next(), parts.next()) else {
@@ -38,7 +38,7 @@ pub fn target_of_host(host: &str) -> Result<Target, InvalidHost> {
     };
     let port = port_of(port).ok_or(InvalidHost::Port)?;
     let id = id.parse().map_err(|_| InvalidHost::Id)?;
-    Ok(Target { id, port })
+    Ok(ProxyTarget { id, port })
 }
 
 /// The host of an authority: without its port, and without an address's brackets.

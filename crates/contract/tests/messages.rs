@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use sandyard_contract::control::{
-    CONTROL_VERSION, Call, Failure, FailureKind, FlushReport, Hello, MountCall, MountStatus,
-    Mounted, Reply, SignedCall, signing_input,
+    CONTROL_VERSION, ControlCall, ControlFailure, ControlReply, FailureKind, FlushReport, Hello,
+    MountCall, MountStatus, Mounted, SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{InitBody, init_signing_input};
-use sandyard_types::{Access, Cache, Driver, InstanceId, Secret};
+use sandyard_types::{Access, Cache, InstanceId, MountDriver, Secret};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ fn mount_call(cache: Cache) -> MountCall {
         prefix: "sessions/a/".parse().expect("valid"),
         target: "/workspace".parse().expect("valid"),
         access: Access::ReadWrite,
-        driver: Driver::S3fs,
+        driver: MountDriver::S3fs,
         endpoint: "http://172.17.0.1:3003".to_owned(),
         access_key_id: "key".to_owned(),
         secret_access_key: Secret::new("secret"),
@@ -69,38 +69,40 @@ fn calls() {
     let (disk, tmpfs) =
         (mount(r#"{"kind":"disk","limit_mib":1024}"#), mount(r#"{"kind":"tmpfs","size_mib":64}"#));
     is_written_as(
-        &Call::Mount { mounts },
+        &ControlCall::Mount { mounts },
         &format!(r#"{{"call":"mount","mounts":[{disk},{tmpfs}]}}"#),
     );
     is_written_as(
-        &Call::Stop { flush_limit_ms: 30_000 },
+        &ControlCall::Stop { flush_limit_ms: 30_000 },
         r#"{"call":"stop","flush_limit_ms":30000}"#,
     );
-    is_written_as(&Call::Drain { limit_ms: 30_000 }, r#"{"call":"drain","limit_ms":30000}"#);
-    is_written_as(&Call::Resume, r#"{"call":"resume"}"#);
-    is_written_as(&Call::Sync { limit_ms: 5 }, r#"{"call":"sync","limit_ms":5}"#);
-    is_written_as(&Call::Status, r#"{"call":"status"}"#);
+    is_written_as(&ControlCall::Drain { limit_ms: 30_000 }, r#"{"call":"drain","limit_ms":30000}"#);
+    is_written_as(&ControlCall::Resume, r#"{"call":"resume"}"#);
+    is_written_as(&ControlCall::Sync { limit_ms: 5 }, r#"{"call":"sync","limit_ms":5}"#);
+    is_written_as(&ControlCall::Status, r#"{"call":"status"}"#);
 }
 
 #[test]
 fn replies() {
     let target = || "/workspace".parse().expect("valid");
     is_written_as(
-        &Reply::Mounted { mounts: vec![Mounted { target: target(), micros: 13_600 }] },
+        &ControlReply::Mounted { mounts: vec![Mounted { target: target(), micros: 13_600 }] },
         r#"{"reply":"mounted","mounts":[{"target":"/workspace","micros":13600}]}"#,
     );
     let complete = FlushReport { complete: true, bytes_left: Some(0), millis: 12 };
     is_written_as(
-        &Reply::Stopped { flush: complete.clone() },
+        &ControlReply::Stopped { flush: complete.clone() },
         r#"{"reply":"stopped","flush":{"complete":true,"bytes_left":0,"millis":12}}"#,
     );
     is_written_as(
-        &Reply::Drained { flush: complete },
+        &ControlReply::Drained { flush: complete },
         r#"{"reply":"drained","flush":{"complete":true,"bytes_left":0,"millis":12}}"#,
     );
-    is_written_as(&Reply::Resumed, r#"{"reply":"resumed"}"#);
+    is_written_as(&ControlReply::Resumed, r#"{"reply":"resumed"}"#);
     is_written_as(
-        &Reply::Synced { flush: FlushReport { complete: false, bytes_left: None, millis: 5000 } },
+        &ControlReply::Synced {
+            flush: FlushReport { complete: false, bytes_left: None, millis: 5000 },
+        },
         r#"{"reply":"synced","flush":{"complete":false,"bytes_left":null,"millis":5000}}"#,
     );
     let status = MountStatus {
@@ -110,7 +112,7 @@ fn replies() {
         last_lines: vec!["the program was killed by signal 9".to_owned()],
     };
     is_written_as(
-        &Reply::Status { mounts: vec![status] },
+        &ControlReply::Status { mounts: vec![status] },
         r#"{"reply":"status","mounts":[{"target":"/workspace","running":true,"restarts":1,"last_lines":["the program was killed by signal 9"]}]}"#,
     );
     for (kind, name) in [
@@ -120,12 +122,15 @@ fn replies() {
         (FailureKind::Program, "program"),
         (FailureKind::Attach, "attach"),
     ] {
-        let failure =
-            Failure { kind, message: "why".to_owned(), program_output: vec!["line".to_owned()] };
+        let failure = ControlFailure {
+            kind,
+            message: "why".to_owned(),
+            program_output: vec!["line".to_owned()],
+        };
         let text = format!(
             r#"{{"reply":"failed","kind":"{name}","message":"why","program_output":["line"]}}"#
         );
-        is_written_as(&Reply::Failed(failure), &text);
+        is_written_as(&ControlReply::Failed(failure), &text);
     }
 }
 

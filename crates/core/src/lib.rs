@@ -26,7 +26,7 @@ pub use ports::{
     ExecutorError, Flushed, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
     WorkspaceError, Workspaces,
 };
-pub use sandbox::{Connected, CreateSandbox, Op, Plan, Sandbox, State};
+pub use sandbox::{Connected, CreateSandbox, Op, Sandbox, SandboxState, TransitionPlan};
 pub use scheduler::{
     Limits, NewSandbox, ReachableWorkspace, SandboxError, Scheduler, SchedulerParts, ShutdownReport,
 };

@@ -343,16 +343,16 @@ impl Pool {
         loop {
             self.finish_work().await;
             match self.next() {
-                Next::Make(key, template, profile) => {
+                PoolStep::Make(key, template, profile) => {
                     let pool = self.clone();
                     let make = async move { pool.make(&key, &template, profile).await };
                     *self.work.lock().await = Some(Box::pin(make));
                 }
-                Next::Drop(warm) => {
+                PoolStep::Drop(warm) => {
                     debug!(instance = %warm.instance.id, "the pool gives a container back");
                     self.delete(&warm.instance.id).await;
                 }
-                Next::Wait(limit) => {
+                PoolStep::Wait(limit) => {
                     // A time limit is no error: the next look is due then.
                     let _ = tokio::time::timeout(limit, self.changed.notified()).await;
                 }
@@ -368,9 +368,9 @@ impl Pool {
         }
     }
 
-    fn next(&self) -> Next {
+    fn next(&self) -> PoolStep {
         if self.cold.load(Ordering::SeqCst) > 0 {
-            return Next::Wait(SHRINK_AFTER);
+            return PoolStep::Wait(SHRINK_AFTER);
         }
         let now = Instant::now();
         let mut shelves = self.shelves();
@@ -384,7 +384,7 @@ impl Pool {
             if shelf.warm.len() > target && now >= shelf.quiet_since + SHRINK_AFTER {
                 shelf.quiet_since = now;
                 if let Some(warm) = shelf.warm.pop_front() {
-                    return Next::Drop(warm);
+                    return PoolStep::Drop(warm);
                 }
             }
             if let Some(at) = shelf.not_before.filter(|at| *at > now) {
@@ -398,9 +398,9 @@ impl Pool {
         }
         let wanted = best.and_then(|(_, key)| {
             let shelf = shelves.get(&key)?;
-            Some(Next::Make(key, shelf.template.clone(), shelf.profile))
+            Some(PoolStep::Make(key, shelf.template.clone(), shelf.profile))
         });
-        wanted.unwrap_or(Next::Wait(wait))
+        wanted.unwrap_or(PoolStep::Wait(wait))
     }
 
     async fn make(&self, key: &ShelfKey, template: &Arc<Template>, profile: Profile) {
@@ -474,7 +474,7 @@ impl Pool {
     }
 }
 
-enum Next {
+enum PoolStep {
     Make(ShelfKey, Arc<Template>, Profile),
     Drop(Warm),
     Wait(Duration),

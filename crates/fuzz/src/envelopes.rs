@@ -27,9 +27,9 @@ pub fn fuzz_envelopes(data: &[u8]) {
     }
 }
 
-type Found = (Vec<Envelope>, Option<EnvelopeError>);
+type ReadEnvelopes = (Vec<Envelope>, Option<EnvelopeError>);
 
-fn read(pieces: &[&[u8]], limit: usize) -> Found {
+fn read(pieces: &[&[u8]], limit: usize) -> ReadEnvelopes {
     let mut envelopes = Envelopes::new(limit);
     let mut found = Vec::new();
     for piece in pieces {
@@ -47,7 +47,7 @@ fn read(pieces: &[&[u8]], limit: usize) -> Found {
 }
 
 /// The same by looking at all of it at once.
-fn look(mut stream: &[u8], limit: usize) -> Found {
+fn look(mut stream: &[u8], limit: usize) -> ReadEnvelopes {
     let mut found = Vec::new();
     while !stream.is_empty() {
         let Some((&[flags, a, b, c, d], rest)) = stream.split_first_chunk::<ENVELOPE_HEAD>() else {

@@ -1,7 +1,7 @@
 //! The names under which ports of sandboxes are reached (control-plane 5.5).
 
 use sandyard_contract::sandbox_host::{
-    InvalidHost, Target, names_no_sandbox, port_of, target_of_host, without_port,
+    InvalidHost, ProxyTarget, names_no_sandbox, port_of, target_of_host, without_port,
 };
 
 /// Takes the authority of a request. What is read from it says again what it was read from, by nothing but
@@ -19,12 +19,12 @@ pub fn fuzz_sandbox_host(data: &[u8]) {
 
     let read = target_of_host(host);
     assert_eq!(read, expected(host), "{host:?}");
-    let Ok(Target { id, port }) = read else {
+    let Ok(ProxyTarget { id, port }) = read else {
         return;
     };
     let label = format!("{port}-{id}");
     for same in [format!("{label}."), format!("{label}-suffix-2.any.where")] {
-        let again = Target { id: id.clone(), port };
+        let again = ProxyTarget { id: id.clone(), port };
         assert_eq!(target_of_host(&same), Ok(again), "{same:?} of {host:?}");
     }
     assert_eq!(target_of_host(&label), Err(InvalidHost::Form), "{label:?} has no domain");
@@ -32,7 +32,7 @@ pub fn fuzz_sandbox_host(data: &[u8]) {
 }
 
 /// The same, letter by letter, by the contract's words.
-fn expected(host: &str) -> Result<Target, InvalidHost> {
+fn expected(host: &str) -> Result<ProxyTarget, InvalidHost> {
     let Some(end) = host.find('.') else {
         return Err(InvalidHost::Form);
     };
@@ -54,5 +54,5 @@ fn expected(host: &str) -> Result<Target, InvalidHost> {
     if id.is_empty() || id.len() > 63 || !id.chars().all(known) {
         return Err(InvalidHost::Id);
     }
-    Ok(Target { id: id.parse().map_err(|_| InvalidHost::Id)?, port })
+    Ok(ProxyTarget { id: id.parse().map_err(|_| InvalidHost::Id)?, port })
 }

@@ -32,7 +32,7 @@ pub fn fuzz_upload(data: &[u8]) {
 
 /// A part as far as it was read.
 #[derive(Debug, PartialEq)]
-struct Part {
+struct UploadPart {
     path: Result<Option<String>, Nameless>,
     content: Vec<u8>,
 }
@@ -76,12 +76,12 @@ fn what_an_sdk_sends(seed: u8, name: &str, content: &[u8]) {
     );
     let tail = format!("\r\n--{boundary}--\r\n");
     let body = [head.as_bytes(), content, tail.as_bytes()].concat();
-    let expected = Part { path: Ok(Some(name)), content: content.to_vec() };
+    let expected = UploadPart { path: Ok(Some(name)), content: content.to_vec() };
     assert_eq!(read(&pieces(&body, seed), &boundary, ""), (vec![expected], false));
 }
 
 /// The parts, and whether the body was broken.
-fn read(pieces: &[&[u8]], boundary: &str, query_path: &str) -> (Vec<Part>, bool) {
+fn read(pieces: &[&[u8]], boundary: &str, query_path: &str) -> (Vec<UploadPart>, bool) {
     let pieces: Vec<_> = pieces.iter().map(|piece| Bytes::copy_from_slice(piece)).collect();
     let pieces = stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>));
     let mut multipart = Multipart::new(pieces, boundary);
@@ -103,7 +103,7 @@ fn read(pieces: &[&[u8]], boundary: &str, query_path: &str) -> (Vec<Part>, bool)
                     Err(_) => break true,
                 }
             };
-            parts.push(Part { path, content });
+            parts.push(UploadPart { path, content });
             if broken {
                 return (parts, true);
             }

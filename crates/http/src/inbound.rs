@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 
 /// Owner of the tasks that read what nobody wants.
 pub trait Discard: Send + Sync {
-    /// Runs a task beside the connection, which it does not outlive.
+    /// Runs a background task of the connection, which ends with the connection at the latest.
     fn run(&self, reading: Pin<Box<dyn Future<Output = ()> + Send>>);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sandyard_types::{Access, BucketName, Cache, Driver, KeyPrefix, Secret};
+use sandyard_types::{Access, BucketName, Cache, KeyPrefix, MountDriver, Secret};
 
 use crate::s3fs;
 
@@ -20,7 +20,7 @@ pub struct Mount<'a> {
     /// Read-only or writable.
     pub access: Access,
     /// The program that makes it.
-    pub driver: Driver,
+    pub driver: MountDriver,
     /// Owner shown on every file.
     pub uid: u32,
     /// Group shown on every file.
@@ -42,7 +42,7 @@ pub struct Credentials<'a> {
 
 /// Paths that the starter of the program has prepared, as the program sees them.
 #[derive(Clone, Copy, Debug)]
-pub struct Places<'a> {
+pub struct MountPaths<'a> {
     /// Empty directory to mount on.
     pub mount_point: &'a str,
     /// Directory for cached file contents, used by no other program: the drivers name cache files by
@@ -52,7 +52,7 @@ pub struct Places<'a> {
 
 /// A program to start for one mount. It stays in the foreground; the mount lives as long as it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct MountPlan {
     /// Path of the program in the root it is started in.
     pub program: &'static str,
     /// Arguments after the program's name.
@@ -103,8 +103,8 @@ pub mod page {
 pub const ATTRIBUTES_LIMIT: Duration = Duration::from_secs(5);
 
 /// The program for a mount.
-pub fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: Places<'_>) -> Plan {
+pub fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: MountPaths<'_>) -> MountPlan {
     match mount.driver {
-        Driver::S3fs => s3fs::plan(mount, credentials, places),
+        MountDriver::S3fs => s3fs::plan(mount, credentials, places),
     }
 }

@@ -8,7 +8,7 @@
 
 use sandyard_types::{Access, Cache, Secret};
 
-use crate::plan::{ATTRIBUTES_LIMIT, Credentials, KeyFile, Mount, Places, Plan};
+use crate::plan::{ATTRIBUTES_LIMIT, Credentials, KeyFile, Mount, MountPaths, MountPlan};
 
 /// Where the bundle has the library of the crate `sandyard-s3fs-guard`.
 const PRELOAD: &str = "/lib/sandyard-s3fs-guard.so";
@@ -19,7 +19,11 @@ const KEY_DESCRIPTOR: i32 = 3;
 /// Space that s3fs leaves free where its cache is.
 const DISKFREE_MIB: u32 = 20;
 
-pub(crate) fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: Places<'_>) -> Plan {
+pub(crate) fn plan(
+    mount: &Mount<'_>,
+    credentials: &Credentials<'_>,
+    places: MountPaths<'_>,
+) -> MountPlan {
     let source = format!("{}:/{}", mount.bucket, mount.prefix.as_str().trim_end_matches('/'));
     let mut options = vec![
         format!("url={}", credentials.endpoint),
@@ -39,7 +43,7 @@ pub(crate) fn plan(mount: &Mount<'_>, credentials: &Credentials<'_>, places: Pla
     }
     let content =
         format!("{}:{}\n", credentials.access_key_id, credentials.secret_access_key.reveal());
-    Plan {
+    MountPlan {
         program: "/bin/s3fs",
         arguments: vec![
             source.clone(),
@@ -78,16 +82,16 @@ fn escape(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sandyard_types::Driver;
+    use sandyard_types::MountDriver;
 
     use super::*;
 
-    fn planned(prefix: &str, access: Access) -> Plan {
+    fn planned(prefix: &str, access: Access) -> MountPlan {
         let mount = Mount {
             bucket: &"sandyard".parse().expect("valid"),
             prefix: &prefix.parse().expect("valid"),
             access,
-            driver: Driver::S3fs,
+            driver: MountDriver::S3fs,
             uid: 1000,
             gid: 1001,
             cache: Cache::Disk { limit_mib: 1024 },
@@ -97,7 +101,7 @@ mod tests {
             access_key_id: "key",
             secret_access_key: &Secret::new("hush"),
         };
-        plan(&mount, &credentials, Places { mount_point: "/mnt/0", cache: "/tmp/0" })
+        plan(&mount, &credentials, MountPaths { mount_point: "/mnt/0", cache: "/tmp/0" })
     }
 
     #[test]

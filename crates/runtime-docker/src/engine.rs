@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use crate::bundle::{Bundle, MOUNT_POINT};
 use crate::container::{self, Optional, container_name};
 use crate::error::{DockerError, failed, is_not_found};
-use crate::network::{Network, NetworkFacts};
+use crate::network::{DockerNetwork, NetworkFacts};
 
 pub(crate) const LABEL_INSTALLATION: &str = "dev.sandyard.installation";
 pub(crate) const LABEL_INSTANCE: &str = "dev.sandyard.instance";
@@ -64,7 +64,7 @@ pub struct DockerRuntime {
     pub(crate) settings: DockerSettings,
     pub(crate) bundle: Bundle,
     pub(crate) facts: EngineFacts,
-    pub(crate) network: Network,
+    pub(crate) network: DockerNetwork,
     /// Set once the network is known to be there.
     network_facts: OnceLock<NetworkFacts>,
     /// Where the disk is that containers write to, if it can be seen from here.
@@ -125,7 +125,7 @@ impl DockerRuntime {
             endpoint: settings.host.clone(),
             bundle,
             facts,
-            network: Network::of(&settings),
+            network: DockerNetwork::of(&settings),
             network_facts: OnceLock::new(),
             disk: root.unwrap_or_else(|| settings.data_dir.clone()),
             settings,

@@ -25,13 +25,13 @@ pub(crate) struct NetworkFacts {
 
 /// The sandboxes' network.
 #[derive(Clone, Debug)]
-pub(crate) struct Network {
+pub(crate) struct DockerNetwork {
     pub(crate) name: String,
     /// Whether it is the installation's own, to be made and removed with it.
     owned: bool,
 }
 
-impl Network {
+impl DockerNetwork {
     pub(crate) fn of(settings: &DockerSettings) -> Self {
         let own_name = || format!("sandyard-{}", settings.installation);
         Self {

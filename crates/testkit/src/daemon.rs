@@ -27,14 +27,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-type Body = BoxBody<Bytes, io::Error>;
+type FakeBody = BoxBody<Bytes, io::Error>;
 
 /// Addresses that are tried before it is given up.
 const TRIES: usize = 64;
 
 /// A request that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct SeenRequest {
     /// Its method.
     pub method: String,
     /// Its path and query, as sent.
@@ -50,7 +50,7 @@ pub struct Seen {
 /// |---|---|
 /// | `/health` | 204 |
 /// | `/echo` | sends the body back while it arrives |
-/// | `/seen` | 200 with a [`Seen`] as JSON |
+/// | `/seen` | 200 with a [`SeenRequest`] as JSON |
 /// | `/many-headers` | 200 with the headers of the request |
 /// | `/endless` | one piece of a body, and never its end |
 /// | `/silent` | never answers |
@@ -60,15 +60,15 @@ pub struct Seen {
 /// | others | 404 |
 pub struct FakeDaemon {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<FakeDaemonState>,
     /// Aborts everything when dropped.
     _tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct FakeDaemonState {
     ports: Mutex<HashMap<u16, SocketAddr>>,
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Vec<SeenRequest>>,
     connections: watch::Sender<usize>,
     abandoned: watch::Sender<usize>,
     arrived: watch::Sender<usize>,
@@ -105,7 +105,7 @@ impl FakeDaemon {
 
     fn serve(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(FakeDaemonState::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, _tasks: tasks })
@@ -127,7 +127,7 @@ impl FakeDaemon {
     }
 
     /// All requests so far, tunnels included.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<SeenRequest> {
         lock(&self.shared.seen).clone()
     }
 
@@ -159,7 +159,7 @@ fn random_loopback() -> io::Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(127, 64 + a % 64, b, 1 + c % 254))
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<FakeDaemonState>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         shared.connections.send_modify(|count| *count += 1);
@@ -168,12 +168,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// What a connection goes on as after an upgrade.
-enum Next {
+enum AfterUpgrade {
     Echo(OnUpgrade),
     Tunnel(OnUpgrade, TcpStream),
 }
 
-async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn serve_connection(stream: TcpStream, shared: Arc<FakeDaemonState>) {
     let (sender, mut upgrades) = mpsc::channel(1);
     let service = service_fn(move |request| {
         let (shared, sender) = (shared.clone(), sender.clone());
@@ -200,11 +200,11 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Shared>) {
     after.join_all().await;
 }
 
-async fn go_on(next: Next) {
+async fn go_on(next: AfterUpgrade) {
     // Ends of connections that break are not interesting here.
     let _ = match next {
-        Next::Echo(upgrade) => echo(upgrade).await,
-        Next::Tunnel(upgrade, service) => tunnel(upgrade, service).await,
+        AfterUpgrade::Echo(upgrade) => echo(upgrade).await,
+        AfterUpgrade::Tunnel(upgrade, service) => tunnel(upgrade, service).await,
     };
 }
 
@@ -227,17 +227,17 @@ async fn tunnel(upgrade: OnUpgrade, mut service: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn full(text: impl Into<Bytes>) -> Body {
+fn full(text: impl Into<Bytes>) -> FakeBody {
     Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
 }
 
-fn plain(status: StatusCode) -> Response<Body> {
+fn plain(status: StatusCode) -> Response<FakeBody> {
     let mut response = Response::new(full(""));
     *response.status_mut() = status;
     response
 }
 
-fn switching(protocol: HeaderValue) -> Response<Body> {
+fn switching(protocol: HeaderValue) -> Response<FakeBody> {
     let mut response = plain(StatusCode::SWITCHING_PROTOCOLS);
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -247,9 +247,9 @@ fn switching(protocol: HeaderValue) -> Response<Body> {
 
 async fn answer(
     mut request: Request<Incoming>,
-    shared: Arc<Shared>,
-    upgrades: mpsc::Sender<Next>,
-) -> io::Result<Response<Body>> {
+    shared: Arc<FakeDaemonState>,
+    upgrades: mpsc::Sender<AfterUpgrade>,
+) -> io::Result<Response<FakeBody>> {
     let seen = see(&request);
     lock(&shared.seen).push(seen.clone());
     shared.arrived.send_modify(|count| *count += 1);
@@ -288,7 +288,7 @@ async fn answer(
             let Some(protocol) = protocol else {
                 return Ok(plain(StatusCode::UPGRADE_REQUIRED));
             };
-            let next = Next::Echo(hyper::upgrade::on(&mut request));
+            let next = AfterUpgrade::Echo(hyper::upgrade::on(&mut request));
             upgrades.send(next).await.map_err(io::Error::other)?;
             Ok(switching(protocol))
         }
@@ -296,12 +296,12 @@ async fn answer(
     }
 }
 
-fn see(request: &Request<Incoming>) -> Seen {
+fn see(request: &Request<Incoming>) -> SeenRequest {
     let headers = request.headers().iter().map(|(name, value)| {
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
         (name.to_string(), value)
     });
-    Seen {
+    SeenRequest {
         method: request.method().to_string(),
         uri: request.uri().to_string(),
         headers: headers.collect(),
@@ -311,9 +311,9 @@ fn see(request: &Request<Incoming>) -> Seen {
 async fn open_tunnel(
     request: &mut Request<Incoming>,
     port: &str,
-    shared: &Shared,
-    upgrades: &mpsc::Sender<Next>,
-) -> Response<Body> {
+    shared: &FakeDaemonState,
+    upgrades: &mpsc::Sender<AfterUpgrade>,
+) -> Response<FakeBody> {
     let token = request.headers().get(CONTROL_TOKEN_HEADER);
     let token = token.and_then(|token| token.to_str().ok());
     if let Some(demanded) = lock(&shared.control_token).as_deref()
@@ -332,7 +332,7 @@ async fn open_tunnel(
     let Some(service) = dialled else {
         return plain(StatusCode::SERVICE_UNAVAILABLE);
     };
-    let next = Next::Tunnel(hyper::upgrade::on(request), service);
+    let next = AfterUpgrade::Tunnel(hyper::upgrade::on(request), service);
     match upgrades.send(next).await {
         Ok(()) => switching(HeaderValue::from_static(TUNNEL_PROTOCOL)),
         Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
@@ -340,7 +340,7 @@ async fn open_tunnel(
 }
 
 /// Counts when it is dropped: nobody waits for the answer any more.
-struct Abandoned(Arc<Shared>);
+struct Abandoned(Arc<FakeDaemonState>);
 
 impl Drop for Abandoned {
     fn drop(&mut self) {

@@ -18,7 +18,7 @@ use crate::FakeDaemon;
 
 /// A call that the scheduler makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Call {
+pub enum EngineCall {
     /// [`Runtime::ensure_image`].
     EnsureImage,
     /// [`Runtime::create`].
@@ -88,7 +88,7 @@ pub struct FakeEngine {
 }
 
 struct Inner {
-    state: Mutex<State>,
+    state: Mutex<EngineState>,
     events: broadcast::Sender<RuntimeEvent>,
     /// Sends the number of calls made so far.
     made: watch::Sender<usize>,
@@ -103,11 +103,11 @@ struct Inner {
 }
 
 #[derive(Default)]
-struct State {
+struct EngineState {
     instances: BTreeMap<InstanceId, Instance>,
     daemons: HashMap<InstanceId, Arc<FakeDaemon>>,
-    behaviours: HashMap<Call, Behaviour>,
-    calls: Vec<(Call, Option<InstanceId>)>,
+    behaviours: HashMap<EngineCall, Behaviour>,
+    calls: Vec<(EngineCall, Option<InstanceId>)>,
     claims: Vec<Claim>,
     specs: Vec<ContainerSpec>,
     prepared: Vec<WorkspaceSpec>,
@@ -119,7 +119,7 @@ struct State {
     /// What each container was made from.
     used_images: HashMap<InstanceId, String>,
     /// Calls that hang now.
-    hanging: Vec<(Call, Option<InstanceId>)>,
+    hanging: Vec<(EngineCall, Option<InstanceId>)>,
     /// Await points that are still let pass; `None` for all.
     passes: Option<usize>,
     /// Whether a drain can bring everything into the store.
@@ -128,7 +128,7 @@ struct State {
     disk_space: Option<DiskSpace>,
 }
 
-impl State {
+impl EngineState {
     /// A container is gone, with what was in it.
     fn remove(&mut self, id: &InstanceId) {
         self.instances.remove(id);
@@ -181,28 +181,28 @@ impl FakeEngine {
         Self { inner: Arc::new(inner) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EngineState> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes every such call behave so from now on.
-    pub fn script(&self, call: Call, behaviour: Behaviour) {
+    pub fn script(&self, call: EngineCall, behaviour: Behaviour) {
         self.state().behaviours.insert(call, behaviour);
     }
 
     /// Makes every such call work again, those that hang too.
-    pub fn heal(&self, call: Call) {
+    pub fn heal(&self, call: EngineCall) {
         self.state().behaviours.remove(&call);
         self.inner.healed.send_replace(());
     }
 
     /// All calls so far, in order.
-    pub fn calls(&self) -> Vec<(Call, Option<InstanceId>)> {
+    pub fn calls(&self) -> Vec<(EngineCall, Option<InstanceId>)> {
         self.state().calls.clone()
     }
 
     /// Waits until such a call has been made `times` times altogether.
-    pub async fn called(&self, call: Call, times: usize) {
+    pub async fn called(&self, call: EngineCall, times: usize) {
         let mut made = self.inner.made.subscribe();
         let reached = |engine: &Self| {
             let state = engine.state();
@@ -328,17 +328,17 @@ impl FakeEngine {
     }
 
     /// The calls that hang now, each with its container.
-    pub fn hanging(&self) -> Vec<(Call, Option<InstanceId>)> {
+    pub fn hanging(&self) -> Vec<(EngineCall, Option<InstanceId>)> {
         self.state().hanging.clone()
     }
 
     /// Waits until such a call hangs.
-    pub async fn hangs(&self, call: Call) {
+    pub async fn hangs(&self, call: EngineCall) {
         self.hung_as(|hanging| hanging.iter().any(|(c, _)| *c == call)).await;
     }
 
     /// Waits until the calls that hang are as asked for.
-    pub async fn hung_as(&self, wanted: impl Fn(&[(Call, Option<InstanceId>)]) -> bool) {
+    pub async fn hung_as(&self, wanted: impl Fn(&[(EngineCall, Option<InstanceId>)]) -> bool) {
         let mut hung = self.inner.hung.subscribe();
         // The sender lives as long as the engine.
         let _ = hung.wait_for(|()| wanted(&self.state().hanging)).await;
@@ -361,7 +361,7 @@ impl FakeEngine {
 
     /// Notes a call, and hangs or fails if told to. Every call can be abandoned here, before it has done
     /// anything, and in [`Self::end`].
-    async fn begin(&self, call: Call, id: Option<&InstanceId>) -> Result<(), ()> {
+    async fn begin(&self, call: EngineCall, id: Option<&InstanceId>) -> Result<(), ()> {
         self.pass().await;
         let (behaviour, made) = {
             let mut state = self.state();
@@ -380,7 +380,7 @@ impl FakeEngine {
     }
 
     /// Waits until a call is no longer told to behave in any way.
-    async fn healed(&self, call: Call, id: Option<&InstanceId>) {
+    async fn healed(&self, call: EngineCall, id: Option<&InstanceId>) {
         let _hanging = Hanging::new(self, call, id);
         let mut healed = self.inner.healed.subscribe();
         // The sender lives as long as the engine.
@@ -388,7 +388,7 @@ impl FakeEngine {
     }
 
     /// Ends a call that has done its work.
-    async fn end(&self, call: Call, id: Option<&InstanceId>) -> Result<(), ()> {
+    async fn end(&self, call: EngineCall, id: Option<&InstanceId>) -> Result<(), ()> {
         self.pass().await;
         let behaviour = self.state().behaviours.get(&call).copied();
         match behaviour {
@@ -405,11 +405,11 @@ impl FakeEngine {
 /// A call hangs as long as this lives.
 struct Hanging<'a> {
     engine: &'a FakeEngine,
-    what: (Call, Option<InstanceId>),
+    what: (EngineCall, Option<InstanceId>),
 }
 
 impl<'a> Hanging<'a> {
-    fn new(engine: &'a FakeEngine, call: Call, id: Option<&InstanceId>) -> Self {
+    fn new(engine: &'a FakeEngine, call: EngineCall, id: Option<&InstanceId>) -> Self {
         let what = (call, id.cloned());
         engine.state().hanging.push(what.clone());
         engine.inner.hung.send_replace(());

@@ -4,5 +4,5 @@
 mod daemon;
 mod engine;
 
-pub use daemon::{FakeDaemon, Seen};
-pub use engine::{Behaviour, Call, FakeEngine};
+pub use daemon::{FakeDaemon, SeenRequest};
+pub use engine::{Behaviour, EngineCall, FakeEngine};

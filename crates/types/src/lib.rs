@@ -22,6 +22,6 @@ pub use network::{HostMask, InvalidHostMask, Network};
 pub use secret::Secret;
 pub use template::{DEFAULT_DISK_MIB, Template, TemplateKind};
 pub use workspace::{
-    Access, BucketName, Cache, Driver, InvalidWorkspace, KeyPrefix, MountSpec, TargetPath,
+    Access, BucketName, Cache, InvalidWorkspace, KeyPrefix, MountDriver, MountSpec, TargetPath,
     WORKSPACE_OWNER, WorkspaceSpec,
 };

@@ -37,7 +37,7 @@ pub struct Template {
     pub memory_mib: u32,
     /// Processes and threads a sandbox may have at once.
     pub pids: u32,
-    /// What a sandbox may write on the engine's disk beside its workspace, in MiB.
+    /// What a sandbox may write on the engine's disk outside its workspace, in MiB.
     #[serde(default = "default_disk_mib")]
     pub disk_mib: u32,
     /// User that commands run as when a request names none.

@@ -175,12 +175,12 @@ pub enum Access {
 /// The program that makes the mount (design 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Driver {
+pub enum MountDriver {
     /// s3fs 1.90: a closed file is in the store.
     S3fs,
 }
 
-impl fmt::Display for Driver {
+impl fmt::Display for MountDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::S3fs => "s3fs",
@@ -221,7 +221,7 @@ pub struct MountSpec {
     /// What the sandbox may do with it.
     pub access: Access,
     /// Who makes it.
-    pub driver: Driver,
+    pub driver: MountDriver,
     /// Directories below the prefix that exist when the first command runs.
     pub directories: Vec<String>,
 }
@@ -248,7 +248,7 @@ impl WorkspaceSpec {
             prefix,
             target,
             access: Access::ReadWrite,
-            driver: Driver::S3fs,
+            driver: MountDriver::S3fs,
             directories: vec!["uploads".to_owned(), "artifacts".to_owned()],
         };
         Self { session, mounts: vec![mount] }

@@ -11,6 +11,6 @@ pub use request::{
     RefreshBody, ResumeBody, SnapshotBody, TimeoutBody,
 };
 pub use sandbox::{
-    CLIENT_ID, ForkedBody, Lifecycle, ListedSandboxBody, OnTimeout, PauseMode, SandboxBody,
-    SandboxDetailBody, SnapshotInfoBody, VisibleState, VolumeMount,
+    CLIENT_ID, ForkedBody, LifecycleBody, ListedSandboxBody, PauseMode, SandboxBody,
+    SandboxDetailBody, SnapshotInfoBody, TimeoutAction, VisibleState, VolumeMount,
 };

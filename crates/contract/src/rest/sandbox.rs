@@ -101,7 +101,7 @@ pub struct ListedSandboxBody {
 /// What happens when the time is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnTimeout {
+pub enum TimeoutAction {
     /// The sandbox ends.
     Kill,
     /// The sandbox is paused.
@@ -111,11 +111,11 @@ pub enum OnTimeout {
 /// Member `lifecycle` of [`SandboxDetailBody`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Lifecycle {
+pub struct LifecycleBody {
     /// Whether traffic wakes it.
     pub auto_resume: bool,
     /// What happens when the time is over.
-    pub on_timeout: OnTimeout,
+    pub on_timeout: TimeoutAction,
 }
 
 /// `SandboxDetail`: the answer to `GET /sandboxes/{sandboxID}`.
@@ -136,7 +136,7 @@ pub struct SandboxDetailBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     /// What happens when the time is over.
-    pub lifecycle: Lifecycle,
+    pub lifecycle: LifecycleBody,
     /// What the latest pause kept; only while it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_mode: Option<PauseMode>,

@@ -35,7 +35,7 @@ pub enum UnknownTemplate {
 }
 
 /// Whether a reference means a stored template, and whose.
-pub(crate) enum Found {
+pub(crate) enum FoundTemplate {
     /// One of the configuration.
     Configured(Arc<Template>),
     /// One of the store.
@@ -104,26 +104,28 @@ impl Catalogue {
         &self,
         team: TeamId,
         reference: &TemplateReference,
-    ) -> Result<Found, UnknownTemplate> {
+    ) -> Result<FoundTemplate, UnknownTemplate> {
         let stored = self.stored();
         let mut own = stored.values().filter(|template| template.team == team);
         let named = own.clone().find(|template| template.name.as_ref() == Some(&reference.name));
         let unknown = || UnknownTemplate::Name(reference.without_tag());
         if let Some(namespace) = &reference.namespace {
             let named = named.filter(|_| *namespace == self.slug(team));
-            return named.map(|template| Found::Stored(template.id.clone())).ok_or_else(unknown);
+            return named
+                .map(|template| FoundTemplate::Stored(template.id.clone()))
+                .ok_or_else(unknown);
         }
         if let Some(template) = named {
-            return Ok(Found::Stored(template.id.clone()));
+            return Ok(FoundTemplate::Stored(template.id.clone()));
         }
         let name = &reference.name;
         let by_name = self.configured.iter().find(|template| template.name == *name);
         let by_id = || self.configured.iter().find(|t| t.id.as_str() == name.as_str());
         if let Some(template) = by_name.or_else(by_id) {
-            return Ok(Found::Configured(template.clone()));
+            return Ok(FoundTemplate::Configured(template.clone()));
         }
         let own = own.find(|template| template.id.as_str() == name.as_str());
-        own.map(|template| Found::Stored(template.id.clone())).ok_or_else(unknown)
+        own.map(|template| FoundTemplate::Stored(template.id.clone())).ok_or_else(unknown)
     }
 
     /// The template a reference means to a team, as sandboxes start from it: with the image of the build that
@@ -141,9 +143,9 @@ impl Catalogue {
             tag: reference.tag().to_owned(),
         };
         match self.find(team, reference)? {
-            Found::Configured(_) if reference.names_a_tag() => Err(no_tag()),
-            Found::Configured(template) => Ok(template),
-            Found::Stored(id) => {
+            FoundTemplate::Configured(_) if reference.names_a_tag() => Err(no_tag()),
+            FoundTemplate::Configured(template) => Ok(template),
+            FoundTemplate::Stored(id) => {
                 let stored = self.stored();
                 let template = stored.get(&id);
                 let build = template.and_then(|template| template.build_of(reference));
@@ -155,8 +157,8 @@ impl Catalogue {
     /// The id of the template a reference means to a team.
     pub fn id_of(&self, team: TeamId, reference: &TemplateReference) -> Option<TemplateId> {
         Some(match self.find(team, reference).ok()? {
-            Found::Configured(template) => template.id.clone(),
-            Found::Stored(id) => id,
+            FoundTemplate::Configured(template) => template.id.clone(),
+            FoundTemplate::Stored(id) => id,
         })
     }
 

@@ -8,7 +8,7 @@ use sandyard_types::{
 };
 use time::OffsetDateTime;
 
-use super::{Catalogue, DEFAULT_TAG, Found, TemplateReference, UnknownTemplate};
+use super::{Catalogue, DEFAULT_TAG, FoundTemplate, TemplateReference, UnknownTemplate};
 use crate::StoreError;
 use crate::now;
 use crate::store::{StoredBuild, StoredTemplate};
@@ -162,8 +162,8 @@ impl Catalogue {
         }
         let named = match &filter.name {
             Some(name) => match self.find(team, name) {
-                Ok(Found::Stored(id)) => Some(id),
-                Ok(Found::Configured(_)) | Err(_) => return Ok(Vec::new()),
+                Ok(FoundTemplate::Stored(id)) => Some(id),
+                Ok(FoundTemplate::Configured(_)) | Err(_) => return Ok(Vec::new()),
             },
             None => None,
         };
@@ -200,13 +200,13 @@ impl Catalogue {
         reference: &TemplateReference,
     ) -> Result<(TemplateId, Vec<String>), DeleteRefusal> {
         match self.find(team, reference) {
-            Ok(Found::Stored(id)) => {
+            Ok(FoundTemplate::Stored(id)) => {
                 let stored = self.stored();
                 let builds = stored.get(&id).into_iter().flat_map(|t| t.builds.values());
                 let images = builds.map(|build| build.template.image.clone()).collect();
                 Ok((id, images))
             }
-            Ok(Found::Configured(template)) => {
+            Ok(FoundTemplate::Configured(template)) => {
                 Err(DeleteRefusal::Configured(template.name.to_string()))
             }
             Err(unknown) => {

@@ -2,35 +2,33 @@
 //! owns the record and applies the life-cycle table. One transition runs at a time; a request for the same one
 //! joins it, and what the table lets wait is served when it has ended.
 
+mod finish;
+mod start;
+
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use sandyard_types::{OnTimeout, PauseKind};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, warn};
 
 use super::request::reply;
-use super::transition::{self, Ended, Made, Outcome};
-use super::{Answer, Bound, Connected, Plan, Request, RunRequest, Sandbox, SavedImage, State};
+use super::transition::{self, TransitionOutcome};
+use super::{
+    Answer, Bound, Connected, Request, RunRequest, Sandbox, SandboxState, SavedImage,
+    TransitionPlan,
+};
 use crate::events::{EndReason, SandboxEvent};
 use crate::pool::Warm;
-use crate::scheduler::{Entry, NewSandbox, Shared};
-use crate::store::{Record, Stage};
+use crate::scheduler::{NewSandbox, SandboxEntry, SchedulerShared};
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerState, Instance, SandboxError, now};
 
 /// Requests that may wait for a driver; a full queue makes callers wait.
 const QUEUE: usize = 64;
-
-/// After a pause at the end time that failed, until the next try.
-const PAUSE_AGAIN: Duration = Duration::from_secs(10);
-
-/// The longest wait for the engine when a container is looked at. The next look comes by itself.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// The shortest run of a sandbox that traffic woke.
 pub(super) const WAKE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -46,25 +44,28 @@ enum Waiter {
 
 /// The running transition.
 struct Slot {
-    work: BoxFuture<'static, Outcome>,
+    work: BoxFuture<'static, TransitionOutcome>,
     waiters: Vec<Waiter>,
     /// Whether it sets right what was found. What the sandbox is then is not known yet, so every request waits.
     recovers: bool,
 }
 
 impl Slot {
-    fn new(work: impl Future<Output = Outcome> + Send + 'static, waiters: Vec<Waiter>) -> Self {
+    fn new(
+        work: impl Future<Output = TransitionOutcome> + Send + 'static,
+        waiters: Vec<Waiter>,
+    ) -> Self {
         Self { work: Box::pin(work), waiters, recovers: false }
     }
 
-    fn recovery(work: impl Future<Output = Outcome> + Send + 'static) -> Self {
+    fn recovery(work: impl Future<Output = TransitionOutcome> + Send + 'static) -> Self {
         Self { recovers: true, ..Self::new(work, Vec::new()) }
     }
 }
 
-pub(crate) struct Driver {
-    shared: Arc<Shared>,
-    record: Record,
+pub(crate) struct SandboxDriver {
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
     instance: Instance,
     requests: mpsc::Receiver<Request>,
     /// Keeps the queue open: there is a driver as long as there is a sandbox.
@@ -80,8 +81,12 @@ pub(crate) struct Driver {
     reason: EndReason,
 }
 
-impl Driver {
-    pub(crate) fn new(shared: Arc<Shared>, record: Record, instance: Instance) -> Self {
+impl SandboxDriver {
+    pub(crate) fn new(
+        shared: Arc<SchedulerShared>,
+        record: SandboxRecord,
+        instance: Instance,
+    ) -> Self {
         let (sender, requests) = mpsc::channel(QUEUE);
         let view = watch::Sender::new(Arc::new(record.view(&instance)));
         Self {
@@ -100,8 +105,8 @@ impl Driver {
     }
 
     /// What the scheduler keeps of the sandbox.
-    pub(crate) fn entry(&self) -> Entry {
-        Entry {
+    pub(crate) fn entry(&self) -> SandboxEntry {
+        SandboxEntry {
             team: self.record.team,
             address: self.instance.address,
             workspace: self.record.workspace.clone(),
@@ -141,14 +146,14 @@ impl Driver {
         self.serve().await;
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> SandboxState {
         self.record.stage.state()
     }
 
     async fn serve(mut self) {
         loop {
             let (due, not_before) = (self.record.end_at, self.not_before);
-            let expires = self.slot.is_none() && self.state() == State::Running;
+            let expires = self.slot.is_none() && self.state() == SandboxState::Running;
             tokio::select! {
                 // The end of a transition first: what it answers must not be overtaken by a new request.
                 biased;
@@ -188,18 +193,18 @@ impl Driver {
             return;
         };
         let recovers = self.slot.as_ref().is_some_and(|slot| slot.recovers);
-        match if recovers { Plan::Wait } else { self.state().plan(op) } {
-            Plan::Begin => self.begin(request).await,
-            Plan::Join => self.join(request),
-            Plan::Wait => self.waiting.push_back(request),
-            Plan::NotFound => {
+        match if recovers { TransitionPlan::Wait } else { self.state().plan(op) } {
+            TransitionPlan::Begin => self.begin(request).await,
+            TransitionPlan::Join => self.join(request),
+            TransitionPlan::Wait => self.waiting.push_back(request),
+            TransitionPlan::NotFound => {
                 let id = self.record.id.clone();
                 request.refuse(match self.state() {
-                    State::Paused => SandboxError::Paused { op, id },
+                    SandboxState::Paused => SandboxError::Paused { op, id },
                     _ => SandboxError::NotFound(id),
                 });
             }
-            Plan::Conflict => {
+            TransitionPlan::Conflict => {
                 let (id, state) = (self.record.id.clone(), self.state());
                 request.refuse(SandboxError::Conflict { op, id, state });
             }
@@ -229,14 +234,14 @@ impl Driver {
                 self.pause(kind, require_healthy, vec![Waiter::Done(answer)]);
             }
             Request::Kill { reason, answer } => {
-                let flush = self.state() == State::Running;
+                let flush = self.state() == SandboxState::Running;
                 self.end(reason, flush, vec![Waiter::Done(answer)]);
             }
             Request::SetEnd { timeout, bound, answer } => {
                 reply(answer, self.set_end(timeout, bound).await.map(drop));
             }
             Request::Save { answer, .. } => self.save(answer),
-            Request::Run(run) if self.state() == State::Running => {
+            Request::Run(run) if self.state() == SandboxState::Running => {
                 let result = if run.by_traffic {
                     Ok(self.view.borrow().clone())
                 } else {
@@ -264,75 +269,6 @@ impl Driver {
         self.shared.events.tell(&self.record.id, self.record.team, what);
     }
 
-    fn expire(&mut self) {
-        match self.record.lifecycle.on_timeout {
-            OnTimeout::Kill => {
-                self.end(EndReason::Expired, true, Vec::new());
-            }
-            OnTimeout::Pause(kind) => {
-                self.pause(kind, false, Vec::new());
-            }
-        }
-    }
-
-    fn pause(&mut self, kind: PauseKind, require_healthy: bool, waiters: Vec<Waiter>) {
-        self.set_stage(Stage::Pausing(kind));
-        let (shared, record) = (self.shared.clone(), self.record.clone());
-        let instance = self.instance.clone();
-        let work = transition::pause::run(shared, record, instance, kind, require_healthy);
-        self.slot = Some(Slot::new(work, waiters));
-    }
-
-    fn resume(&mut self, run: RunRequest) {
-        let Stage::Paused(kind) = self.record.stage else {
-            return reply(run.answer, Err(SandboxError::NotFound(self.record.id.clone())));
-        };
-        let wakes = self.record.lifecycle.auto_resume && kind == PauseKind::Full;
-        if run.by_traffic && !wakes {
-            return reply(run.answer, Err(SandboxError::NotFound(self.record.id.clone())));
-        }
-        if let Err(refused) = self.shared.activate(&self.record.id, self.record.team) {
-            return reply(run.answer, Err(refused));
-        }
-        self.set_stage(Stage::Resuming(kind));
-        let mut record = self.record.clone();
-        if let Some(pauses) = run.auto_pause {
-            record.lifecycle.on_timeout = match (pauses, record.lifecycle.on_timeout) {
-                (false, _) => OnTimeout::Kill,
-                (true, kept @ OnTimeout::Pause(_)) => kept,
-                (true, OnTimeout::Kill) => OnTimeout::Pause(PauseKind::Full),
-            };
-        }
-        let timeout = if run.by_traffic { self.wake_timeout() } else { run.timeout };
-        let (shared, instance) = (self.shared.clone(), self.instance.clone());
-        let work = transition::resume::run(shared, record, instance, kind, run.memory, timeout);
-        self.slot = Some(Slot::new(work, vec![Waiter::Run(run)]));
-    }
-
-    /// How long a sandbox runs that traffic woke (control-plane 3.4): as long as its create asked for, within
-    /// bounds.
-    fn wake_timeout(&self) -> Duration {
-        let max = self.shared.parts.limits.max_length;
-        self.record.timeout.max(WAKE_TIMEOUT).min(max)
-    }
-
-    fn save(&mut self, answer: Answer<SavedImage>) {
-        self.set_stage(Stage::Snapshotting);
-        let (shared, record) = (self.shared.clone(), self.record.clone());
-        let work = transition::snapshot::run(shared, record, self.instance.clone());
-        self.slot = Some(Slot::new(work, vec![Waiter::Save(answer)]));
-    }
-
-    /// Makes the sandbox invisible and starts its end.
-    fn end(&mut self, reason: EndReason, flush: bool, waiters: Vec<Waiter>) {
-        self.reason = reason;
-        self.set_stage(Stage::Ending);
-        let flush = flush && self.record.workspace.is_some();
-        let (shared, record) = (self.shared.clone(), self.record.clone());
-        let work = transition::end::run(shared, record, self.instance.clone(), flush);
-        self.slot = Some(Slot::new(work, waiters));
-    }
-
     async fn set_end(
         &mut self,
         timeout: Duration,
@@ -350,7 +286,7 @@ impl Driver {
             Bound::AtLeast => wanted.min(latest).max(self.record.end_at),
         };
         if end_at != self.record.end_at {
-            let changed = Record { end_at, ..self.record.clone() };
+            let changed = SandboxRecord { end_at, ..self.record.clone() };
             self.shared.parts.store.update_sandbox(&changed).await?;
             self.record = changed;
             self.not_before = None;
@@ -358,274 +294,22 @@ impl Driver {
         Ok(self.update_view())
     }
 
-    /// Takes in how the running transition went, and answers who waited for it; true when the sandbox is gone.
-    async fn finish(&mut self, outcome: Outcome) -> bool {
-        let waiters = self.slot.take().map(|slot| slot.waiters).unwrap_or_default();
-        match outcome {
-            Outcome::Created(made) => self.created(made, waiters),
-            Outcome::CreateFailed { failure, left } => {
-                return self.create_failed(failure, left, waiters).await;
-            }
-            Outcome::Paused { record, result } => self.paused(record, result, waiters),
-            Outcome::Resumed { record, instance, result } => {
-                self.resumed(record, instance, result, waiters).await;
-            }
-            Outcome::Saved { record, result } => {
-                self.record = record;
-                self.update_view();
-                if result.is_ok() {
-                    self.tell(SandboxEvent::SnapshotTaken);
-                }
-                // Nothing joins this transition: one waits for it at most.
-                let answer = waiters.into_iter().find_map(|waiter| match waiter {
-                    Waiter::Save(answer) => Some(answer),
-                    Waiter::Create(_) | Waiter::Done(_) | Waiter::Run(_) => None,
-                });
-                let unheard = match answer {
-                    Some(answer) => answer.send(result).err().and_then(Result::ok),
-                    None => result.ok(),
-                };
-                if let Some(image) = unheard {
-                    self.shared.let_go_of_image(&image.template).await;
-                }
-            }
-            Outcome::Recovered { record, instance, lost } => {
-                self.record = record;
-                self.move_to(instance);
-                self.update_view();
-                if lost {
-                    self.tell(SandboxEvent::MemoryLost);
-                }
-                self.shared.set_active(&self.record.id, self.state().is_active());
-            }
-            Outcome::Ended(ended) => return self.ended(ended, waiters).await,
-        }
-        false
-    }
-
     /// The container has other ports now.
     fn move_to(&mut self, instance: Instance) {
         self.shared.set_address(&self.record.id, instance.address);
         self.instance = instance;
     }
-
-    fn created(&mut self, made: Made, waiters: Vec<Waiter>) {
-        // Nobody could tell us if another container than the one that we knew of has ended meanwhile.
-        self.look |= made.record.instance != self.record.instance;
-        self.record = made.record;
-        self.move_to(made.instance);
-        let sandbox = self.update_view();
-        let template = self.record.template.name.to_string();
-        self.tell(SandboxEvent::Created { template, from_pool: made.from_pool });
-        for waiter in waiters {
-            if let Waiter::Create(answer) = waiter {
-                // Also when its client leaves before it takes this: what is dropped ends the sandbox.
-                reply(answer, Ok(NewSandbox::new(sandbox.clone(), self.sender.clone())));
-            }
-        }
-    }
-
-    /// True if nothing is left of the sandbox.
-    async fn create_failed(
-        &mut self,
-        failure: SandboxError,
-        left: bool,
-        waiters: Vec<Waiter>,
-    ) -> bool {
-        let mut failure = Some(failure);
-        for waiter in waiters {
-            if let Waiter::Create(answer) = waiter
-                && let Some(failure) = failure.take()
-                // Nobody may be listening any more; the log has it in any case.
-                && let Err(Err(failure)) = answer.send(Err(failure))
-            {
-                warn!(failure = failure.chain(), "a create that nobody waits for failed");
-            }
-        }
-        if left {
-            self.end(EndReason::CreateFailed, false, Vec::new());
-        } else {
-            self.shared.forget(&self.record.id);
-            // A fork's image may have no other user.
-            self.shared.release_image(&self.record.template).await;
-        }
-        !left
-    }
-
-    fn paused(
-        &mut self,
-        record: Record,
-        result: Result<PauseKind, SandboxError>,
-        waiters: Vec<Waiter>,
-    ) {
-        self.record = record;
-        let result = result.map_err(Arc::new);
-        match &result {
-            Ok(kind) => {
-                self.shared.set_active(&self.record.id, false);
-                self.tell(SandboxEvent::Paused { kind: *kind });
-            }
-            Err(failure) => {
-                let reason = failure.chain();
-                // An end that does not pause is not put off.
-                if matches!(self.record.lifecycle.on_timeout, OnTimeout::Pause(_)) {
-                    self.not_before = Some(Instant::now() + PAUSE_AGAIN);
-                }
-                self.look = true;
-                self.tell(SandboxEvent::PauseFailed { reason });
-            }
-        }
-        match self.record.stage {
-            // A stopped container has no ports; a frozen one keeps its own.
-            Stage::Paused(PauseKind::Filesystem) => {
-                let state = ContainerState::Stopped;
-                let instance = Instance { state, address: None, ..self.instance.clone() };
-                self.move_to(instance);
-            }
-            Stage::Paused(PauseKind::Full) => self.instance.state = ContainerState::Frozen,
-            _ => {}
-        }
-        self.update_view();
-        for waiter in waiters {
-            if let Waiter::Done(answer) = waiter {
-                reply(answer, result.clone().map(drop).map_err(SandboxError::Shared));
-            }
-        }
-    }
-
-    async fn resumed(
-        &mut self,
-        record: Record,
-        instance: Instance,
-        result: Result<PauseKind, SandboxError>,
-        waiters: Vec<Waiter>,
-    ) {
-        let had_memory = self.record.stage == Stage::Resuming(PauseKind::Full);
-        self.record = record;
-        self.move_to(instance);
-        self.not_before = None;
-        self.update_view();
-        let result = result.map_err(Arc::new);
-        match &result {
-            Ok(kind) => {
-                self.tell(SandboxEvent::Resumed { kind: *kind });
-            }
-            Err(failure) => {
-                warn!(reason = failure.chain(), "the sandbox could not be resumed");
-                if had_memory && self.record.stage == Stage::Paused(PauseKind::Filesystem) {
-                    self.tell(SandboxEvent::MemoryLost);
-                }
-                self.shared.set_active(&self.record.id, false);
-                self.look = true;
-            }
-        }
-        for waiter in waiters {
-            let Waiter::Run(run) = waiter else { continue };
-            let connected = match &result {
-                // Who joined may have asked for more time.
-                Ok(_)
-                    if run.by_traffic
-                        || self.record.started_at + run.timeout <= self.record.end_at =>
-                {
-                    Ok(self.view.borrow().clone())
-                }
-                Ok(_) => self.set_end(run.timeout, Bound::AtLeast).await,
-                Err(failure) => Err(SandboxError::Shared(failure.clone())),
-            };
-            reply(run.answer, connected.map(|sandbox| Connected { sandbox, resumed: true }));
-        }
-    }
-
-    async fn ended(&mut self, ended: Ended, waiters: Vec<Waiter>) -> bool {
-        if let Err(transition::EndFailure::Engine(reason)) = &ended {
-            error!(%reason, "the sandbox could not be removed; trying again");
-        }
-        let gone = !matches!(ended, Err(transition::EndFailure::Engine(_)));
-        if gone {
-            // The record last: while it is there, a crash leads to another removal, which does no harm.
-            if let Err(error) = self.shared.parts.store.remove_sandbox(&self.record.id).await {
-                error!(%error, "the sandbox is gone, but not its record");
-            }
-            self.shared.forget(&self.record.id);
-            self.shared.release_image(&self.record.template).await;
-            self.tell(SandboxEvent::Ended { reason: self.reason });
-        }
-        for waiter in waiters {
-            if let Waiter::Done(answer) = waiter {
-                let failed = |failure: transition::EndFailure| {
-                    failure.told(&self.record.id, self.shared.parts.limits.flush)
-                };
-                reply(answer, ended.clone().map_err(failed));
-            }
-        }
-        if !gone {
-            let (shared, record) = (self.shared.clone(), self.record.clone());
-            let work = transition::end::retry(shared, record);
-            self.slot = Some(Slot::new(work, Vec::new()));
-        }
-        gone
-    }
-
-    /// Others need the memory of a sandbox that is frozen. Everything of it is in the store since its pause.
-    fn drop_memory(&mut self) {
-        if self.slot.is_some() || self.record.stage != Stage::Paused(PauseKind::Full) {
-            return;
-        }
-        let (shared, record) = (self.shared.clone(), self.record.clone());
-        let work = transition::recover::drop_memory(shared, record, self.instance.clone());
-        self.slot = Some(Slot::recovery(work));
-    }
-
-    /// Compares the sandbox with its container: it may have ended by itself, or somebody may have done
-    /// something to it with the engine's own tools.
-    async fn look_at_container(&mut self) {
-        let runtime = self.shared.parts.runtime.clone();
-        let looked = tokio::time::timeout(LOOK_LIMIT, runtime.inspect(&self.record.instance)).await;
-        let found = match looked {
-            Ok(Ok(found)) => found.map(|instance| instance.state),
-            Ok(Err(error)) => return warn!(%error, "cannot see whether the container runs"),
-            Err(_) => {
-                return warn!(limit = ?LOOK_LIMIT, "the engine does not say whether the container runs");
-            }
-        };
-        match (self.record.stage, found) {
-            (Stage::Running, None | Some(ContainerState::Stopped)) => {
-                warn!("the container ended by itself");
-                self.end(EndReason::Died, false, Vec::new());
-            }
-            (Stage::Paused(_), None) => {
-                warn!("the container of the paused sandbox was removed");
-                self.end(EndReason::Died, false, Vec::new());
-            }
-            (Stage::Running, Some(ContainerState::Frozen))
-            | (
-                Stage::Paused(PauseKind::Full),
-                Some(ContainerState::Stopped | ContainerState::Running),
-            )
-            | (
-                Stage::Paused(PauseKind::Filesystem),
-                Some(ContainerState::Running | ContainerState::Frozen),
-            ) => {
-                let (shared, record) = (self.shared.clone(), self.record.clone());
-                let found = found.unwrap_or(ContainerState::Stopped);
-                let work = transition::recover::run(shared, record, self.instance.clone(), found);
-                self.slot = Some(Slot::recovery(work));
-            }
-            // All is as it should be, or a transition has begun.
-            _ => {}
-        }
-    }
 }
 
-async fn ended(slot: &mut Option<Slot>) -> Outcome {
+async fn ended(slot: &mut Option<Slot>) -> TransitionOutcome {
     match slot {
         Some(slot) => (&mut slot.work).await,
         None => pending().await,
     }
 }
 
-/// Sleeps until a wall-clock time, and at least until `not_before`. Wakes once a minute to look at the clock again, because it can be
-/// set while we sleep.
+/// Sleeps until a wall-clock time, and at least until `not_before`. Wakes once a minute to look at the clock again,
+/// because it can be set while we sleep.
 async fn until(due: OffsetDateTime, not_before: Option<Instant>) {
     if let Some(at) = not_before {
         tokio::time::sleep_until(at).await;

@@ -15,12 +15,12 @@ use sandyard_types::{
 };
 use time::OffsetDateTime;
 
-pub(crate) use driver::Driver;
+pub(crate) use driver::SandboxDriver;
 pub use request::Connected;
 pub(crate) use request::{Answer, Bound, Request, RunRequest, SavedImage};
-pub use state::{Op, Plan, State};
+pub use state::{Op, SandboxState, TransitionPlan};
 
-use crate::store::{Record, Stage};
+use crate::store::{SandboxRecord, Stage};
 use crate::{Instance, TemplateReference};
 
 /// What a create request asks for.
@@ -60,7 +60,7 @@ pub struct Sandbox {
     /// When that run ends if nobody changes it, or when it was paused, to the microsecond.
     pub end_at: OffsetDateTime,
     /// What it is doing.
-    pub state: State,
+    pub state: SandboxState,
     /// What the latest pause kept, while it is paused or being resumed.
     pub paused: Option<PauseKind>,
     /// What the client noted about it.
@@ -88,15 +88,18 @@ impl Sandbox {
     /// Whether traffic may wake it (control-plane 3.4): it is paused with its memory, or about to be.
     pub fn wakes_by_traffic(&self) -> bool {
         let keeps_memory = match self.state {
-            State::Paused | State::Resuming => self.paused == Some(PauseKind::Full),
-            State::Pausing => self.paused != Some(PauseKind::Filesystem),
-            State::Creating | State::Running | State::Snapshotting | State::Killing => false,
+            SandboxState::Paused | SandboxState::Resuming => self.paused == Some(PauseKind::Full),
+            SandboxState::Pausing => self.paused != Some(PauseKind::Filesystem),
+            SandboxState::Creating
+            | SandboxState::Running
+            | SandboxState::Snapshotting
+            | SandboxState::Killing => false,
         };
         self.lifecycle.auto_resume && keeps_memory
     }
 }
 
-impl Record {
+impl SandboxRecord {
     /// A record as the rest of the world sees it.
     fn view(&self, instance: &Instance) -> Sandbox {
         let paused = match self.stage {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::{Op, Sandbox};
 use crate::SandboxError;
 use crate::events::EndReason;
-use crate::store::Record;
+use crate::store::SandboxRecord;
 
 /// Where the result of a request goes. A caller that has gone away needs none.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, SandboxError>>;
@@ -44,7 +44,7 @@ pub(crate) struct SavedImage {
     /// What sandboxes from it are like.
     pub(crate) template: Arc<Template>,
     /// The sandbox as it was.
-    pub(crate) source: Record,
+    pub(crate) source: SandboxRecord,
 }
 
 /// How a new end time relates to the wanted one.

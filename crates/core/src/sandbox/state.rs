@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What a sandbox is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum SandboxState {
     /// Is being made. Nobody knows its id yet but the server.
     Creating,
     /// Runs and takes requests.
@@ -42,7 +42,7 @@ pub enum Op {
 
 /// What the table says about an operation in a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Plan {
+pub enum TransitionPlan {
     /// Do it now.
     Begin,
     /// The same is under way: share its result.
@@ -55,7 +55,7 @@ pub enum Plan {
     NotFound,
 }
 
-impl State {
+impl SandboxState {
     /// Every state.
     pub const ALL: [Self; 7] = [
         Self::Creating,
@@ -69,24 +69,26 @@ impl State {
 
     /// The table of control-plane 3.2, with the two states that the contract does not name. No `_` arm: a
     /// new state or operation does not compile until someone decides what it means here.
-    pub fn plan(self, op: Op) -> Plan {
+    pub fn plan(self, op: Op) -> TransitionPlan {
         use Op::{Change, Connect, Fork, Kill, Pause, Resume, Snapshot};
-        use State::{Creating, Killing, Paused, Pausing, Resuming, Running, Snapshotting};
+        use SandboxState::{Creating, Killing, Paused, Pausing, Resuming, Running, Snapshotting};
         match (self, op) {
             (Running, Pause | Kill | Connect | Change | Snapshot | Fork)
-            | (Paused, Kill | Connect | Resume) => Plan::Begin,
-            (Pausing, Pause) | (Resuming, Connect | Resume) | (Killing, Kill) => Plan::Join,
+            | (Paused, Kill | Connect | Resume) => TransitionPlan::Begin,
+            (Pausing, Pause) | (Resuming, Connect | Resume) | (Killing, Kill) => {
+                TransitionPlan::Join
+            }
             (Creating, Kill)
             | (Snapshotting, Pause | Kill | Connect)
             | (Pausing, Kill | Connect | Resume)
-            | (Resuming, Pause | Kill) => Plan::Wait,
+            | (Resuming, Pause | Kill) => TransitionPlan::Wait,
             (Running | Snapshotting, Resume)
             | (Snapshotting | Pausing | Resuming, Change | Snapshot | Fork)
             | (Paused, Pause | Fork)
-            | (Killing, Pause | Connect | Change | Snapshot | Fork) => Plan::Conflict,
+            | (Killing, Pause | Connect | Change | Snapshot | Fork) => TransitionPlan::Conflict,
             (Creating, Pause | Connect | Resume | Change | Snapshot | Fork)
             | (Paused, Change | Snapshot)
-            | (Killing, Resume) => Plan::NotFound,
+            | (Killing, Resume) => TransitionPlan::NotFound,
         }
     }
 
@@ -101,7 +103,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for SandboxState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Creating => "being created",
@@ -135,14 +137,14 @@ mod tests {
 
     /// The contract's table, written down a second time as the client sees it: the status a call gets,
     /// `wait` for one that is answered after another operation.
-    const TABLE: [(State, [&str; 7]); 7] = [
-        (State::Creating, ["404", "wait", "404", "404", "404", "404", "404"]),
-        (State::Running, ["204", "204", "200", "409", "204", "201", "201"]),
-        (State::Snapshotting, ["wait", "wait", "wait", "409", "409", "409", "409"]),
-        (State::Pausing, ["join", "wait", "wait", "wait", "409", "409", "409"]),
-        (State::Paused, ["409", "204", "201", "201", "404", "404", "409"]),
-        (State::Resuming, ["wait", "wait", "join", "join", "409", "409", "409"]),
-        (State::Killing, ["409", "join", "409", "404", "409", "409", "409"]),
+    const TABLE: [(SandboxState, [&str; 7]); 7] = [
+        (SandboxState::Creating, ["404", "wait", "404", "404", "404", "404", "404"]),
+        (SandboxState::Running, ["204", "204", "200", "409", "204", "201", "201"]),
+        (SandboxState::Snapshotting, ["wait", "wait", "wait", "409", "409", "409", "409"]),
+        (SandboxState::Pausing, ["join", "wait", "wait", "wait", "409", "409", "409"]),
+        (SandboxState::Paused, ["409", "204", "201", "201", "404", "404", "409"]),
+        (SandboxState::Resuming, ["wait", "wait", "join", "join", "409", "409", "409"]),
+        (SandboxState::Killing, ["409", "join", "409", "404", "409", "409", "409"]),
     ];
 
     const OPS: [Op; 7] =
@@ -150,15 +152,15 @@ mod tests {
 
     #[test]
     fn the_table_is_the_contracts() {
-        assert_eq!(TABLE.map(|(state, _)| state), State::ALL);
+        assert_eq!(TABLE.map(|(state, _)| state), SandboxState::ALL);
         for (state, row) in TABLE {
             for (op, status) in OPS.into_iter().zip(row) {
                 let expected = match status {
-                    "join" => Plan::Join,
-                    "wait" => Plan::Wait,
-                    "409" => Plan::Conflict,
-                    "404" => Plan::NotFound,
-                    _ => Plan::Begin,
+                    "join" => TransitionPlan::Join,
+                    "wait" => TransitionPlan::Wait,
+                    "409" => TransitionPlan::Conflict,
+                    "404" => TransitionPlan::NotFound,
+                    _ => TransitionPlan::Begin,
                 };
                 assert_eq!(state.plan(op), expected, "{op} while {state}");
             }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::Scheduler;
-use crate::State;
+use crate::SandboxState;
 use crate::events::EndReason;
 use crate::sandbox::Request;
 
@@ -37,7 +37,7 @@ struct DiskUser {
 
 /// What is remembered from one look to the next.
 #[derive(Default)]
-struct Seen {
+struct DiskHistory {
     /// What each container had written when the disk was last not full.
     written: HashMap<InstanceId, u64>,
     /// The sandbox that was ended to make room.
@@ -46,10 +46,10 @@ struct Seen {
 
 impl Scheduler {
     /// Ends sandboxes that have written more than their template allows. While the engine's disk is nearly full,
-    /// creates are refused, and the sandbox that has added most beside its workspace is ended, one at a time. Runs
+    /// creates are refused, and the sandbox that has added most outside its workspace is ended, one at a time. Runs
     /// until dropped.
     pub async fn watch_disk(&self) {
-        let mut seen = Seen::default();
+        let mut seen = DiskHistory::default();
         let mut pause = self.limits().disk_watch;
         loop {
             tokio::time::sleep(pause).await;
@@ -59,7 +59,7 @@ impl Scheduler {
         }
     }
 
-    async fn look_at_disk(&self, seen: &mut Seen) {
+    async fn look_at_disk(&self, seen: &mut DiskHistory) {
         let runtime = &self.shared.parts.runtime;
         let space = runtime.disk_space();
         let has_less_than = |part: u64| space.is_some_and(|s| s.free < s.total / part);
@@ -111,7 +111,7 @@ impl Scheduler {
         before: &HashMap<InstanceId, u64>,
     ) -> Vec<DiskUser> {
         let entries = self.shared.entries();
-        let user = |(id, entry): (&SandboxId, &super::Entry)| {
+        let user = |(id, entry): (&SandboxId, &super::SandboxEntry)| {
             let sandbox = entry.view.borrow().clone();
             let instance = &sandbox.instance.id;
             let (_, written) = usage.iter().find(|(used, _)| used == instance)?;
@@ -129,7 +129,7 @@ impl Scheduler {
     /// Whether a sandbox's end is under way. One whose end failed runs on, and takes no other's turn.
     fn is_ending(&self, id: &SandboxId) -> bool {
         let entries = self.shared.entries();
-        entries.get(id).is_some_and(|entry| entry.view.borrow().state == State::Killing)
+        entries.get(id).is_some_and(|entry| entry.view.borrow().state == SandboxState::Killing)
     }
 
     async fn end_exceeding(&self, id: &SandboxId, what: String) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sandyard_types::{InvalidWorkspace, SandboxId, SessionId, error_chain};
 
 use crate::{
-    DeleteRefusal, ExecutorError, InvalidSnapshotName, Op, RuntimeError, State, StoreError,
+    DeleteRefusal, ExecutorError, InvalidSnapshotName, Op, RuntimeError, SandboxState, StoreError,
     UnknownTemplate, WorkspaceError,
 };
 
@@ -32,7 +32,7 @@ pub enum SandboxError {
         /// Of which sandbox.
         id: SandboxId,
         /// What it is doing.
-        state: State,
+        state: SandboxState,
     },
     /// No such template or tag.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Scheduler;
 use crate::events::SandboxEvent;
 use crate::sandbox::{Request, Sandbox};
-use crate::{Event, State};
+use crate::{Event, SandboxState};
 
 impl Scheduler {
     /// Keeps the memory of frozen sandboxes within its bound, until dropped. Looks after each pause that keeps memory,
@@ -37,7 +37,7 @@ impl Scheduler {
     async fn settle_beyond(&self, bound: u64) {
         let mut frozen: Vec<(u64, Arc<Sandbox>)> = Vec::new();
         for sandbox in self.routes() {
-            if sandbox.state != State::Paused || sandbox.paused != Some(PauseKind::Full) {
+            if sandbox.state != SandboxState::Paused || sandbox.paused != Some(PauseKind::Full) {
                 continue;
             }
             match self.shared.parts.runtime.memory_usage(&sandbox.instance.id).await {

@@ -3,6 +3,7 @@
 mod disk;
 mod error;
 mod frozen;
+mod new_sandbox;
 mod reconcile;
 mod shared;
 mod snapshots;
@@ -20,15 +21,16 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, error, info_span, warn};
 
 pub use error::SandboxError;
-pub(crate) use shared::{Entry, Shared};
+pub use new_sandbox::NewSandbox;
+pub(crate) use shared::{SandboxEntry, SchedulerShared};
 
 use crate::events::{EndReason, Event};
 use crate::sandbox::transition::create::spec_of;
-use crate::sandbox::{Answer, Bound, Driver, Request, RunRequest};
-use crate::store::{Record, Stage};
+use crate::sandbox::{Answer, Bound, Request, RunRequest, SandboxDriver};
+use crate::store::{SandboxRecord, Stage};
 use crate::{
     Catalogue, Connected, ContainerState, CreateSandbox, ExecutorClient, Flushed, Instance, Op,
-    PoolReport, PoolSettings, Runtime, Sandbox, State, Store, Workspaces, now, workspace,
+    PoolReport, PoolSettings, Runtime, Sandbox, SandboxState, Store, Workspaces, now, workspace,
 };
 
 /// What bounds the server puts on sandboxes.
@@ -89,52 +91,14 @@ pub struct ShutdownReport {
 /// Decides what runs. Cheap to clone: all clones are one scheduler.
 #[derive(Clone)]
 pub struct Scheduler {
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerShared>,
     /// Owner of every driver. Not an asynchronous lock: a create that is given up must not be able to stop between
     /// its reservation and its driver.
     tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
-/// A sandbox that was just made and whose client does not know of it yet. Dropped without [`NewSandbox::keep`] it
-/// ends: nobody could ever use it.
-#[derive(Debug)]
-pub struct NewSandbox {
-    sandbox: Arc<Sandbox>,
-    abandon: Option<tokio::sync::mpsc::Sender<Request>>,
-}
-
-impl NewSandbox {
-    pub(crate) fn new(sandbox: Arc<Sandbox>, driver: tokio::sync::mpsc::Sender<Request>) -> Self {
-        Self { sandbox, abandon: Some(driver) }
-    }
-
-    /// The sandbox, whose client is told of it now.
-    pub fn keep(mut self) -> Arc<Sandbox> {
-        self.abandon = None;
-        self.sandbox.clone()
-    }
-
-    /// The sandbox, before it is kept.
-    pub fn sandbox(&self) -> &Arc<Sandbox> {
-        &self.sandbox
-    }
-}
-
-impl Drop for NewSandbox {
-    fn drop(&mut self) {
-        if let Some(driver) = self.abandon.take() {
-            let (answer, _nobody) = oneshot::channel();
-            let request = Request::Kill { reason: EndReason::Abandoned, answer };
-            // The queue of a sandbox that nobody knows is empty.
-            if driver.try_send(request).is_err() {
-                warn!(sandbox.id = %self.sandbox.id, "a sandbox that nobody knows of lives to its end time");
-            }
-        }
-    }
-}
-
 /// A create that was accepted: its driver runs.
-struct Accepted {
+struct AcceptedCreate {
     id: SandboxId,
     created: oneshot::Receiver<Result<NewSandbox, SandboxError>>,
 }
@@ -148,7 +112,7 @@ impl Scheduler {
     /// The store's or the engine's failure to say what they hold.
     pub async fn start(parts: SchedulerParts) -> Result<Self, SandboxError> {
         let catalogue = Catalogue::load(parts.templates.clone(), parts.store.clone()).await?;
-        let shared = Arc::new(Shared::new(parts, catalogue));
+        let shared = Arc::new(SchedulerShared::new(parts, catalogue));
         let scheduler = Self { shared, tasks: Arc::default() };
         scheduler.reconcile().await?;
         Ok(scheduler)
@@ -157,7 +121,7 @@ impl Scheduler {
     /// All sandboxes, with their containers.
     pub fn instances(&self) -> Vec<(SandboxId, InstanceId)> {
         let entries = self.shared.entries();
-        let pair = |(id, entry): (&SandboxId, &Entry)| {
+        let pair = |(id, entry): (&SandboxId, &SandboxEntry)| {
             (id.clone(), entry.view.borrow().instance.id.clone())
         };
         entries.iter().map(pair).collect()
@@ -212,7 +176,7 @@ impl Scheduler {
             }
             None => None,
         };
-        let record = Record {
+        let record = SandboxRecord {
             id: SandboxId::random(),
             team,
             template,
@@ -235,13 +199,13 @@ impl Scheduler {
     }
 
     /// Waits until a create that was accepted is done.
-    async fn made(&self, accepted: Accepted) -> Result<NewSandbox, SandboxError> {
-        let Accepted { id, created } = accepted;
+    async fn made(&self, accepted: AcceptedCreate) -> Result<NewSandbox, SandboxError> {
+        let AcceptedCreate { id, created } = accepted;
         created.await.unwrap_or_else(|_| Err(SandboxError::NotFound(id)))
     }
 
     /// Checks a create, takes a place for it and starts its driver.
-    fn accept(&self, mut record: Record) -> Result<Accepted, SandboxError> {
+    fn accept(&self, mut record: SandboxRecord) -> Result<AcceptedCreate, SandboxError> {
         self.check_length(record.timeout)?;
         if self.shared.disk_is_full.load(Ordering::Relaxed) {
             return Err(SandboxError::DiskFull);
@@ -254,14 +218,14 @@ impl Scheduler {
         }
         let state = ContainerState::Stopped;
         let instance = Instance { id: record.instance.clone(), state, address: None };
-        let driver = Driver::new(self.shared.clone(), record, instance);
+        let driver = SandboxDriver::new(self.shared.clone(), record, instance);
         if let Err(refused) = self.shared.reserve(&id, driver.entry()) {
             self.shared.pool.give_back(warm);
             return Err(refused);
         }
         let span = info_span!(parent: None, "sandbox", sandbox.id = %id);
         self.spawn(driver.create(warm, answer).instrument(span));
-        Ok(Accepted { id, created })
+        Ok(AcceptedCreate { id, created })
     }
 
     fn check_length(&self, timeout: Duration) -> Result<(), SandboxError> {
@@ -474,7 +438,7 @@ impl Scheduler {
         let running: Vec<Arc<Sandbox>> = {
             let entries = self.shared.entries();
             let views = entries.values().map(|entry| entry.view.borrow().clone());
-            views.filter(|sandbox| sandbox.state == State::Running).collect()
+            views.filter(|sandbox| sandbox.state == SandboxState::Running).collect()
         };
         let parts = &self.shared.parts;
         let sync = running.iter().filter(|s| s.workspace.is_some()).map(async |sandbox| {

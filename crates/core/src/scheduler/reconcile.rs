@@ -11,8 +11,8 @@ use tracing::{Instrument as _, error, info, info_span, warn};
 
 use super::Scheduler;
 use crate::events::EndReason;
-use crate::sandbox::{Driver, Request, transition};
-use crate::store::{Record, Stage};
+use crate::sandbox::{Request, SandboxDriver, transition};
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerState, Instance, RuntimeEvent, SandboxError};
 
 /// Between two comparisons that nothing asked for: an engine can lose an event.
@@ -53,17 +53,17 @@ impl Scheduler {
         Ok(())
     }
 
-    fn adopt(&self, record: Record, instance: Instance) {
+    fn adopt(&self, record: SandboxRecord, instance: Instance) {
         let span = info_span!("sandbox", sandbox.id = %record.id);
         span.in_scope(|| info!(stage = ?record.stage, container = ?instance.state, "adopted"));
         let (id, found) = (record.id.clone(), instance.state);
-        let driver = Driver::new(self.shared.clone(), record, instance);
+        let driver = SandboxDriver::new(self.shared.clone(), record, instance);
         self.shared.entries().insert(id, driver.entry());
         self.spawn(driver.adopt(found).instrument(span));
     }
 
     /// Removes a sandbox that cannot live on.
-    fn remove(&self, record: Record) {
+    fn remove(&self, record: SandboxRecord) {
         let span = info_span!("sandbox", sandbox.id = %record.id);
         let reason = match record.stage {
             Stage::Creating => EndReason::CreateFailed,
@@ -73,7 +73,7 @@ impl Scheduler {
         let id = record.id.clone();
         let state = ContainerState::Stopped;
         let instance = Instance { id: record.instance.clone(), state, address: None };
-        let driver = Driver::new(self.shared.clone(), record, instance);
+        let driver = SandboxDriver::new(self.shared.clone(), record, instance);
         self.shared.entries().insert(id, driver.entry());
         self.spawn(driver.remove(reason).instrument(span));
     }
@@ -124,7 +124,7 @@ impl Scheduler {
         }
         let driver = {
             let entries = self.shared.entries();
-            let is_it = |entry: &&super::Entry| entry.view.borrow().instance.id == *instance;
+            let is_it = |entry: &&super::SandboxEntry| entry.view.borrow().instance.id == *instance;
             entries.values().find(is_it).map(|entry| entry.requests.clone())
         };
         if let Some(driver) = driver {
@@ -190,7 +190,7 @@ impl Scheduler {
 }
 
 /// Whether a sandbox of an earlier run lives on with what the engine has of it.
-fn stays(record: &Record, instance: &Instance) -> bool {
+fn stays(record: &SandboxRecord, instance: &Instance) -> bool {
     match record.stage {
         Stage::Creating => false,
         // What had run and does not any more has ended.

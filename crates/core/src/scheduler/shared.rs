@@ -16,7 +16,7 @@ use crate::sandbox::{Request, Sandbox};
 use crate::{Catalogue, RuntimeError, SandboxError};
 
 /// What the scheduler keeps in memory of one sandbox.
-pub(crate) struct Entry {
+pub(crate) struct SandboxEntry {
     pub(crate) team: TeamId,
     /// Where its container is, from before anything in it needs the object store.
     pub(crate) address: Option<IpAddr>,
@@ -32,12 +32,12 @@ pub(crate) struct Entry {
 }
 
 /// What all drivers share.
-pub(crate) struct Shared {
+pub(crate) struct SchedulerShared {
     pub(crate) parts: SchedulerParts,
     pub(crate) catalogue: Catalogue,
     pub(crate) pool: Arc<Pool>,
     pub(crate) events: Events,
-    entries: Mutex<HashMap<SandboxId, Entry>>,
+    entries: Mutex<HashMap<SandboxId, SandboxEntry>>,
     /// Images that are between their making and their first use, each as often as it is held.
     held_images: Mutex<Vec<String>>,
     /// Told whenever an entry goes.
@@ -46,7 +46,7 @@ pub(crate) struct Shared {
     pub(super) disk_is_full: AtomicBool,
 }
 
-impl Shared {
+impl SchedulerShared {
     pub(super) fn new(parts: SchedulerParts, catalogue: Catalogue) -> Self {
         let pool = Pool::new(
             parts.limits.pool,
@@ -69,12 +69,12 @@ impl Shared {
 
     /// The entries. No code that holds the guard can panic half-way through a change, so a poisoned
     /// lock still guards whole entries.
-    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<SandboxId, Entry>> {
+    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<SandboxId, SandboxEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place among the team's running sandboxes for a new one.
-    pub(super) fn reserve(&self, id: &SandboxId, entry: Entry) -> Result<(), SandboxError> {
+    pub(super) fn reserve(&self, id: &SandboxId, entry: SandboxEntry) -> Result<(), SandboxError> {
         let mut entries = self.entries();
         self.check_limit(&entries, entry.team)?;
         entries.insert(id.clone(), entry);
@@ -83,7 +83,7 @@ impl Shared {
 
     fn check_limit(
         &self,
-        entries: &HashMap<SandboxId, Entry>,
+        entries: &HashMap<SandboxId, SandboxEntry>,
         team: TeamId,
     ) -> Result<(), SandboxError> {
         let max = self.parts.limits.max_sandboxes;

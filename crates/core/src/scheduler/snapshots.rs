@@ -10,13 +10,13 @@ use tracing::Instrument as _;
 use super::{NewSandbox, Scheduler};
 use crate::catalogue::{DeleteRefusal, Snapshot};
 use crate::sandbox::{Request, SavedImage};
-use crate::store::{Record, Stage};
+use crate::store::{SandboxRecord, Stage};
 use crate::{Op, SandboxError, TemplateReference, now};
 
 /// Who waits for a result.
-struct Client(oneshot::Sender<()>);
+struct WaitingClient(oneshot::Sender<()>);
 
-impl Client {
+impl WaitingClient {
     fn has_left(&self) -> bool {
         self.0.is_closed()
     }
@@ -56,14 +56,17 @@ impl Scheduler {
 
     /// Does something that a client asks for in a task of its own: were it dropped half-way because the client left,
     /// an image that nobody has would stay.
-    async fn to_the_end<T, W>(&self, work: impl FnOnce(Client) -> W) -> Result<T, SandboxError>
+    async fn to_the_end<T, W>(
+        &self,
+        work: impl FnOnce(WaitingClient) -> W,
+    ) -> Result<T, SandboxError>
     where
         T: Send + 'static,
         W: Future<Output = Result<T, SandboxError>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let (here, left) = oneshot::channel();
-        let work = work(Client(here));
+        let work = work(WaitingClient(here));
         let task = async move {
             let result = work.await;
             // The client may have left.
@@ -99,7 +102,7 @@ impl Scheduler {
         let (scheduler, id) = (self.clone(), id.clone());
         let accepted = self.to_the_end(move |client| async move {
             let SavedImage { template, source } = scheduler.save(team, &id, Op::Fork).await?;
-            let record = || Record {
+            let record = || SandboxRecord {
                 id: SandboxId::random(),
                 template: template.clone(),
                 instance: InstanceId::random(),

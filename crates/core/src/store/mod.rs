@@ -18,7 +18,7 @@ use sqlx::sqlite::{
 
 pub use accounts::{ApiKeyHash, FIRST_TEAM, Team};
 pub(crate) use catalogue::{StoredBuild, StoredTemplate};
-pub(crate) use sandboxes::{Record, Stage};
+pub(crate) use sandboxes::{SandboxRecord, Stage};
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]

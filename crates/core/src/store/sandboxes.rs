@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use super::accounts::parse_team;
 use super::{Store, StoreError, corrupt, failed, to_json};
-use crate::State;
+use crate::SandboxState;
 use crate::time_text::{from_micros, to_micros};
 
 /// The version that documents are written in. One of a later version is not read.
@@ -43,22 +43,22 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// The state of the life-cycle table.
-    pub(crate) fn state(self) -> State {
+    pub(crate) fn state(self) -> SandboxState {
         match self {
-            Self::Creating => State::Creating,
-            Self::Running => State::Running,
-            Self::Snapshotting => State::Snapshotting,
-            Self::Pausing(_) => State::Pausing,
-            Self::Paused(_) => State::Paused,
-            Self::Resuming(_) => State::Resuming,
-            Self::Ending => State::Killing,
+            Self::Creating => SandboxState::Creating,
+            Self::Running => SandboxState::Running,
+            Self::Snapshotting => SandboxState::Snapshotting,
+            Self::Pausing(_) => SandboxState::Pausing,
+            Self::Paused(_) => SandboxState::Paused,
+            Self::Resuming(_) => SandboxState::Resuming,
+            Self::Ending => SandboxState::Killing,
         }
     }
 }
 
 /// One sandbox: all that a start after a crash and a second claim of its container need.
 #[derive(Clone, Debug)]
-pub(crate) struct Record {
+pub(crate) struct SandboxRecord {
     pub(crate) id: SandboxId,
     pub(crate) team: TeamId,
     /// What it was started from, as that was then.
@@ -122,8 +122,8 @@ struct Document {
     lifecycle: Lifecycle,
 }
 
-impl From<&Record> for Document {
-    fn from(record: &Record) -> Self {
+impl From<&SandboxRecord> for Document {
+    fn from(record: &SandboxRecord) -> Self {
         Self {
             template: Template::clone(&record.template),
             stage: record.stage,
@@ -144,7 +144,7 @@ impl From<&Record> for Document {
 }
 
 impl Store {
-    pub(crate) async fn insert_sandbox(&self, record: &Record) -> Result<(), StoreError> {
+    pub(crate) async fn insert_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO sandboxes (id, team_id, instance, version, document) VALUES (?, ?, ?, ?, ?)",
         )
@@ -159,7 +159,7 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) async fn update_sandbox(&self, record: &Record) -> Result<(), StoreError> {
+    pub(crate) async fn update_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
         let done = sqlx::query(
             "UPDATE sandboxes SET instance = ?, version = ?, document = ? WHERE id = ?",
         )
@@ -188,7 +188,7 @@ impl Store {
     /// All sandboxes, and the rows that cannot be read.
     pub(crate) async fn sandboxes(
         &self,
-    ) -> Result<(Vec<Record>, Vec<UnreadableSandbox>), StoreError> {
+    ) -> Result<(Vec<SandboxRecord>, Vec<UnreadableSandbox>), StoreError> {
         let rows = sqlx::query("SELECT id, team_id, instance, version, document FROM sandboxes")
             .fetch_all(&self.writer)
             .await
@@ -207,7 +207,7 @@ impl Store {
     }
 }
 
-fn record_from(row: &SqliteRow, id: &str, instance: &str) -> Result<Record, StoreError> {
+fn record_from(row: &SqliteRow, id: &str, instance: &str) -> Result<SandboxRecord, StoreError> {
     let read = failed("read a sandbox's record");
     let version: i64 = row.try_get("version").map_err(&read)?;
     if version > VERSION {
@@ -218,7 +218,7 @@ fn record_from(row: &SqliteRow, id: &str, instance: &str) -> Result<Record, Stor
     let document: String = row.try_get("document").map_err(&read)?;
     let document: Document = serde_json::from_str(&document).map_err(|e| corrupt(id, &e))?;
     let time = |micros| from_micros(micros).ok_or_else(|| corrupt(id, &"a time out of range"));
-    Ok(Record {
+    Ok(SandboxRecord {
         id: id.parse().map_err(|e| corrupt(id, &e))?,
         team: parse_team(&team)?,
         template: Arc::new(document.template),

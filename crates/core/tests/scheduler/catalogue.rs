@@ -9,15 +9,15 @@ use sandyard_core::{
 use sandyard_types::{PauseKind, SandboxId, Template};
 use sqlx::Row as _;
 
-use crate::host::{Host, MINUTE, Settings, eventually, request, template};
+use crate::host::{HostSettings, MINUTE, SchedulerHost, eventually, request, template};
 
 /// A host with the templates `base` and `other`, and room for sandboxes.
-async fn start() -> anyhow::Result<Host> {
-    let mut settings = Settings::default();
+async fn start() -> anyhow::Result<SchedulerHost> {
+    let mut settings = HostSettings::default();
     let (id, name) = ("other56789other56789".parse()?, "other".parse()?);
     settings.templates.push(Template { id, name, image: "other".to_owned(), ..template() });
     settings.limits.max_sandboxes = 10;
-    Host::with(settings).await
+    SchedulerHost::with(settings).await
 }
 
 fn reference(text: &str) -> TemplateReference {
@@ -25,12 +25,16 @@ fn reference(text: &str) -> TemplateReference {
 }
 
 /// The image that a create of the first team would start from.
-fn image(host: &Host, text: &str) -> Result<String, UnknownTemplate> {
+fn image(host: &SchedulerHost, text: &str) -> Result<String, UnknownTemplate> {
     let found = host.scheduler.catalogue().resolve(host.team, &reference(text));
     found.map(|template| template.image.clone())
 }
 
-async fn snapshot(host: &Host, id: &SandboxId, name: &str) -> Result<Snapshot, SandboxError> {
+async fn snapshot(
+    host: &SchedulerHost,
+    id: &SandboxId,
+    name: &str,
+) -> Result<Snapshot, SandboxError> {
     host.scheduler.snapshot(host.team, id, Some(&reference(name))).await
 }
 
@@ -169,7 +173,7 @@ async fn a_name_that_cannot_be_given_is_refused_before_anything_is_done() -> any
         Err(SandboxError::SnapshotName(InvalidSnapshotName::Configured(_)))
     ));
     assert!(host.engine.images().is_empty());
-    assert_eq!(host.count(sandyard_testkit::Call::Freeze), 0);
+    assert_eq!(host.count(sandyard_testkit::EngineCall::Freeze), 0);
     Ok(())
 }
 
@@ -254,7 +258,7 @@ async fn what_is_in_use_foreign_or_configured_is_not_deleted() -> anyhow::Result
     host.settled("deleted").await
 }
 
-fn image_template(host: &Host, text: &str) -> String {
+fn image_template(host: &SchedulerHost, text: &str) -> String {
     let found = host.scheduler.catalogue().id_of(host.team, &reference(text));
     found.expect("known").to_string()
 }

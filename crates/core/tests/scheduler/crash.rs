@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sandyard_core::{ContainerState, PoolSettings, State};
-use sandyard_testkit::Call;
+use sandyard_core::{ContainerState, PoolSettings, SandboxState};
+use sandyard_testkit::EngineCall;
 use sandyard_types::{PauseKind, SandboxId};
 use tokio::task::JoinSet;
 
 use crate::host::{
-    Host, MINUTE, Settings, breathe, eventually, pausing, request, template, within,
+    HostSettings, MINUTE, SchedulerHost, breathe, eventually, pausing, request, template, within,
 };
 
 /// What is under way when the server dies.
@@ -56,13 +56,13 @@ const ALL: [Transition; 16] = [
 
 impl Transition {
     /// A host with a sandbox to which it can happen.
-    async fn prepare(self) -> anyhow::Result<(Host, Option<SandboxId>)> {
-        let mut settings = Settings::default();
+    async fn prepare(self) -> anyhow::Result<(SchedulerHost, Option<SandboxId>)> {
+        let mut settings = HostSettings::default();
         if matches!(self, CreateFromPool | CreateFromDeadPool) {
             settings.templates = vec![sandyard_types::Template { pool: 1, ..template() }];
             settings.limits.pool = PoolSettings { max: 1, memory_mib: 512 };
         }
-        let mut host = Host::with(settings).await?;
+        let mut host = SchedulerHost::with(settings).await?;
         match self {
             CreateCold => return Ok((host, None)),
             CreateFromPool | CreateFromDeadPool => {
@@ -93,7 +93,7 @@ impl Transition {
     }
 
     /// Does it, and returns when its client is answered.
-    async fn run(self, host: &Host, id: Option<SandboxId>) -> JoinSet<anyhow::Result<()>> {
+    async fn run(self, host: &SchedulerHost, id: Option<SandboxId>) -> JoinSet<anyhow::Result<()>> {
         let (scheduler, team) = (host.scheduler.clone(), host.team);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -118,7 +118,7 @@ impl Transition {
                 PauseAtTheEnd(_) | KillAtTheEnd => {
                     scheduler.set_timeout(team, &id, Duration::ZERO).await?;
                     // Its end answers nobody.
-                    while scheduler.get(team, &id).is_ok_and(|s| s.state != State::Paused)
+                    while scheduler.get(team, &id).is_ok_and(|s| s.state != SandboxState::Paused)
                         || scheduler.instances().iter().any(|(other, _)| *other == id)
                             && scheduler.get(team, &id).is_err()
                     {
@@ -153,7 +153,7 @@ impl Transition {
 }
 
 /// Checks what a start has made of the sandbox, and ends everything.
-async fn check(host: &Host, transition: Transition, when: &str) -> anyhow::Result<()> {
+async fn check(host: &SchedulerHost, transition: Transition, when: &str) -> anyhow::Result<()> {
     host.settled(when).await?;
     let left = host.scheduler.list(host.team);
     match transition {
@@ -162,7 +162,7 @@ async fn check(host: &Host, transition: Transition, when: &str) -> anyhow::Resul
         _ => assert_eq!(left.len(), 1, "{when}"),
     }
     for sandbox in &left {
-        let claims = host.count_of(Call::Claim, &sandbox.instance.id);
+        let claims = host.count_of(EngineCall::Claim, &sandbox.instance.id);
         assert!(claims > 0, "{when}: half a sandbox is kept");
         if sandbox.paused == Some(Filesystem) {
             assert!(transition.may_lose_memory(), "{when}: its memory is lost");
@@ -181,7 +181,7 @@ async fn check(host: &Host, transition: Transition, when: &str) -> anyhow::Resul
 
 /// Runs a transition that dies after so many await points. True if it came to its end before.
 async fn crash_after(
-    host: &mut Host,
+    host: &mut SchedulerHost,
     transition: Transition,
     id: Option<SandboxId>,
     passes: usize,
@@ -230,9 +230,9 @@ async fn a_crash_at_any_await_of_any_transition_leaves_what_the_table_allows() -
                         assert_eq!(host.scheduler.list(host.team).len(), 1, "{when}");
                         None
                     }
-                    Pause(kind) | PauseAtTheEnd(kind) => Some((State::Paused, Some(kind))),
+                    Pause(kind) | PauseAtTheEnd(kind) => Some((SandboxState::Paused, Some(kind))),
                     Resume(_) | ResumeWithoutMemory | Snapshot | Fork => {
-                        Some((State::Running, None))
+                        Some((SandboxState::Running, None))
                     }
                     Kill | KillPaused(_) | KillAtTheEnd => None,
                 };

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use sandyard_core::{CreateSandbox, Sandbox, SandboxError, State};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_core::{CreateSandbox, Sandbox, SandboxError, SandboxState};
+use sandyard_testkit::{Behaviour, EngineCall};
 
-use crate::host::{Host, MINUTE, StillTime, breathe, eventually, request, within};
+use crate::host::{MINUTE, SchedulerHost, StillTime, breathe, eventually, request, within};
 
 #[tokio::test]
 async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
-    assert_eq!(sandbox.state, State::Running);
+    assert_eq!(sandbox.state, SandboxState::Running);
     assert_eq!(sandbox.end_at - sandbox.started_at, Duration::from_secs(600));
     assert_eq!(host.scheduler.get(host.team, &sandbox.id)?.id, sandbox.id);
     let claim = &host.engine.claims()[0];
@@ -27,7 +27,7 @@ async fn a_created_sandbox_runs_is_known_and_has_its_settings() -> anyhow::Resul
 #[tokio::test]
 async fn another_team_sees_nothing_and_its_session_of_the_same_name_is_another_one()
 -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
     let (other, id) = (host.other_team, &sandbox.id);
     assert!(matches!(host.scheduler.get(other, id), Err(SandboxError::NotFound(_))));
@@ -48,8 +48,10 @@ async fn another_team_sees_nothing_and_its_session_of_the_same_name_is_another_o
 
 #[tokio::test]
 async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> {
-    let host = Host::start().await?;
-    for call in [Call::EnsureImage, Call::Prepare, Call::Create, Call::Claim] {
+    let host = SchedulerHost::start().await?;
+    for call in
+        [EngineCall::EnsureImage, EngineCall::Prepare, EngineCall::Create, EngineCall::Claim]
+    {
         for behaviour in [Behaviour::Fail, Behaviour::FailAfter] {
             host.engine.script(call, behaviour);
             let failed = host.create(request()).await;
@@ -65,45 +67,45 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_undone_is_tried_again_here_and_by_the_next_start() -> anyhow::Result<()>
 {
-    let (time, mut host) = (StillTime::new(), Host::start().await?);
-    host.engine.script(Call::Claim, Behaviour::Fail);
-    host.engine.script(Call::Delete, Behaviour::Fail);
+    let (time, mut host) = (StillTime::new(), SchedulerHost::start().await?);
+    host.engine.script(EngineCall::Claim, Behaviour::Fail);
+    host.engine.script(EngineCall::Delete, Behaviour::Fail);
     let failed = host.create(request()).await.expect_err("fails");
     assert!(matches!(failed, SandboxError::Cleanup { .. }), "{failed}");
     assert_eq!(host.engine.instances().len(), 1);
-    within("the end that takes over", host.engine.called(Call::Delete, 2)).await;
+    within("the end that takes over", host.engine.called(EngineCall::Delete, 2)).await;
     breathe().await;
     time.pass(MINUTE).await;
-    within("another try", host.engine.called(Call::Delete, 3)).await;
+    within("another try", host.engine.called(EngineCall::Delete, 3)).await;
     breathe().await;
-    host.engine.heal(Call::Delete);
+    host.engine.heal(EngineCall::Delete);
     time.pass(MINUTE).await;
     host.assert_empty("undone without a restart").await?;
 
-    host.engine.script(Call::Delete, Behaviour::Fail);
+    host.engine.script(EngineCall::Delete, Behaviour::Fail);
     host.create(request()).await.expect_err("fails");
-    host.engine.heal(Call::Claim);
-    host.engine.heal(Call::Delete);
+    host.engine.heal(EngineCall::Claim);
+    host.engine.heal(EngineCall::Delete);
     host.crash_and_restart().await?;
     host.assert_empty("after the restart").await
 }
 
 #[tokio::test]
 async fn a_sandbox_whose_client_left_before_the_answer_is_ended() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     tokio::select! {
         biased;
         // The container is being made when the client goes.
-        () = host.engine.called(Call::Create, 1) => {}
+        () = host.engine.called(EngineCall::Create, 1) => {}
         created = host.create(request()) => panic!("it was ready at once: {created:?}"),
     }
-    within("its removal", host.engine.called(Call::Delete, 1)).await;
+    within("its removal", host.engine.called(EngineCall::Delete, 1)).await;
     host.assert_empty("abandoned").await
 }
 
 #[tokio::test]
 async fn a_sandbox_whose_client_left_at_any_moment_is_ended() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     for breaths in 0.. {
         assert!(breaths < 500, "a create has no end");
         let mut create = Box::pin(host.create(request()));
@@ -125,7 +127,7 @@ async fn a_sandbox_whose_client_left_at_any_moment_is_ended() -> anyhow::Result<
             Some(created) => {
                 let sandbox = created?;
                 breathe().await;
-                assert_eq!(host.get(&sandbox.id)?.state, State::Running);
+                assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running);
                 return Ok(());
             }
         }
@@ -135,16 +137,17 @@ async fn a_sandbox_whose_client_left_at_any_moment_is_ended() -> anyhow::Result<
 
 #[tokio::test]
 async fn a_sandbox_that_is_ready_but_not_taken_is_ended() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let mut create = Box::pin(host.create(request()));
-    host.engine.script(Call::Create, Behaviour::Hang);
+    host.engine.script(EngineCall::Create, Behaviour::Hang);
     tokio::select! {
         created = &mut create => panic!("it was ready at once: {created:?}"),
-        () = host.engine.hangs(Call::Create) => {}
+        () = host.engine.hangs(EngineCall::Create) => {}
     }
     // Nobody asks any more: the result waits.
-    host.engine.heal(Call::Create);
-    let running = || host.scheduler.list(host.team).iter().any(|s| s.state == State::Running);
+    host.engine.heal(EngineCall::Create);
+    let running =
+        || host.scheduler.list(host.team).iter().any(|s| s.state == SandboxState::Running);
     eventually("it runs", running).await;
     drop(create);
     host.assert_empty("not taken").await
@@ -152,7 +155,7 @@ async fn a_sandbox_that_is_ready_but_not_taken_is_ended() -> anyhow::Result<()> 
 
 #[tokio::test]
 async fn creates_beyond_a_bound_are_refused() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let zero = CreateSandbox { timeout: Duration::ZERO, ..request() };
     assert!(matches!(host.create(zero).await, Err(SandboxError::ZeroTimeout)));
     let long = CreateSandbox { timeout: Duration::from_secs(3601), ..request() };

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use sandyard_core::{DiskSpace, Sandbox, SandboxError};
-use sandyard_testkit::Call;
+use sandyard_testkit::EngineCall;
 
-use crate::host::{Host, eventually, request, within};
+use crate::host::{SchedulerHost, eventually, request, within};
 
 #[tokio::test]
 async fn a_sandbox_that_writes_too_much_is_ended_and_a_full_disk_takes_no_more()
 -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
-    let mut host = Host::start().await?;
+    let mut host = SchedulerHost::start().await?;
     let watching = host.scheduler.clone();
     host.tasks.spawn(async move { watching.watch_disk().await });
     let (small, large, most) = (
@@ -39,8 +39,8 @@ async fn a_sandbox_that_writes_too_much_is_ended_and_a_full_disk_takes_no_more()
         }
     })
     .await;
-    let looks = host.count(Call::DiskUsage);
-    within("a call", host.engine.called(Call::DiskUsage, looks + 2)).await;
+    let looks = host.count(EngineCall::DiskUsage);
+    within("a call", host.engine.called(EngineCall::DiskUsage, looks + 2)).await;
     assert!(host.scheduler.get(host.team, &most.id).is_ok());
     // Whoever has added most since goes, who has added little stays.
     host.engine.fill_disk(written([66, 0, 99]), Some(full));

@@ -1,20 +1,22 @@
 //! What fails leaves a sandbox as it was, or says what is left of it.
 
 use sandyard_core::{
-    ContainerState, CreateSandbox, EndReason, RuntimeEvent, SandboxError, SandboxEvent, State,
+    ContainerState, CreateSandbox, EndReason, RuntimeEvent, SandboxError, SandboxEvent,
+    SandboxState,
 };
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::PauseKind;
 use tokio::task::JoinSet;
 
 use crate::host::{
-    Host, MINUTE, Settings, StillTime, breathe, eventually, next_event, request, within,
+    HostSettings, MINUTE, SchedulerHost, StillTime, breathe, eventually, next_event, request,
+    within,
 };
 
 use PauseKind::{Filesystem, Full};
 
 /// Makes every write of a sandbox's row fail, or only those that would note a stage.
-async fn break_store(host: &Host, stage: Option<&str>) -> anyhow::Result<()> {
+async fn break_store(host: &SchedulerHost, stage: Option<&str>) -> anyhow::Result<()> {
     let when = stage.map_or(String::new(), |stage| {
         format!("WHEN json_extract(NEW.document, '$.stage.is') = '{stage}'")
     });
@@ -26,7 +28,7 @@ async fn break_store(host: &Host, stage: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn mend_store(host: &Host) -> anyhow::Result<()> {
+async fn mend_store(host: &SchedulerHost) -> anyhow::Result<()> {
     sqlx::query("DROP TRIGGER broken").execute(&host.database).await?;
     Ok(())
 }
@@ -34,11 +36,14 @@ async fn mend_store(host: &Host) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_pause_that_fails_anywhere_leaves_the_sandbox_running() -> anyhow::Result<()> {
     for kind in [Full, Filesystem] {
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
-        let last = if kind == Full { Call::Freeze } else { Call::Halt };
-        let mut cases = vec![(Call::Ready, Behaviour::Fail), (last, Behaviour::Fail)];
-        cases.extend([(Call::Drain, Behaviour::Fail), (Call::Drain, Behaviour::FailAfter)]);
+        let last = if kind == Full { EngineCall::Freeze } else { EngineCall::Halt };
+        let mut cases = vec![(EngineCall::Ready, Behaviour::Fail), (last, Behaviour::Fail)];
+        cases.extend([
+            (EngineCall::Drain, Behaviour::Fail),
+            (EngineCall::Drain, Behaviour::FailAfter),
+        ]);
         if kind == Full {
             cases.push((last, Behaviour::FailAfter));
         }
@@ -48,7 +53,7 @@ async fn a_pause_that_fails_anywhere_leaves_the_sandbox_running() -> anyhow::Res
             let failed = host.scheduler.pause(host.team, &sandbox.id, kind, true).await;
             assert!(failed.is_err(), "{case}");
             host.engine.heal(call);
-            assert_eq!(host.get(&sandbox.id)?.state, State::Running, "{case}");
+            assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running, "{case}");
             host.settled(&case).await?;
             // Nothing of its time is lost.
             assert_eq!(host.get(&sandbox.id)?.end_at, sandbox.end_at, "{case}");
@@ -70,11 +75,11 @@ async fn a_pause_that_fails_anywhere_leaves_the_sandbox_running() -> anyhow::Res
 /// The processes are gone then: to call the sandbox running would end it, and lose its files.
 #[tokio::test]
 async fn a_stop_that_fails_but_has_stopped_is_a_pause() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
-    host.engine.script(Call::Halt, Behaviour::FailAfter);
+    host.engine.script(EngineCall::Halt, Behaviour::FailAfter);
     host.pause(&sandbox.id, Filesystem).await?;
-    host.engine.heal(Call::Halt);
+    host.engine.heal(EngineCall::Halt);
     host.settled("stopped").await?;
     assert_eq!(host.get(&sandbox.id)?.paused, Some(Filesystem));
     host.scheduler.resume(host.team, &sandbox.id, MINUTE, true, None).await?;
@@ -84,12 +89,12 @@ async fn a_stop_that_fails_but_has_stopped_is_a_pause() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_pause_that_the_store_cannot_note_does_not_happen() -> anyhow::Result<()> {
     for kind in [Full, Filesystem] {
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
         break_store(&host, Some("pausing")).await?;
         let failed = host.pause(&sandbox.id, kind).await;
         assert!(matches!(failed, Err(SandboxError::Shared(_))), "{failed:?}");
-        assert_eq!((host.count(Call::Freeze), host.count(Call::Halt)), (0, 0));
+        assert_eq!((host.count(EngineCall::Freeze), host.count(EngineCall::Halt)), (0, 0));
         host.settled("not noted").await?;
         mend_store(&host).await?;
         break_store(&host, Some("paused")).await?;
@@ -101,7 +106,7 @@ async fn a_pause_that_the_store_cannot_note_does_not_happen() -> anyhow::Result<
                 assert!(paused.is_err());
                 host.settled("not noted").await?;
                 let still = host.get(&sandbox.id)?;
-                assert_eq!((still.state, still.end_at), (State::Running, sandbox.end_at));
+                assert_eq!((still.state, still.end_at), (SandboxState::Running, sandbox.end_at));
             }
             // There is nothing to go back to; a start after a crash finds that out.
             Filesystem => {
@@ -120,20 +125,20 @@ async fn a_pause_that_the_store_cannot_note_does_not_happen() -> anyhow::Result<
 #[tokio::test]
 async fn a_resume_that_fails_keeps_what_was_paused() -> anyhow::Result<()> {
     for (kind, call, behaviour, kept) in [
-        (Full, Call::Inspect, Behaviour::Fail, Full),
-        (Full, Call::Inspect, Behaviour::FailAfter, Full),
-        (Full, Call::Thaw, Behaviour::Fail, Full),
-        (Full, Call::Thaw, Behaviour::FailAfter, Full),
-        (Full, Call::Resume, Behaviour::Fail, Full),
-        (Full, Call::Resume, Behaviour::FailAfter, Full),
-        (Filesystem, Call::Inspect, Behaviour::Fail, Filesystem),
-        (Filesystem, Call::Start, Behaviour::Fail, Filesystem),
-        (Filesystem, Call::Start, Behaviour::FailAfter, Filesystem),
-        (Filesystem, Call::Claim, Behaviour::Fail, Filesystem),
-        (Filesystem, Call::Claim, Behaviour::FailAfter, Filesystem),
+        (Full, EngineCall::Inspect, Behaviour::Fail, Full),
+        (Full, EngineCall::Inspect, Behaviour::FailAfter, Full),
+        (Full, EngineCall::Thaw, Behaviour::Fail, Full),
+        (Full, EngineCall::Thaw, Behaviour::FailAfter, Full),
+        (Full, EngineCall::Resume, Behaviour::Fail, Full),
+        (Full, EngineCall::Resume, Behaviour::FailAfter, Full),
+        (Filesystem, EngineCall::Inspect, Behaviour::Fail, Filesystem),
+        (Filesystem, EngineCall::Start, Behaviour::Fail, Filesystem),
+        (Filesystem, EngineCall::Start, Behaviour::FailAfter, Filesystem),
+        (Filesystem, EngineCall::Claim, Behaviour::Fail, Filesystem),
+        (Filesystem, EngineCall::Claim, Behaviour::FailAfter, Filesystem),
     ] {
         let case = format!("{kind:?}: {call:?} {behaviour:?}");
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
         host.pause(&sandbox.id, kind).await?;
         let paused = host.get(&sandbox.id)?;
@@ -143,7 +148,7 @@ async fn a_resume_that_fails_keeps_what_was_paused() -> anyhow::Result<()> {
         host.engine.heal(call);
         host.settled(&case).await?;
         let still = host.get(&sandbox.id)?;
-        assert_eq!((still.state, still.paused), (State::Paused, Some(kept)), "{case}");
+        assert_eq!((still.state, still.paused), (SandboxState::Paused, Some(kept)), "{case}");
         let times = (still.started_at, still.end_at);
         assert_eq!(times, (paused.started_at, paused.end_at), "{case}");
         // It takes no place of its team's: three others can run.
@@ -162,7 +167,7 @@ async fn a_resume_that_fails_keeps_what_was_paused() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_resume_that_the_store_cannot_note_keeps_the_memory() -> anyhow::Result<()> {
     for stage in ["resuming", "running"] {
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
         host.pause(&sandbox.id, Full).await?;
         break_store(&host, Some(stage)).await?;
@@ -180,7 +185,7 @@ async fn a_resume_that_the_store_cannot_note_keeps_the_memory() -> anyhow::Resul
 #[tokio::test]
 async fn a_paused_sandbox_whose_container_was_removed_is_gone() -> anyhow::Result<()> {
     for kind in [Full, Filesystem] {
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
         host.pause(&sandbox.id, kind).await?;
         let mut events = host.scheduler.events();
@@ -200,7 +205,7 @@ async fn a_paused_sandbox_whose_container_was_removed_is_gone() -> anyhow::Resul
 
 #[tokio::test]
 async fn what_somebody_did_to_the_container_of_a_paused_sandbox_is_seen() -> anyhow::Result<()> {
-    let mut host = Host::start().await?;
+    let mut host = SchedulerHost::start().await?;
     host.watch().await;
     let sandbox = host.create(request()).await?;
     let (id, instance) = (&sandbox.id, &sandbox.instance.id);
@@ -230,14 +235,14 @@ async fn what_somebody_did_to_the_container_of_a_paused_sandbox_is_seen() -> any
 
 #[tokio::test]
 async fn memory_that_is_gone_when_a_resume_looks_is_files_only() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
     host.pause(&sandbox.id, Full).await?;
     host.engine.set_state(&sandbox.instance.id, ContainerState::Stopped);
     let mut events = host.scheduler.events();
     let resumed = host.scheduler.connect(host.team, &sandbox.id, MINUTE, true).await?;
     assert!(resumed.resumed);
-    assert_eq!(host.count_of(Call::Start, &sandbox.instance.id), 1);
+    assert_eq!(host.count_of(EngineCall::Start, &sandbox.instance.id), 1);
     let told = next_event(&mut events).await;
     assert_eq!(told, SandboxEvent::Resumed { kind: Filesystem });
     host.settled("resumed").await
@@ -249,7 +254,7 @@ async fn a_client_that_leaves_a_snapshot_or_a_fork_at_any_moment_leaves_nothing(
     for forks in [false, true] {
         for polls in 1.. {
             assert!(polls < 500, "it has no end");
-            let host = Host::start().await?;
+            let host = SchedulerHost::start().await?;
             let sandbox = host.create(request()).await?;
             let (scheduler, team, id) = (host.scheduler.clone(), host.team, sandbox.id.clone());
             let mut call = Box::pin(async move {
@@ -299,22 +304,22 @@ async fn a_client_that_leaves_a_snapshot_or_a_fork_at_any_moment_leaves_nothing(
 #[tokio::test]
 async fn a_snapshot_or_fork_that_fails_anywhere_leaves_nothing_and_the_sandbox_runs()
 -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
-    for call in [Call::Drain, Call::Freeze, Call::Commit] {
+    for call in [EngineCall::Drain, EngineCall::Freeze, EngineCall::Commit] {
         for behaviour in [Behaviour::Fail, Behaviour::FailAfter] {
             let case = format!("{call:?} {behaviour:?}");
             host.engine.script(call, behaviour);
             assert!(host.scheduler.snapshot(host.team, &sandbox.id, None).await.is_err(), "{case}");
             assert!(host.scheduler.fork(host.team, &sandbox.id, 1, MINUTE).await.is_err());
             host.engine.heal(call);
-            assert_eq!(host.get(&sandbox.id)?.state, State::Running, "{case}");
+            assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running, "{case}");
             host.settled(&case).await?;
             assert!(host.engine.images().is_empty(), "{case}");
         }
     }
     // A copy that fails takes the image with it, and nothing of the source.
-    for call in [Call::Create, Call::Claim] {
+    for call in [EngineCall::Create, EngineCall::Claim] {
         host.engine.script(call, Behaviour::Fail);
         let forks = host.scheduler.fork(host.team, &sandbox.id, 2, MINUTE).await?;
         assert!(forks.iter().all(Result::is_err), "{forks:?}");
@@ -327,7 +332,7 @@ async fn a_snapshot_or_fork_that_fails_anywhere_leaves_nothing_and_the_sandbox_r
 
 #[tokio::test]
 async fn a_snapshot_that_the_store_does_not_take_leaves_no_image() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
     sqlx::query(
         "CREATE TRIGGER broken BEFORE INSERT ON template_tags \
@@ -347,10 +352,10 @@ async fn a_snapshot_that_the_store_does_not_take_leaves_no_image() -> anyhow::Re
 
 #[tokio::test]
 async fn frozen_memory_beyond_its_bound_is_given_up_oldest_first() -> anyhow::Result<()> {
-    let mut settings = Settings::default();
+    let mut settings = HostSettings::default();
     // Room for two: the fake engine's containers keep 100 MiB each.
     settings.limits.frozen_memory = Some(250 << 20);
-    let mut host = Host::with(settings).await?;
+    let mut host = SchedulerHost::with(settings).await?;
     let bounding = host.scheduler.clone();
     host.tasks.spawn(async move { bounding.bound_frozen_memory().await });
     let mut paused = Vec::new();
@@ -372,14 +377,14 @@ async fn frozen_memory_beyond_its_bound_is_given_up_oldest_first() -> anyhow::Re
 /// An `init` that answers nothing must not keep its sandbox from being killed for ever.
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_that_cannot_go_on_after_a_failed_pause_can_be_killed() -> anyhow::Result<()> {
-    let (time, host) = (StillTime::new(), Host::start().await?);
+    let (time, host) = (StillTime::new(), SchedulerHost::start().await?);
     let sandbox = host.create(request()).await?;
-    host.engine.script(Call::Freeze, Behaviour::Fail);
-    host.engine.script(Call::Resume, Behaviour::Fail);
+    host.engine.script(EngineCall::Freeze, Behaviour::Fail);
+    host.engine.script(EngineCall::Resume, Behaviour::Fail);
     let mut calls = JoinSet::new();
     let (scheduler, team, id) = (host.scheduler.clone(), host.team, sandbox.id.clone());
     calls.spawn(async move { scheduler.pause(team, &id, Full, false).await.is_ok() });
-    within("the undoing", host.engine.called(Call::Resume, 1)).await;
+    within("the undoing", host.engine.called(EngineCall::Resume, 1)).await;
     let (scheduler, team, id) = (host.scheduler.clone(), host.team, sandbox.id.clone());
     calls.spawn(async move { scheduler.kill(team, &id).await.is_ok() });
     breathe().await;
@@ -395,25 +400,25 @@ async fn a_sandbox_that_cannot_go_on_after_a_failed_pause_can_be_killed() -> any
     })
     .await;
     assert!(matches!(answers[..], [Ok(false), Ok(true)]), "{answers:?}");
-    assert!(host.count(Call::Resume) > 5);
+    assert!(host.count(EngineCall::Resume) > 5);
     host.assert_empty("killed").await
 }
 
 #[tokio::test]
 async fn an_engine_that_does_not_say_whether_a_container_runs_ends_nothing() -> anyhow::Result<()> {
-    let mut host = Host::start().await?;
+    let mut host = SchedulerHost::start().await?;
     host.watch().await;
     let sandbox = host.create(CreateSandbox { session: None, ..request() }).await?;
-    host.engine.script(Call::Inspect, Behaviour::Fail);
+    host.engine.script(EngineCall::Inspect, Behaviour::Fail);
     host.engine.announce(RuntimeEvent::Died(sandbox.instance.id.clone()));
-    within("a look", host.engine.called(Call::Inspect, 1)).await;
+    within("a look", host.engine.called(EngineCall::Inspect, 1)).await;
     breathe().await;
-    assert_eq!(host.get(&sandbox.id)?.state, State::Running);
-    host.engine.heal(Call::Inspect);
+    assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running);
+    host.engine.heal(EngineCall::Inspect);
     // A container that runs again by the time somebody looks has not died.
     host.engine.announce(RuntimeEvent::Died(sandbox.instance.id.clone()));
-    within("a look", host.engine.called(Call::Inspect, 2)).await;
+    within("a look", host.engine.called(EngineCall::Inspect, 2)).await;
     breathe().await;
-    assert_eq!(host.get(&sandbox.id)?.state, State::Running);
+    assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running);
     host.settled("looked at").await
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use sandyard_core::{
     ContainerState, CreateSandbox, Event, FIRST_TEAM, Limits, PoolSettings, Sandbox, SandboxError,
-    SandboxEvent, Scheduler, SchedulerParts, State, Store, Team,
+    SandboxEvent, SandboxState, Scheduler, SchedulerParts, Store, Team,
 };
-use sandyard_testkit::{Call, FakeEngine};
+use sandyard_testkit::{EngineCall, FakeEngine};
 use sandyard_types::{
     Cache, InstanceId, Lifecycle, OnTimeout, PauseKind, SandboxId, TeamId, Template, TemplateKind,
 };
@@ -25,12 +25,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a host is started with.
-pub(crate) struct Settings {
+pub(crate) struct HostSettings {
     pub(crate) templates: Vec<Template>,
     pub(crate) limits: Limits,
 }
 
-impl Default for Settings {
+impl Default for HostSettings {
     fn default() -> Self {
         Self {
             templates: vec![template()],
@@ -46,9 +46,9 @@ impl Default for Settings {
     }
 }
 
-pub(crate) struct Host {
+pub(crate) struct SchedulerHost {
     _folder: tempfile::TempDir,
-    settings: Settings,
+    settings: HostSettings,
     pub(crate) engine: FakeEngine,
     pub(crate) store: Store,
     /// A view of the store's file beside the store.
@@ -60,12 +60,12 @@ pub(crate) struct Host {
     pub(crate) tasks: JoinSet<()>,
 }
 
-impl Host {
+impl SchedulerHost {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        Self::with(Settings::default()).await
+        Self::with(HostSettings::default()).await
     }
 
-    pub(crate) async fn with(settings: Settings) -> anyhow::Result<Self> {
+    pub(crate) async fn with(settings: HostSettings) -> anyhow::Result<Self> {
         // In memory where that is offered: thousands of writes that each wait for a disk take minutes.
         let memory = std::path::Path::new("/dev/shm");
         let folder = match memory.is_dir() {
@@ -132,13 +132,13 @@ impl Host {
 
     /// Follows the engine's events from now on.
     pub(crate) async fn watch(&mut self) {
-        let (watching, lists) = (self.scheduler.clone(), self.count(Call::List));
+        let (watching, lists) = (self.scheduler.clone(), self.count(EngineCall::List));
         self.tasks.spawn(async move { watching.watch().await });
         // It listens before anything else happens.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(self.count(Call::List), lists);
+        assert_eq!(self.count(EngineCall::List), lists);
     }
 
     /// Keeps the pool from now on.
@@ -163,12 +163,12 @@ impl Host {
     }
 
     /// How often a call has been made.
-    pub(crate) fn count(&self, call: Call) -> usize {
+    pub(crate) fn count(&self, call: EngineCall) -> usize {
         self.engine.calls().iter().filter(|(made, _)| *made == call).count()
     }
 
     /// How often a call has been made to a container.
-    pub(crate) fn count_of(&self, call: Call, instance: &InstanceId) -> usize {
+    pub(crate) fn count_of(&self, call: EngineCall, instance: &InstanceId) -> usize {
         let calls = self.engine.calls();
         calls.iter().filter(|(made, id)| *made == call && id.as_ref() == Some(instance)).count()
     }
@@ -212,11 +212,13 @@ impl Host {
         for sandbox in &sandboxes {
             let (id, instance) = (&sandbox.id, &sandbox.instance.id);
             let (container, row) = match (sandbox.state, sandbox.paused) {
-                (State::Running, None) => (ContainerState::Running, json!({"is": "running"})),
-                (State::Paused, Some(PauseKind::Full)) => {
+                (SandboxState::Running, None) => {
+                    (ContainerState::Running, json!({"is": "running"}))
+                }
+                (SandboxState::Paused, Some(PauseKind::Full)) => {
                     (ContainerState::Frozen, json!({"is": "paused", "pause": "full"}))
                 }
-                (State::Paused, Some(PauseKind::Filesystem)) => {
+                (SandboxState::Paused, Some(PauseKind::Filesystem)) => {
                     (ContainerState::Stopped, json!({"is": "paused", "pause": "filesystem"}))
                 }
                 (state, paused) => {
@@ -233,7 +235,7 @@ impl Host {
             if sandbox.instance.state != container {
                 faults.push(format!("{id} takes its container for {:?}", sandbox.instance.state));
             }
-            if sandbox.state == State::Running && self.engine.is_halted(instance) {
+            if sandbox.state == SandboxState::Running && self.engine.is_halted(instance) {
                 faults.push(format!("{id} runs, its processes are halted"));
             }
             containers.remove(instance);
@@ -263,7 +265,7 @@ impl Host {
         Ok(faults)
     }
 
-    /// Waits until [`Host::faults`] finds none.
+    /// Waits until [`SchedulerHost::faults`] finds none.
     pub(crate) async fn settled(&self, when: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
@@ -291,7 +293,7 @@ impl Host {
     }
 }
 
-fn parts(settings: &Settings, engine: &FakeEngine, store: &Store) -> SchedulerParts {
+fn parts(settings: &HostSettings, engine: &FakeEngine, store: &Store) -> SchedulerParts {
     SchedulerParts {
         runtime: Arc::new(engine.clone()),
         executor: Arc::new(engine.clone()),

@@ -5,18 +5,22 @@
 //! waits. One to which it has is `doubtful`: its calls may answer anything, but must answer. Every so often all faults
 //! are healed; then everything must answer and settle, and every sandbox is known again.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+mod calls;
+mod faults;
 
-use sandyard_core::{ContainerState, RuntimeEvent, Scheduler, SnapshotFilter, State};
-use sandyard_testkit::{Behaviour, Call};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use sandyard_core::{SandboxState, Scheduler};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::{InstanceId, PauseKind, SandboxId, TeamId};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::host::{Host, MINUTE, Settings, StillTime, breathe, request};
-use crate::life_cycle::{Answer, COLUMNS, Cell, Column, call, row};
+use calls::CallProgress;
+
+use crate::host::{HostSettings, MINUTE, SchedulerHost, StillTime, request};
+use crate::life_cycle::{COLUMNS, CallAnswer, Column};
 
 const STEPS: usize = 10_000;
 const CLIENTS: usize = 6;
@@ -50,7 +54,7 @@ impl Random {
 
 /// A call that has not answered.
 struct Pending {
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<CallAnswer>,
     task: AbortHandle,
     column: Column,
     of: Option<SandboxId>,
@@ -58,40 +62,32 @@ struct Pending {
 
 /// A transition that hangs.
 struct Busy {
-    state: State,
+    state: SandboxState,
     /// Who began it, and who joined.
     clients: Vec<usize>,
 }
 
 /// What the reference knows of a sandbox.
-struct Known {
+struct KnownSandbox {
     instance: InstanceId,
     /// Running or paused.
-    state: State,
+    state: SandboxState,
     busy: Option<Busy>,
     /// Who is served when the transition has ended.
     waiting: VecDeque<usize>,
     doubtful: bool,
 }
 
-/// How far a call has come.
-enum Progress {
-    Answered(Answer),
-    Hangs,
-    /// A fault of the engine keeps it from its end.
-    Stuck,
-}
-
 struct Model {
-    host: Host,
+    host: SchedulerHost,
     time: StillTime,
     random: Random,
     tasks: JoinSet<()>,
     /// Calls that let a sandbox's time be over.
     expiring: JoinSet<()>,
     clients: Vec<Option<Pending>>,
-    known: BTreeMap<SandboxId, Known>,
-    faults: BTreeMap<String, (Call, Behaviour)>,
+    known: BTreeMap<SandboxId, KnownSandbox>,
+    faults: BTreeMap<String, (EngineCall, Behaviour)>,
     /// Whether a call may have been told to fail since all was well.
     may_fail: bool,
     log: VecDeque<String>,
@@ -99,27 +95,27 @@ struct Model {
 }
 
 /// Calls that are told to misbehave.
-const CALLS: [Call; 12] = [
-    Call::Freeze,
-    Call::Thaw,
-    Call::Halt,
-    Call::Start,
-    Call::Commit,
-    Call::Drain,
-    Call::Resume,
-    Call::Claim,
-    Call::Create,
-    Call::StopExecutor,
-    Call::Delete,
-    Call::RemoveImage,
+const CALLS: [EngineCall; 12] = [
+    EngineCall::Freeze,
+    EngineCall::Thaw,
+    EngineCall::Halt,
+    EngineCall::Start,
+    EngineCall::Commit,
+    EngineCall::Drain,
+    EngineCall::Resume,
+    EngineCall::Claim,
+    EngineCall::Create,
+    EngineCall::StopExecutor,
+    EngineCall::Delete,
+    EngineCall::RemoveImage,
 ];
 
 impl Model {
     async fn new(seed: u64) -> anyhow::Result<Self> {
         let time = StillTime::new();
-        let mut settings = Settings::default();
+        let mut settings = HostSettings::default();
         settings.limits.max_sandboxes = 1000;
-        let mut host = Host::with(settings).await?;
+        let mut host = SchedulerHost::with(settings).await?;
         host.watch().await;
         Ok(Self {
             host,
@@ -194,211 +190,6 @@ impl Model {
         (!idle.is_empty()).then(|| self.random.of(&idle))
     }
 
-    fn start(
-        &mut self,
-        client: usize,
-        column: Column,
-        of: Option<SandboxId>,
-        work: impl Future<Output = Answer> + Send + 'static,
-    ) {
-        let (sender, answer) = oneshot::channel();
-        let task = self.tasks.spawn(async move {
-            // A client that has left wants no answer.
-            let _ = sender.send(work.await);
-        });
-        self.clients[client] = Some(Pending { answer, task, column, of });
-    }
-
-    /// Waits until a client's call is answered, or hangs on its sandbox.
-    async fn progress(&mut self, client: usize) -> Progress {
-        let begun = Instant::now();
-        for look in 0.. {
-            let Some(pending) = &mut self.clients[client] else { return Progress::Stuck };
-            if let Ok(answer) = pending.answer.try_recv() {
-                self.clients[client] = None;
-                return Progress::Answered(answer);
-            }
-            // These two are answered a little after their transition, when the next one may hang already.
-            let is_over = matches!(pending.column, Column::Snapshot | Column::Fork)
-                && pending.of.as_ref().is_some_and(|id| {
-                    self.host.get(id).map_or(true, |seen| seen.state != State::Snapshotting)
-                });
-            let of = pending.of.as_ref().and_then(|id| self.known.get(id));
-            let hanging = self.host.engine.hanging();
-            if let Some(known) = of
-                && !is_over
-                && hanging.iter().any(|(_, on)| on.as_ref() == Some(&known.instance))
-            {
-                return Progress::Hangs;
-            }
-            if look > 30 && (self.may_fail || !hanging.is_empty()) {
-                return Progress::Stuck;
-            }
-            if begun.elapsed() > LIMIT {
-                self.fail("a call neither answers nor hangs");
-            }
-            breathe().await;
-        }
-        Progress::Stuck
-    }
-
-    /// Begins a call of a client, and checks what becomes of it at once.
-    async fn call(&mut self, client: usize, id: SandboxId, column: Column) {
-        let (scheduler, team) = (self.host.scheduler.clone(), self.host.team);
-        self.start(client, column, Some(id.clone()), call(scheduler, team, id.clone(), column));
-        let Some(known) = self.known.get_mut(&id) else {
-            // Killed, or never there.
-            return self.check(client, &id, column, Answer::NotFound).await;
-        };
-        if known.doubtful {
-            return breathe().await;
-        }
-        let state = known.busy.as_ref().map_or(known.state, |busy| busy.state);
-        if let Some(answer) = Self::serve(known, client, column, state) {
-            self.check(client, &id, column, answer).await;
-        } else if known.busy.as_ref().is_some_and(|busy| busy.clients == [client]) {
-            self.resolve(&id).await;
-        } else {
-            breathe().await;
-            breathe().await;
-        }
-        self.check_view(&id);
-    }
-
-    /// What the table does with a call in a state: it is answered at once as returned, or noted as what runs, joins
-    /// or waits.
-    fn serve(known: &mut Known, client: usize, column: Column, state: State) -> Option<Answer> {
-        let place = COLUMNS.iter().position(|other| *other == column).expect("a column");
-        match row(state)[place] {
-            Cell::Now(answer @ (Answer::Done | Answer::Resumed)) => {
-                let state = match column {
-                    Column::Pause => State::Pausing,
-                    Column::Kill => State::Killing,
-                    Column::Connect | Column::Resume => State::Resuming,
-                    Column::Snapshot | Column::Fork => State::Snapshotting,
-                    Column::SetTimeout | Column::Refresh => return Some(answer),
-                };
-                known.busy = Some(Busy { state, clients: vec![client] });
-                None
-            }
-            Cell::Now(answer) => Some(answer),
-            Cell::Then(_) => {
-                let joins = matches!(
-                    (state, column),
-                    (State::Pausing, Column::Pause)
-                        | (State::Resuming, Column::Connect | Column::Resume)
-                        | (State::Killing, Column::Kill)
-                );
-                match &mut known.busy {
-                    Some(busy) if joins => busy.clients.push(client),
-                    _ => known.waiting.push_back(client),
-                }
-                None
-            }
-        }
-    }
-
-    /// Checks a call that must be answered at once.
-    async fn check(&mut self, client: usize, id: &SandboxId, column: Column, expected: Answer) {
-        let begun = Instant::now();
-        while let Some(pending) = &mut self.clients[client] {
-            match pending.answer.try_recv() {
-                Ok(answer) if answer == expected => self.clients[client] = None,
-                Ok(answer) => {
-                    self.fail(&format!("{column:?} of {id} answers {answer:?}, not {expected:?}"));
-                }
-                Err(_) if begun.elapsed() > LIMIT => {
-                    self.fail(&format!("{column:?} of {id} waits, and should answer {expected:?}"));
-                }
-                Err(_) => breathe().await,
-            }
-        }
-    }
-
-    /// Follows a sandbox's transitions until one hangs or all have ended.
-    async fn resolve(&mut self, id: &SandboxId) {
-        loop {
-            let Some(known) = self.known.get(id) else { return };
-            let Some(busy) = &known.busy else { return };
-            let (state, first) = (busy.state, busy.clients[0]);
-            let Some(column) = self.clients[first].as_ref().map(|pending| pending.column) else {
-                return self.doubt(id);
-            };
-            let answer = match self.progress(first).await {
-                Progress::Answered(answer) => Some(answer),
-                Progress::Hangs => return self.check_view(id),
-                // The copies of a fork may hang after their image is made.
-                Progress::Stuck if column == Column::Fork => None,
-                Progress::Stuck => return self.doubt(id),
-            };
-            let expected = match column {
-                Column::Connect | Column::Resume => Answer::Resumed,
-                _ => Answer::Done,
-            };
-            if answer.is_none_or(|answer| answer != expected) {
-                if !self.may_fail && answer.is_some() {
-                    self.fail(&format!("{column:?} of {id} answers {answer:?} without a fault"));
-                }
-                return self.doubt(id);
-            }
-            let known = self.known.get_mut(id).expect("it was there");
-            let joined = known.busy.take().map(|busy| busy.clients).unwrap_or_default();
-            for client in joined.into_iter().skip(1) {
-                self.check(client, id, column, expected).await;
-            }
-            let known = self.known.get_mut(id).expect("it was there");
-            known.state = match state {
-                State::Pausing => State::Paused,
-                State::Killing => {
-                    let left: Vec<usize> = known.waiting.drain(..).collect();
-                    self.known.remove(id);
-                    if !left.is_empty() {
-                        self.fail(&format!("{left:?} waited for a kill"));
-                    }
-                    return;
-                }
-                _ => State::Running,
-            };
-            // All that waited is served at once, each by what the one before it has begun.
-            let mut answers = Vec::new();
-            for client in std::mem::take(&mut known.waiting) {
-                let Some(column) = self.clients[client].as_ref().map(|pending| pending.column)
-                else {
-                    continue;
-                };
-                let state = known.busy.as_ref().map_or(known.state, |busy| busy.state);
-                let answer = Self::serve(known, client, column, state);
-                answers.extend(answer.map(|answer| (client, column, answer)));
-            }
-            for (client, column, answer) in answers {
-                self.check(client, id, column, answer).await;
-            }
-        }
-    }
-
-    /// What clients see of a sandbox is what the reference says.
-    fn check_view(&self, id: &SandboxId) {
-        let seen = self.host.get(id).ok().map(|sandbox| sandbox.state);
-        let Some(known) = self.known.get(id) else {
-            if seen.is_some() {
-                self.fail(&format!("{id} is {seen:?}, and should be gone"));
-            }
-            return;
-        };
-        if known.doubtful {
-            return;
-        }
-        let state = known.busy.as_ref().map_or(known.state, |busy| busy.state);
-        if seen != state.is_visible().then_some(state) {
-            self.fail(&format!("{id} is {seen:?}, and should be {state:?}"));
-        }
-        let listed = self.host.scheduler.list(self.host.team);
-        let times = listed.iter().filter(|sandbox| sandbox.id == *id).count();
-        if times != usize::from(state.is_visible()) {
-            self.fail(&format!("{id} is listed {times} times while {state}"));
-        }
-    }
-
     async fn create(&mut self, client: usize) {
         let (scheduler, team) = (self.host.scheduler.clone(), self.host.team);
         let with_workspace = self.random.below(2) == 0;
@@ -407,137 +198,23 @@ impl Model {
         // Of the table's columns, as one that is not of a sandbox.
         self.start(client, Column::Fork, None, work);
         match self.progress(client).await {
-            Progress::Answered(Answer::Done) => {
+            CallProgress::Answered(CallAnswer::Done) => {
                 let (id, instance) = id.await.expect("it was told");
-                let (state, busy, waiting) = (State::Running, None, VecDeque::new());
-                let known = Known { instance, state, busy, waiting, doubtful: false };
+                let (state, busy, waiting) = (SandboxState::Running, None, VecDeque::new());
+                let known = KnownSandbox { instance, state, busy, waiting, doubtful: false };
                 self.known.insert(id.clone(), known);
                 self.check_view(&id);
             }
-            Progress::Answered(answer) if !self.may_fail => {
+            CallProgress::Answered(answer) if !self.may_fail => {
                 self.fail(&format!("a create answers {answer:?} without a fault"));
             }
-            Progress::Answered(_) | Progress::Hangs | Progress::Stuck => {}
+            CallProgress::Answered(_) | CallProgress::Hangs | CallProgress::Stuck => {}
         }
     }
 
     fn pick(&mut self) -> Option<SandboxId> {
         let all: Vec<SandboxId> = self.known.keys().cloned().collect();
         (!all.is_empty()).then(|| all[self.random.below(all.len())].clone())
-    }
-
-    /// Somebody does something to a container.
-    async fn interfere(&mut self) {
-        let Some(id) = self.pick() else { return };
-        let instance = self.known[&id].instance.clone();
-        let engine = self.host.engine.clone();
-        let what = self.random.below(6);
-        self.note(format!("interfere {what}: {id}"));
-        match what {
-            0 => engine.die(&instance),
-            1 => engine.die_unseen(&instance),
-            2 => engine.set_state(&instance, ContainerState::Frozen),
-            3 => engine.set_state(&instance, ContainerState::Running),
-            4 => engine.set_state(&instance, ContainerState::Stopped),
-            _ => engine.take_away(&instance),
-        }
-        if self.random.below(2) == 0 {
-            engine.announce(RuntimeEvent::Resync);
-        }
-        self.doubt(&id);
-        breathe().await;
-    }
-
-    async fn heal(&mut self, name: &str) {
-        let Some((call, behaviour)) = self.faults.remove(name) else { return };
-        self.note(format!("heal: {call:?} {behaviour:?}"));
-        self.host.engine.heal(call);
-        // What hung goes on.
-        breathe().await;
-        let busy: Vec<SandboxId> = self
-            .known
-            .iter()
-            .filter(|(_, known)| known.busy.is_some())
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in busy {
-            self.resolve(&id).await;
-            self.check_view(&id);
-        }
-    }
-
-    /// The server dies, and all calls with it.
-    async fn crash(&mut self) -> anyhow::Result<()> {
-        self.note("crash:".to_owned());
-        let stops = self.random.below(2) == 0;
-        if stops {
-            self.host.engine.stop_at(self.random.below(8));
-            breathe().await;
-        }
-        self.tasks.shutdown().await;
-        self.expiring.shutdown().await;
-        self.host.crash().await;
-        for (_, (call, _)) in std::mem::take(&mut self.faults) {
-            self.host.engine.heal(call);
-        }
-        self.clients.iter_mut().for_each(|client| *client = None);
-        self.host.restart().await?;
-        self.host.watch().await;
-        self.settle().await
-    }
-
-    /// Heals everything. Then all calls must answer, and all sandboxes be in order.
-    async fn settle(&mut self) -> anyhow::Result<()> {
-        for name in self.faults.keys().cloned().collect::<Vec<_>>() {
-            self.heal(&name).await;
-        }
-        self.host.engine.announce(RuntimeEvent::Resync);
-        let begun = Instant::now();
-        let mut calm = false;
-        for look in 1.. {
-            breathe().await;
-            self.collect();
-            while self.expiring.try_join_next().is_some() {}
-            let pending = self.clients.iter().flatten().count() + self.expiring.len();
-            let faults = self.host.faults().await?;
-            if pending == 0 && faults.is_empty() {
-                // All is in order, but something may still wait to be tried again.
-                if calm {
-                    break;
-                }
-                calm = true;
-                self.time.pass(Duration::from_millis(2500)).await;
-                continue;
-            }
-            calm = false;
-            if begun.elapsed() > LIMIT {
-                self.fail(&format!("does not settle: {faults:#?}"));
-            }
-            // What is tried again later is tried now. Not faster than the store can follow.
-            if look % 10 == 0 {
-                self.time.pass(Duration::from_millis(2500)).await;
-            }
-            if look % 100 == 0 {
-                self.host.engine.announce(RuntimeEvent::Resync);
-            }
-        }
-        self.may_fail = false;
-        for snapshot in
-            self.host.scheduler.catalogue().snapshots(self.host.team, &SnapshotFilter::default())?
-        {
-            let reference = snapshot.id.parse()?;
-            self.host.scheduler.delete_template(self.host.team, &reference).await?;
-        }
-        let all = self.host.scheduler.list(self.host.team).into_iter();
-        self.known = all
-            .map(|sandbox| {
-                let (state, instance) = (sandbox.state, sandbox.instance.id.clone());
-                let (busy, waiting) = (None, VecDeque::new());
-                let known = Known { instance, state, busy, waiting, doubtful: false };
-                (sandbox.id.clone(), known)
-            })
-            .collect();
-        Ok(())
     }
 
     async fn step(&mut self) -> anyhow::Result<()> {
@@ -577,7 +254,7 @@ impl Model {
                 ]);
                 let fails = matches!(behaviour, Behaviour::Fail | Behaviour::FailAfter);
                 // An image that cannot be removed stays until the next start.
-                let stays = call == Call::RemoveImage && fails;
+                let stays = call == EngineCall::RemoveImage && fails;
                 if stays || self.faults.contains_key(&format!("{call:?}")) {
                     return Ok(());
                 }
@@ -631,7 +308,7 @@ async fn create(
     team: TeamId,
     with_workspace: bool,
     told: oneshot::Sender<(SandboxId, InstanceId)>,
-) -> Answer {
+) -> CallAnswer {
     use sandyard_types::{Lifecycle, OnTimeout};
     let mut request = request();
     request.timeout = 10 * MINUTE;
@@ -645,9 +322,9 @@ async fn create(
             let sandbox = new.keep();
             // The test may have given up on it.
             let _ = told.send((sandbox.id.clone(), sandbox.instance.id.clone()));
-            Answer::Done
+            CallAnswer::Done
         }
-        Err(_) => Answer::Failed,
+        Err(_) => CallAnswer::Failed,
     }
 }
 

@@ -3,19 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sandyard_core::{CreateSandbox, IDLE_MIB, PoolSettings, RuntimeEvent, SandboxEvent, State};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_core::{
+    CreateSandbox, IDLE_MIB, PoolSettings, RuntimeEvent, SandboxEvent, SandboxState,
+};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::{InstanceId, Template};
 use tokio::task::JoinSet;
 
 use crate::host::{
-    Host, Settings, StillTime, breathe, eventually, next_event, request, template, within,
+    HostSettings, SchedulerHost, StillTime, breathe, eventually, next_event, request, template,
+    within,
 };
 
 /// A pool of so many of each kind, and at most `max` of one.
-fn settings(minimum: u32, max: u32, memory_mib: u32) -> Settings {
+fn settings(minimum: u32, max: u32, memory_mib: u32) -> HostSettings {
     let templates = vec![Template { pool: minimum, ..template() }];
-    let mut settings = Settings { templates, ..Settings::default() };
+    let mut settings = HostSettings { templates, ..HostSettings::default() };
     settings.limits.pool = PoolSettings { max, memory_mib };
     settings.limits.max_sandboxes = 20;
     settings
@@ -26,16 +29,16 @@ fn plain() -> CreateSandbox {
 }
 
 /// What waits of the kinds without and with a workspace.
-fn ready(host: &Host) -> Vec<usize> {
+fn ready(host: &SchedulerHost) -> Vec<usize> {
     host.scheduler.pool().iter().map(|shelf| shelf.ready).collect()
 }
 
-async fn filled(host: &Host, expected: [usize; 2]) {
+async fn filled(host: &SchedulerHost, expected: [usize; 2]) {
     eventually(&format!("a pool of {expected:?}"), || ready(host) == expected).await;
 }
 
 /// The containers that are no sandbox's.
-fn warm(host: &Host) -> BTreeSet<InstanceId> {
+fn warm(host: &SchedulerHost) -> BTreeSet<InstanceId> {
     let used: BTreeSet<_> = host.scheduler.instances().into_iter().map(|(_, id)| id).collect();
     let all = host.engine.instances().into_iter().map(|instance| instance.id);
     all.filter(|id| !used.contains(id)).collect()
@@ -43,10 +46,10 @@ fn warm(host: &Host) -> BTreeSet<InstanceId> {
 
 #[tokio::test]
 async fn a_create_takes_a_container_that_waits_and_another_is_made() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     filled(&host, [1, 1]).await;
-    assert_eq!(host.count(Call::Ready), 2);
+    assert_eq!(host.count(EngineCall::Ready), 2);
     let before = warm(&host);
     let mut events = host.scheduler.events();
     for request in [plain(), request()] {
@@ -71,7 +74,7 @@ async fn a_create_takes_a_container_that_waits_and_another_is_made() -> anyhow::
 
 #[tokio::test]
 async fn without_a_pool_nothing_waits() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(2, 0, 512)).await?;
+    let mut host = SchedulerHost::with(settings(2, 0, 512)).await?;
     host.keep_pool();
     host.create(request()).await?;
     breathe().await;
@@ -82,7 +85,7 @@ async fn without_a_pool_nothing_waits() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_container_that_does_not_answer_its_claim_is_replaced_at_once() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     filled(&host, [1, 1]).await;
     host.tasks.shutdown().await;
@@ -92,7 +95,7 @@ async fn a_container_that_does_not_answer_its_claim_is_replaced_at_once() -> any
     }
     let mut events = host.scheduler.events();
     let sandbox = host.create(request()).await?;
-    assert_eq!(sandbox.state, State::Running);
+    assert_eq!(sandbox.state, SandboxState::Running);
     assert!(!dead.contains(&sandbox.instance.id));
     let event = next_event(&mut events).await;
     assert!(matches!(event, SandboxEvent::Created { from_pool: false, .. }), "{event:?}");
@@ -103,10 +106,10 @@ async fn a_container_that_does_not_answer_its_claim_is_replaced_at_once() -> any
 
 #[tokio::test]
 async fn a_claim_that_is_refused_leaves_nothing() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     filled(&host, [1, 1]).await;
-    for call in [Call::Claim, Call::Prepare] {
+    for call in [EngineCall::Claim, EngineCall::Prepare] {
         host.engine.script(call, Behaviour::Fail);
         assert!(host.create(request()).await.is_err());
         host.engine.heal(call);
@@ -119,18 +122,18 @@ async fn a_claim_that_is_refused_leaves_nothing() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn nothing_is_made_for_the_pool_while_a_create_waits_for_the_engine() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(2, 4, 512)).await?;
-    host.engine.script(Call::Claim, Behaviour::Hang);
+    let mut host = SchedulerHost::with(settings(2, 4, 512)).await?;
+    host.engine.script(EngineCall::Claim, Behaviour::Hang);
     let (scheduler, team) = (host.scheduler.clone(), host.team);
     let mut creates = JoinSet::new();
     creates.spawn(async move { scheduler.create(team, request()).await.map(|new| new.keep()) });
-    within("the create", host.engine.hangs(Call::Claim)).await;
+    within("the create", host.engine.hangs(EngineCall::Claim)).await;
     host.keep_pool();
     for _ in 0..20 {
         breathe().await;
     }
-    assert_eq!(host.count(Call::Create), 1);
-    host.engine.heal(Call::Claim);
+    assert_eq!(host.count(EngineCall::Create), 1);
+    host.engine.heal(EngineCall::Claim);
     within("the create", creates.join_next()).await.expect("one")??;
     filled(&host, [2, 2]).await;
     host.settled("filled").await
@@ -139,15 +142,15 @@ async fn nothing_is_made_for_the_pool_while_a_create_waits_for_the_engine() -> a
 #[tokio::test]
 async fn one_container_is_made_at_a_time_and_no_more_than_fit() -> anyhow::Result<()> {
     // Room for three, though four are wanted.
-    let mut host = Host::with(settings(2, 2, 3 * IDLE_MIB + 1)).await?;
-    host.engine.script(Call::Ready, Behaviour::Hang);
+    let mut host = SchedulerHost::with(settings(2, 2, 3 * IDLE_MIB + 1)).await?;
+    host.engine.script(EngineCall::Ready, Behaviour::Hang);
     host.keep_pool();
-    within("the first", host.engine.hangs(Call::Ready)).await;
+    within("the first", host.engine.hangs(EngineCall::Ready)).await;
     for _ in 0..20 {
         breathe().await;
     }
-    assert_eq!(host.count(Call::Create), 1);
-    host.engine.heal(Call::Ready);
+    assert_eq!(host.count(EngineCall::Create), 1);
+    host.engine.heal(EngineCall::Ready);
     eventually("three", || ready(&host).iter().sum::<usize>() == 3).await;
     breathe().await;
     host.settled("full").await?;
@@ -157,7 +160,7 @@ async fn one_container_is_made_at_a_time_and_no_more_than_fit() -> anyhow::Resul
 
 #[tokio::test(start_paused = true)]
 async fn demand_grows_the_pool_to_its_maximum_and_passes() -> anyhow::Result<()> {
-    let (time, mut host) = (StillTime::new(), Host::with(settings(1, 4, 512)).await?);
+    let (time, mut host) = (StillTime::new(), SchedulerHost::with(settings(1, 4, 512)).await?);
     host.keep_pool();
     filled(&host, [1, 1]).await;
     for _ in 0..6 {
@@ -183,14 +186,15 @@ async fn demand_grows_the_pool_to_its_maximum_and_passes() -> anyhow::Result<()>
 #[tokio::test(start_paused = true)]
 async fn a_container_that_cannot_be_made_is_tried_again_later_and_leaves_nothing()
 -> anyhow::Result<()> {
-    for call in [Call::EnsureImage, Call::Create, Call::Ready] {
+    for call in [EngineCall::EnsureImage, EngineCall::Create, EngineCall::Ready] {
         for behaviour in [Behaviour::Fail, Behaviour::FailAfter] {
             let case = format!("{call:?} {behaviour:?}");
-            let (time, mut host) = (StillTime::new(), Host::with(settings(1, 1, 512)).await?);
+            let (time, mut host) =
+                (StillTime::new(), SchedulerHost::with(settings(1, 1, 512)).await?);
             host.engine.script(call, behaviour);
             host.keep_pool();
             // Each kind is tried once, and then not for a while.
-            within(&case, host.engine.called(Call::Delete, 2)).await;
+            within(&case, host.engine.called(EngineCall::Delete, 2)).await;
             breathe().await;
             host.settled(&case).await?;
             assert!(host.engine.instances().is_empty(), "{case}");
@@ -205,7 +209,7 @@ async fn a_container_that_cannot_be_made_is_tried_again_later_and_leaves_nothing
 
 #[tokio::test]
 async fn a_container_that_dies_in_the_pool_is_replaced() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     host.watch().await;
     filled(&host, [1, 1]).await;
@@ -225,58 +229,58 @@ async fn a_container_that_dies_in_the_pool_is_replaced() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_comparison_spares_what_is_being_made_or_claimed() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.watch().await;
-    let compared = async |host: &Host| {
-        let lists = host.count(Call::List);
+    let compared = async |host: &SchedulerHost| {
+        let lists = host.count(EngineCall::List);
         host.engine.announce(RuntimeEvent::Resync);
         host.engine.announce(RuntimeEvent::Resync);
         // When the second comparison begins, the first one is over.
-        within("two comparisons", host.engine.called(Call::List, lists + 2)).await;
+        within("two comparisons", host.engine.called(EngineCall::List, lists + 2)).await;
         for _ in 0..5 {
             breathe().await;
         }
     };
     // Being made.
-    host.engine.script(Call::Ready, Behaviour::Hang);
+    host.engine.script(EngineCall::Ready, Behaviour::Hang);
     host.keep_pool();
-    within("the first", host.engine.hangs(Call::Ready)).await;
+    within("the first", host.engine.hangs(EngineCall::Ready)).await;
     compared(&host).await;
     assert_eq!(host.engine.instances().len(), 1);
-    host.engine.heal(Call::Ready);
+    host.engine.heal(EngineCall::Ready);
     filled(&host, [1, 1]).await;
-    assert_eq!(host.count(Call::Delete), 0);
+    assert_eq!(host.count(EngineCall::Delete), 0);
     // Waiting since the engine has answered: it is not in the answer.
     let before = warm(&host);
-    host.engine.script(Call::List, Behaviour::HangAfter);
+    host.engine.script(EngineCall::List, Behaviour::HangAfter);
     host.engine.announce(RuntimeEvent::Resync);
-    within("the comparison", host.engine.hangs(Call::List)).await;
+    within("the comparison", host.engine.hangs(EngineCall::List)).await;
     let claimed = host.create(request()).await?;
     filled(&host, [1, 1]).await;
     let new: BTreeSet<_> = warm(&host).difference(&before).cloned().collect();
     assert_eq!(new.len(), 1);
-    host.engine.heal(Call::List);
+    host.engine.heal(EngineCall::List);
     compared(&host).await;
     assert!(new.is_subset(&warm(&host)), "a container that had just been made is removed");
-    assert_eq!(host.get(&claimed.id)?.state, State::Running);
+    assert_eq!(host.get(&claimed.id)?.state, SandboxState::Running);
     // Being claimed.
-    host.engine.script(Call::Claim, Behaviour::Hang);
+    host.engine.script(EngineCall::Claim, Behaviour::Hang);
     let (scheduler, team) = (host.scheduler.clone(), host.team);
     let mut creates = JoinSet::new();
     creates.spawn(async move { scheduler.create(team, request()).await.map(|new| new.keep()) });
-    within("the claim", host.engine.hangs(Call::Claim)).await;
+    within("the claim", host.engine.hangs(EngineCall::Claim)).await;
     compared(&host).await;
-    host.engine.heal(Call::Claim);
+    host.engine.heal(EngineCall::Claim);
     let sandbox = within("the create", creates.join_next()).await.expect("one")??;
     assert!(new.contains(&sandbox.instance.id));
-    assert_eq!(host.count(Call::Delete), 0);
+    assert_eq!(host.count(EngineCall::Delete), 0);
     filled(&host, [1, 1]).await;
     host.settled("compared").await
 }
 
 #[tokio::test]
 async fn a_comparison_removes_what_is_nobodys() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     host.watch().await;
     filled(&host, [1, 1]).await;
@@ -292,32 +296,32 @@ async fn a_comparison_removes_what_is_nobodys() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_restart_removes_what_was_in_the_pool() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(2, 2, 512)).await?;
+    let mut host = SchedulerHost::with(settings(2, 2, 512)).await?;
     host.keep_pool();
     filled(&host, [2, 2]).await;
     let sandbox = host.create(request()).await?;
     filled(&host, [2, 2]).await;
     host.crash_and_restart().await?;
     eventually("the removals", || host.engine.instances().len() == 1).await;
-    assert_eq!(host.get(&sandbox.id)?.state, State::Running);
+    assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running);
     host.settled("restarted").await
 }
 
 #[tokio::test]
 async fn a_shutdown_empties_the_pool_and_what_is_being_made_for_it() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(1, 1, 512)).await?;
+    let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;
     host.keep_pool();
     filled(&host, [1, 1]).await;
     let sandbox = host.create(request()).await?;
     filled(&host, [1, 1]).await;
     // One more is asked for, and is half-made at the end.
-    host.engine.script(Call::Ready, Behaviour::Hang);
+    host.engine.script(EngineCall::Ready, Behaviour::Hang);
     let another = host.create(request()).await?;
-    within("the next", host.engine.hangs(Call::Ready)).await;
+    within("the next", host.engine.hangs(EngineCall::Ready)).await;
     host.tasks.shutdown().await;
     let heal = async {
         breathe().await;
-        host.engine.heal(Call::Ready);
+        host.engine.heal(EngineCall::Ready);
     };
     within("the end", async { tokio::join!(host.scheduler.shut_down(), heal) }).await;
     let left: BTreeSet<_> = host.engine.instances().into_iter().map(|i| i.id).collect();
@@ -328,7 +332,7 @@ async fn a_shutdown_empties_the_pool_and_what_is_being_made_for_it() -> anyhow::
 
 #[tokio::test]
 async fn creates_at_once_take_what_waits_and_make_the_rest() -> anyhow::Result<()> {
-    let mut host = Host::with(settings(3, 3, 512)).await?;
+    let mut host = SchedulerHost::with(settings(3, 3, 512)).await?;
     host.keep_pool();
     filled(&host, [3, 3]).await;
     let creates = (0..8).map(|_| host.create(request()));
@@ -344,7 +348,7 @@ async fn creates_at_once_take_what_waits_and_make_the_rest() -> anyhow::Result<(
 async fn a_refused_create_gives_back_what_it_took() -> anyhow::Result<()> {
     let mut settings = settings(1, 1, 512);
     settings.limits.max_sandboxes = 1;
-    let mut host = Host::with(settings).await?;
+    let mut host = SchedulerHost::with(settings).await?;
     host.keep_pool();
     filled(&host, [1, 1]).await;
     host.create(plain()).await?;
@@ -358,7 +362,7 @@ async fn a_refused_create_gives_back_what_it_took() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_snapshot_that_is_started_from_has_its_own_containers_and_takes_them_along()
 -> anyhow::Result<()> {
-    let mut host = Host::with(settings(0, 2, 512)).await?;
+    let mut host = SchedulerHost::with(settings(0, 2, 512)).await?;
     let sandbox = host.create(plain()).await?;
     let name = "saved".parse()?;
     host.scheduler.snapshot(host.team, &sandbox.id, Some(&name)).await?;
@@ -379,13 +383,16 @@ async fn a_snapshot_that_is_started_from_has_its_own_containers_and_takes_them_a
     let specs = host.engine.specs();
     let spec = specs.iter().find(|spec| spec.instance == second.instance.id).expect("made");
     assert_eq!(spec.template.image, image);
-    assert!(host.count_of(Call::Ready, &second.instance.id) > 0, "it did not wait in the pool");
+    assert!(
+        host.count_of(EngineCall::Ready, &second.instance.id) > 0,
+        "it did not wait in the pool"
+    );
     // With the snapshot go its containers, also one that is just being made.
     let full = || host.scheduler.pool().iter().all(|shelf| shelf.ready == shelf.target);
     eventually("nothing to make", || waiting() == 2 && full()).await;
-    host.engine.script(Call::Ready, Behaviour::Hang);
+    host.engine.script(EngineCall::Ready, Behaviour::Hang);
     host.create(from_snapshot()).await?;
-    within("the next", host.engine.hangs(Call::Ready)).await;
+    within("the next", host.engine.hangs(EngineCall::Ready)).await;
     assert_eq!(host.engine.specs().pop().expect("one").template.image, image);
     for sandbox in host.scheduler.list(host.team) {
         host.scheduler.kill(host.team, &sandbox.id).await?;
@@ -395,7 +402,7 @@ async fn a_snapshot_that_is_started_from_has_its_own_containers_and_takes_them_a
     let deleted = name.clone();
     deletes.spawn(async move { scheduler.delete_template(team, &deleted).await });
     breathe().await;
-    host.engine.heal(Call::Ready);
+    host.engine.heal(EngineCall::Ready);
     within("the delete", deletes.join_next()).await.expect("one")??;
     eventually("its image's removal", || host.engine.images().is_empty()).await;
     assert!(host.scheduler.pool().iter().all(|shelf| shelf.template != "saved"));

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use sandyard_core::{CreateSandbox, SandboxError, SandboxEvent, State, now};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_core::{CreateSandbox, SandboxError, SandboxEvent, SandboxState, now};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::{Lifecycle, OnTimeout, PauseKind, SandboxId};
 
 use crate::host::{
-    Host, MINUTE, Settings, StillTime, breathe, eventually, next_event, pausing, request,
+    HostSettings, MINUTE, SchedulerHost, StillTime, breathe, eventually, next_event, pausing,
+    request,
 };
 
 #[tokio::test]
 async fn end_times_follow_the_contract() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let before = now();
     let sandbox = host.create(request()).await?;
     let (scheduler, team, id) = (&host.scheduler, host.team, &sandbox.id);
@@ -55,12 +56,12 @@ async fn end_times_follow_the_contract() -> anyhow::Result<()> {
 async fn a_pause_keeps_the_start_and_notes_its_moment_and_a_resume_begins_anew()
 -> anyhow::Result<()> {
     for kind in [PauseKind::Full, PauseKind::Filesystem] {
-        let mut host = Host::start().await?;
+        let mut host = SchedulerHost::start().await?;
         let sandbox = host.create(request()).await?;
         let before = now();
         host.pause(&sandbox.id, kind).await?;
         let paused = host.get(&sandbox.id)?;
-        assert_eq!((paused.state, paused.paused), (State::Paused, Some(kind)));
+        assert_eq!((paused.state, paused.paused), (SandboxState::Paused, Some(kind)));
         assert_eq!(paused.started_at, sandbox.started_at);
         assert!(before <= paused.end_at && paused.end_at <= now(), "{kind:?}");
         host.crash_and_restart().await?;
@@ -86,7 +87,7 @@ async fn a_pause_keeps_the_start_and_notes_its_moment_and_a_resume_begins_anew()
 
 #[tokio::test]
 async fn who_joins_a_resume_with_more_time_gets_it() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let sandbox = host.create(request()).await?;
     let (scheduler, team, id) = (&host.scheduler, host.team, &sandbox.id);
     host.pause(id, PauseKind::Full).await?;
@@ -95,7 +96,7 @@ async fn who_joins_a_resume_with_more_time_gets_it() -> anyhow::Result<()> {
         scheduler.connect(team, id, 3 * MINUTE, true)
     );
     assert!(short?.resumed && long?.resumed);
-    assert_eq!(host.count(Call::Thaw), 1);
+    assert_eq!(host.count(EngineCall::Thaw), 1);
     let seen = scheduler.get(team, id)?;
     assert!(seen.end_at - seen.started_at >= 3 * MINUTE);
     Ok(())
@@ -104,10 +105,10 @@ async fn who_joins_a_resume_with_more_time_gets_it() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_end_that_is_over_pauses_or_ends_as_the_life_cycle_says() -> anyhow::Result<()> {
     for kind in [PauseKind::Full, PauseKind::Filesystem] {
-        let host = Host::start().await?;
+        let host = SchedulerHost::start().await?;
         let sandbox = host.create(pausing(kind)).await?;
         host.scheduler.set_timeout(host.team, &sandbox.id, Duration::ZERO).await?;
-        let paused = || host.get(&sandbox.id).is_ok_and(|s| s.state == State::Paused);
+        let paused = || host.get(&sandbox.id).is_ok_and(|s| s.state == SandboxState::Paused);
         eventually("the pause", paused).await;
         assert_eq!(host.get(&sandbox.id)?.paused, Some(kind));
         // A paused one never expires.
@@ -124,20 +125,20 @@ async fn an_end_that_is_over_pauses_or_ends_as_the_life_cycle_says() -> anyhow::
 
 #[tokio::test]
 async fn what_was_due_while_the_server_was_away_happens_at_its_start() -> anyhow::Result<()> {
-    let mut host = Host::start().await?;
+    let mut host = SchedulerHost::start().await?;
     let short = Duration::from_millis(50);
     let pauses = CreateSandbox { timeout: short, ..pausing(PauseKind::Full) };
-    host.engine.script(Call::Freeze, Behaviour::Hang);
-    host.engine.script(Call::Drain, Behaviour::Hang);
+    host.engine.script(EngineCall::Freeze, Behaviour::Hang);
+    host.engine.script(EngineCall::Drain, Behaviour::Hang);
     let pauses = host.create(pauses).await?;
     let ends = host.create(CreateSandbox { timeout: short, ..request() }).await?;
     host.crash().await;
-    host.engine.heal(Call::Freeze);
-    host.engine.heal(Call::Drain);
+    host.engine.heal(EngineCall::Freeze);
+    host.engine.heal(EngineCall::Drain);
     eventually("both ends", || now() > pauses.end_at.max(ends.end_at)).await;
     host.restart().await?;
     eventually("the end", || host.get(&ends.id).is_err()).await;
-    let paused = || host.get(&pauses.id).is_ok_and(|s| s.state == State::Paused);
+    let paused = || host.get(&pauses.id).is_ok_and(|s| s.state == SandboxState::Paused);
     eventually("the pause", paused).await;
     host.settled("started").await
 }
@@ -145,22 +146,22 @@ async fn what_was_due_while_the_server_was_away_happens_at_its_start() -> anyhow
 /// The fault of a store or an engine passes; a sandbox whose pause at its end fails must not run for ever.
 #[tokio::test(start_paused = true)]
 async fn a_pause_at_the_end_that_fails_is_tried_again() -> anyhow::Result<()> {
-    let (time, host) = (StillTime::new(), Host::start().await?);
+    let (time, host) = (StillTime::new(), SchedulerHost::start().await?);
     let sandbox = host.create(pausing(PauseKind::Full)).await?;
     let mut events = host.scheduler.events();
-    host.engine.script(Call::Freeze, Behaviour::Fail);
+    host.engine.script(EngineCall::Freeze, Behaviour::Fail);
     host.scheduler.set_timeout(host.team, &sandbox.id, Duration::ZERO).await?;
     let failed = next_event(&mut events).await;
     assert!(matches!(failed, SandboxEvent::PauseFailed { .. }), "{failed:?}");
     host.settled("the pause failed").await?;
-    assert_eq!(host.get(&sandbox.id)?.state, State::Running);
+    assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Running);
     // Not at once, and not only once.
     time.pass(Duration::from_secs(9)).await;
-    assert_eq!(host.count(Call::Freeze), 1);
+    assert_eq!(host.count(EngineCall::Freeze), 1);
     time.pass(Duration::from_secs(2)).await;
     let failed = next_event(&mut events).await;
     assert!(matches!(failed, SandboxEvent::PauseFailed { .. }), "{failed:?}");
-    host.engine.heal(Call::Freeze);
+    host.engine.heal(EngineCall::Freeze);
     host.settled("the pause failed again").await?;
     time.pass(Duration::from_secs(11)).await;
     assert_eq!(next_event(&mut events).await, SandboxEvent::Paused { kind: PauseKind::Full });
@@ -169,21 +170,21 @@ async fn a_pause_at_the_end_that_fails_is_tried_again() -> anyhow::Result<()> {
 
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_that_has_used_up_its_length_cannot_be_extended() -> anyhow::Result<()> {
-    let mut settings = Settings::default();
+    let mut settings = HostSettings::default();
     settings.limits.max_length = Duration::from_millis(200);
-    let (_still, host) = (StillTime::new(), Host::with(settings).await?);
+    let (_still, host) = (StillTime::new(), SchedulerHost::with(settings).await?);
     let timeout = Duration::from_millis(200);
     let sandbox = host.create(CreateSandbox { timeout, ..pausing(PauseKind::Full) }).await?;
     let (scheduler, team, id) = (&host.scheduler, host.team, &sandbox.id);
     eventually("its end", || now() > sandbox.end_at).await;
     // Its pause fails, and is not tried again soon: it outlives its end.
     let mut events = scheduler.events();
-    host.engine.script(Call::Freeze, Behaviour::Fail);
+    host.engine.script(EngineCall::Freeze, Behaviour::Fail);
     // The timer's clock stands still, so it has to be told.
     assert!(scheduler.extend(team, id, timeout).await.is_err());
     let failed = next_event(&mut events).await;
     assert!(matches!(failed, SandboxEvent::PauseFailed { .. }), "{failed:?}");
-    host.engine.heal(Call::Freeze);
+    host.engine.heal(EngineCall::Freeze);
     for refused in [
         scheduler.extend(team, id, timeout).await,
         scheduler.set_timeout(team, id, timeout).await,
@@ -200,7 +201,7 @@ async fn a_sandbox_that_has_used_up_its_length_cannot_be_extended() -> anyhow::R
 
 #[tokio::test]
 async fn traffic_wakes_what_may_be_woken_for_the_time_of_its_create() -> anyhow::Result<()> {
-    let host = Host::start().await?;
+    let host = SchedulerHost::start().await?;
     let wakes = |timeout| CreateSandbox {
         timeout,
         lifecycle: Lifecycle { on_timeout: OnTimeout::Kill, auto_resume: true },
@@ -210,17 +211,20 @@ async fn traffic_wakes_what_may_be_woken_for_the_time_of_its_create() -> anyhow:
         let sandbox = host.create(wakes(created)).await?;
         // Not the time of a later call.
         host.scheduler.set_timeout(host.team, &sandbox.id, 10 * MINUTE).await?;
-        assert_eq!(host.scheduler.wake(&sandbox.id).await?.state, State::Running);
+        assert_eq!(host.scheduler.wake(&sandbox.id).await?.state, SandboxState::Running);
         host.pause(&sandbox.id, PauseKind::Full).await?;
         assert!(host.get(&sandbox.id)?.wakes_by_traffic());
         let woken = host.scheduler.wake(&sandbox.id).await?;
-        assert_eq!((woken.state, woken.end_at), (State::Running, woken.started_at + expected));
+        assert_eq!(
+            (woken.state, woken.end_at),
+            (SandboxState::Running, woken.started_at + expected)
+        );
         // Files only: never.
         host.pause(&sandbox.id, PauseKind::Filesystem).await?;
         assert!(!host.get(&sandbox.id)?.wakes_by_traffic());
         let refused = host.scheduler.wake(&sandbox.id).await;
         assert!(matches!(refused, Err(SandboxError::NotFound(_))), "{refused:?}");
-        assert_eq!(host.get(&sandbox.id)?.state, State::Paused);
+        assert_eq!(host.get(&sandbox.id)?.state, SandboxState::Paused);
         host.scheduler.kill(host.team, &sandbox.id).await?;
     }
     let asleep = host.create(request()).await?;

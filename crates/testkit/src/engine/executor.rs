@@ -9,7 +9,7 @@ use sandyard_core::{
 };
 use sandyard_types::{InstanceId, SandboxId, WorkspaceSpec};
 
-use super::{Call, FakeEngine};
+use super::{EngineCall, FakeEngine};
 
 /// How often an executor in a frozen container is tried before it counts as one that does not answer.
 const TRIES: usize = 16;
@@ -42,20 +42,22 @@ impl FakeEngine {
 #[async_trait]
 impl ExecutorClient for FakeEngine {
     async fn claim(&self, instance: &Instance, claim: &Claim) -> Result<(), ExecutorError> {
-        self.begin(Call::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))?;
+        self.begin(EngineCall::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))?;
         self.reach(&instance.id).await?;
         self.state().claims.push(claim.clone());
-        self.end(Call::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))
+        self.end(EngineCall::Claim, Some(&instance.id)).await.map_err(|()| refusal("claim"))
     }
 
     async fn ready(&self, instance: &Instance) -> Result<(), ExecutorError> {
-        self.begin(Call::Ready, Some(&instance.id)).await.map_err(|()| refusal("be ready"))?;
+        self.begin(EngineCall::Ready, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("be ready"))?;
         self.reach(&instance.id).await?;
-        self.end(Call::Ready, Some(&instance.id)).await.map_err(|()| refusal("be ready"))
+        self.end(EngineCall::Ready, Some(&instance.id)).await.map_err(|()| refusal("be ready"))
     }
 
     async fn drain(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::Drain, Some(&instance.id)).await.map_err(|()| refusal("drain"))?;
+        self.begin(EngineCall::Drain, Some(&instance.id)).await.map_err(|()| refusal("drain"))?;
         self.reach(&instance.id).await?;
         let complete = {
             let mut state = self.state();
@@ -64,28 +66,32 @@ impl ExecutorClient for FakeEngine {
             }
             !state.undrained
         };
-        self.end(Call::Drain, Some(&instance.id)).await.map_err(|()| refusal("drain"))?;
+        self.end(EngineCall::Drain, Some(&instance.id)).await.map_err(|()| refusal("drain"))?;
         Ok(if complete { Flushed::Complete } else { Flushed::Incomplete { bytes_left: Some(7) } })
     }
 
     async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
-        self.begin(Call::Resume, Some(&instance.id)).await.map_err(|()| lost())?;
+        self.begin(EngineCall::Resume, Some(&instance.id)).await.map_err(|()| lost())?;
         self.reach(&instance.id).await?;
         self.state().halted.remove(&instance.id);
-        self.end(Call::Resume, Some(&instance.id)).await.map_err(|()| lost())
+        self.end(EngineCall::Resume, Some(&instance.id)).await.map_err(|()| lost())
     }
 
     async fn sync(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
+        self.begin(EngineCall::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
         self.reach(&instance.id).await?;
-        self.end(Call::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
+        self.end(EngineCall::Sync, Some(&instance.id)).await.map_err(|()| refusal("sync"))?;
         Ok(Flushed::Complete)
     }
 
     async fn stop(&self, instance: &Instance, _: Duration) -> Result<Flushed, ExecutorError> {
-        self.begin(Call::StopExecutor, Some(&instance.id)).await.map_err(|()| refusal("stop"))?;
+        self.begin(EngineCall::StopExecutor, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("stop"))?;
         self.reach(&instance.id).await?;
-        self.end(Call::StopExecutor, Some(&instance.id)).await.map_err(|()| refusal("stop"))?;
+        self.end(EngineCall::StopExecutor, Some(&instance.id))
+            .await
+            .map_err(|()| refusal("stop"))?;
         Ok(Flushed::Complete)
     }
 }
@@ -94,9 +100,9 @@ impl ExecutorClient for FakeEngine {
 impl Workspaces for FakeEngine {
     async fn prepare(&self, workspace: &WorkspaceSpec) -> Result<(), WorkspaceError> {
         let failed = |()| WorkspaceError::Unreachable("told to fail".to_owned());
-        self.begin(Call::Prepare, None).await.map_err(failed)?;
+        self.begin(EngineCall::Prepare, None).await.map_err(failed)?;
         self.state().prepared.push(workspace.clone());
-        self.end(Call::Prepare, None).await.map_err(failed)
+        self.end(EngineCall::Prepare, None).await.map_err(failed)
     }
 
     fn release(&self, id: &SandboxId) {

@@ -13,7 +13,7 @@ use sandyard_core::{
 use sandyard_types::{InstanceId, Template};
 use tokio::sync::broadcast;
 
-use super::{Call, FakeEngine};
+use super::{EngineCall, FakeEngine};
 use crate::FakeDaemon;
 
 fn refused(call: &'static str) -> impl Fn(()) -> RuntimeError {
@@ -32,17 +32,17 @@ impl Runtime for FakeEngine {
             template: template.name.to_string(),
             reason: "told to fail".to_owned(),
         };
-        self.begin(Call::EnsureImage, None).await.map_err(missing)?;
+        self.begin(EngineCall::EnsureImage, None).await.map_err(missing)?;
         if !self.has_image(&template.image) {
             return Err(missing(()));
         }
-        self.end(Call::EnsureImage, None).await.map_err(missing)?;
+        self.end(EngineCall::EnsureImage, None).await.map_err(missing)?;
         Ok(ImageFacts::default())
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<Instance, RuntimeError> {
         const WHAT: &str = "create the container";
-        self.begin(Call::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
         if !self.has_image(&spec.template.image) {
             let reason = "there is no such image".to_owned();
             return Err(RuntimeError::Failed { call: WHAT, reason });
@@ -60,15 +60,15 @@ impl Runtime for FakeEngine {
             state.used_images.insert(spec.instance.clone(), spec.template.image.clone());
             state.daemons.extend(daemon.map(|daemon| (spec.instance.clone(), daemon)));
         }
-        self.end(Call::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::Create, Some(&spec.instance)).await.map_err(refused(WHAT))?;
         Ok(instance)
     }
 
     async fn list(&self) -> Result<Vec<Instance>, RuntimeError> {
         const WHAT: &str = "list containers";
-        self.begin(Call::List, None).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::List, None).await.map_err(refused(WHAT))?;
         let all = self.instances();
-        self.end(Call::List, None).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::List, None).await.map_err(refused(WHAT))?;
         Ok(all)
     }
 
@@ -88,15 +88,15 @@ impl Runtime for FakeEngine {
 
     async fn inspect(&self, id: &InstanceId) -> Result<Option<Instance>, RuntimeError> {
         const WHAT: &str = "inspect the container";
-        self.begin(Call::Inspect, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Inspect, Some(id)).await.map_err(refused(WHAT))?;
         let found = self.state().instances.get(id).cloned();
-        self.end(Call::Inspect, Some(id)).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::Inspect, Some(id)).await.map_err(refused(WHAT))?;
         Ok(found)
     }
 
     async fn freeze(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         const WHAT: &str = "freeze the container";
-        self.begin(Call::Freeze, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Freeze, Some(id)).await.map_err(refused(WHAT))?;
         self.change(id, WHAT, |instance| match instance.state {
             ContainerState::Stopped => false,
             ContainerState::Running | ContainerState::Frozen => {
@@ -104,30 +104,30 @@ impl Runtime for FakeEngine {
                 true
             }
         })?;
-        self.end(Call::Freeze, Some(id)).await.map_err(refused(WHAT))
+        self.end(EngineCall::Freeze, Some(id)).await.map_err(refused(WHAT))
     }
 
     async fn thaw(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         const WHAT: &str = "thaw the container";
-        self.begin(Call::Thaw, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Thaw, Some(id)).await.map_err(refused(WHAT))?;
         if let Some(instance) = self.state().instances.get_mut(id)
             && instance.state == ContainerState::Frozen
         {
             instance.state = ContainerState::Running;
         }
-        self.end(Call::Thaw, Some(id)).await.map_err(refused(WHAT))
+        self.end(EngineCall::Thaw, Some(id)).await.map_err(refused(WHAT))
     }
 
     async fn halt(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         const WHAT: &str = "end the container's processes";
-        self.begin(Call::Halt, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Halt, Some(id)).await.map_err(refused(WHAT))?;
         self.die_unseen(id);
-        self.end(Call::Halt, Some(id)).await.map_err(refused(WHAT))
+        self.end(EngineCall::Halt, Some(id)).await.map_err(refused(WHAT))
     }
 
     async fn start(&self, id: &InstanceId) -> Result<Instance, RuntimeError> {
         const WHAT: &str = "start the container";
-        self.begin(Call::Start, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Start, Some(id)).await.map_err(refused(WHAT))?;
         let daemon = self.start_daemon(WHAT).await?;
         let address = address_of(daemon.as_deref());
         let instance = self.change(id, WHAT, |instance| {
@@ -136,17 +136,17 @@ impl Runtime for FakeEngine {
             true
         })?;
         self.state().daemons.extend(daemon.map(|daemon| (id.clone(), daemon)));
-        self.end(Call::Start, Some(id)).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::Start, Some(id)).await.map_err(refused(WHAT))?;
         Ok(instance)
     }
 
     async fn commit(&self, id: &InstanceId, name: &str) -> Result<String, RuntimeError> {
         const WHAT: &str = "make an image";
-        self.begin(Call::Commit, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Commit, Some(id)).await.map_err(refused(WHAT))?;
         self.change(id, WHAT, |_| true)?;
         let image = format!("{COMMITTED}{name}");
         self.state().images.insert(image.clone());
-        let ended = self.end(Call::Commit, Some(id)).await.map_err(refused(WHAT));
+        let ended = self.end(EngineCall::Commit, Some(id)).await.map_err(refused(WHAT));
         if ended.is_err() {
             self.state().images.remove(&image);
         }
@@ -155,7 +155,7 @@ impl Runtime for FakeEngine {
 
     async fn remove_image(&self, image: &str) -> Result<(), RuntimeError> {
         const WHAT: &str = "remove an image";
-        self.begin(Call::RemoveImage, None).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::RemoveImage, None).await.map_err(refused(WHAT))?;
         {
             let mut state = self.state();
             if state.used_images.values().any(|used| used == image) {
@@ -164,32 +164,32 @@ impl Runtime for FakeEngine {
             }
             state.images.remove(image);
         }
-        self.end(Call::RemoveImage, None).await.map_err(refused(WHAT))
+        self.end(EngineCall::RemoveImage, None).await.map_err(refused(WHAT))
     }
 
     async fn images(&self) -> Result<Vec<String>, RuntimeError> {
         const WHAT: &str = "list images";
-        self.begin(Call::Images, None).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Images, None).await.map_err(refused(WHAT))?;
         let images = Self::images(self);
-        self.end(Call::Images, None).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::Images, None).await.map_err(refused(WHAT))?;
         Ok(images)
     }
 
     async fn stop(&self, id: &InstanceId, _: u32) -> Result<(), RuntimeError> {
         const WHAT: &str = "stop the container";
-        self.begin(Call::Stop, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Stop, Some(id)).await.map_err(refused(WHAT))?;
         self.die_unseen(id);
-        self.end(Call::Stop, Some(id)).await.map_err(refused(WHAT))
+        self.end(EngineCall::Stop, Some(id)).await.map_err(refused(WHAT))
     }
 
     async fn delete(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         const WHAT: &str = "remove the container";
-        self.begin(Call::Delete, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::Delete, Some(id)).await.map_err(refused(WHAT))?;
         {
             let mut state = self.state();
             state.remove(id);
         }
-        self.end(Call::Delete, Some(id)).await.map_err(refused(WHAT))
+        self.end(EngineCall::Delete, Some(id)).await.map_err(refused(WHAT))
     }
 
     fn bounds_disk(&self) -> bool {
@@ -198,16 +198,16 @@ impl Runtime for FakeEngine {
 
     async fn disk_usage(&self) -> Result<Vec<(InstanceId, u64)>, RuntimeError> {
         const WHAT: &str = "tell what containers have written";
-        self.begin(Call::DiskUsage, None).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::DiskUsage, None).await.map_err(refused(WHAT))?;
         let usage = self.state().disk_usage.clone();
-        self.end(Call::DiskUsage, None).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::DiskUsage, None).await.map_err(refused(WHAT))?;
         Ok(usage)
     }
 
     async fn memory_usage(&self, id: &InstanceId) -> Result<u64, RuntimeError> {
         const WHAT: &str = "tell the container's memory";
-        self.begin(Call::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
-        self.end(Call::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::MemoryUsage, Some(id)).await.map_err(refused(WHAT))?;
         // Each as much as the other.
         Ok(100 << 20)
     }
@@ -218,8 +218,8 @@ impl Runtime for FakeEngine {
 
     async fn last_lines(&self, id: &InstanceId) -> Result<Vec<String>, RuntimeError> {
         const WHAT: &str = "read the container's log";
-        self.begin(Call::LastLines, Some(id)).await.map_err(refused(WHAT))?;
-        self.end(Call::LastLines, Some(id)).await.map_err(refused(WHAT))?;
+        self.begin(EngineCall::LastLines, Some(id)).await.map_err(refused(WHAT))?;
+        self.end(EngineCall::LastLines, Some(id)).await.map_err(refused(WHAT))?;
         Ok(vec!["the last line".to_owned()])
     }
 }

@@ -10,32 +10,36 @@ use std::sync::Arc;
 use sandyard_types::{InstanceId, Template};
 use tracing::{info, warn};
 
-use super::{Made, Outcome, claim_of};
+use super::{Made, TransitionOutcome, claim_of};
 use crate::pool::Warm;
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerSpec, ExecutorError, Instance, Profile, SandboxError, now};
 
 /// Makes the sandbox in a container of the pool, if it was given one, or in a new one.
-pub(crate) async fn run(shared: Arc<Shared>, record: Record, warm: Option<Warm>) -> Outcome {
+pub(crate) async fn run(
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
+    warm: Option<Warm>,
+) -> TransitionOutcome {
     let mut making = Making { shared, record };
     match making.make(warm).await {
         Ok((instance, from_pool)) => {
-            Outcome::Created(Made { record: making.record, instance, from_pool })
+            TransitionOutcome::Created(Made { record: making.record, instance, from_pool })
         }
         Err(failure) => match making.undo().await {
-            Ok(()) => Outcome::CreateFailed { failure, left: false },
+            Ok(()) => TransitionOutcome::CreateFailed { failure, left: false },
             Err(cleanup) => {
                 let (failure, cleanup) = (Box::new(failure), Box::new(cleanup));
                 let failure = SandboxError::Cleanup { failure, cleanup };
-                Outcome::CreateFailed { failure, left: true }
+                TransitionOutcome::CreateFailed { failure, left: true }
             }
         },
     }
 }
 
 /// What a container for a sandbox is made from.
-pub(crate) fn spec_of(shared: &Shared, record: &Record) -> ContainerSpec {
+pub(crate) fn spec_of(shared: &SchedulerShared, record: &SandboxRecord) -> ContainerSpec {
     let has_workspace = record.workspace.is_some();
     ContainerSpec {
         instance: record.instance.clone(),
@@ -46,8 +50,8 @@ pub(crate) fn spec_of(shared: &Shared, record: &Record) -> ContainerSpec {
 }
 
 struct Making {
-    shared: Arc<Shared>,
-    record: Record,
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
 }
 
 impl Making {

@@ -6,35 +6,42 @@ use std::sync::Arc;
 
 use tracing::{error, warn};
 
-use super::{EndFailure, Ended, Outcome, RETRY};
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use super::{EndFailure, EndResult, RETRY, TransitionOutcome};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{ExecutorError, Flushed, Instance};
 
 /// Ends the sandbox. `flush` is for one that runs and has a workspace; after a pause everything is in the store.
 pub(crate) async fn run(
-    shared: Arc<Shared>,
-    record: Record,
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
     instance: Instance,
     flush: bool,
-) -> Outcome {
-    let noted = Record { stage: Stage::Ending, ..record };
+) -> TransitionOutcome {
+    let noted = SandboxRecord { stage: Stage::Ending, ..record };
     if let Err(error) = shared.parts.store.update_sandbox(&noted).await {
         // The end goes on: if the server dies now, the next start finds the sandbox running, or
         // without a container, and both are handled.
         error!(%error, "cannot note that the sandbox ends");
     }
     let left = if flush { self::flush(&shared, &instance).await } else { None };
-    Outcome::Ended(delete(&shared, &noted, left).await)
+    TransitionOutcome::Ended(delete(&shared, &noted, left).await)
 }
 
 /// Tries again to remove the container, later.
-pub(crate) async fn retry(shared: Arc<Shared>, record: Record) -> Outcome {
+pub(crate) async fn retry(
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
+) -> TransitionOutcome {
     tokio::time::sleep(RETRY).await;
-    Outcome::Ended(delete(&shared, &record, None).await)
+    TransitionOutcome::Ended(delete(&shared, &record, None).await)
 }
 
-async fn delete(shared: &Shared, record: &Record, left: Option<Option<u64>>) -> Ended {
+async fn delete(
+    shared: &SchedulerShared,
+    record: &SandboxRecord,
+    left: Option<Option<u64>>,
+) -> EndResult {
     match shared.parts.runtime.delete(&record.instance).await {
         Ok(()) => left.map_or(Ok(()), |bytes| Err(EndFailure::DataLeft(bytes))),
         Err(error) => Err(EndFailure::Engine(error.to_string())),
@@ -42,7 +49,7 @@ async fn delete(shared: &Shared, record: &Record, left: Option<Option<u64>>) -> 
 }
 
 /// The durability barrier. Returns what was left, if not everything reached the store: bytes where they are known.
-async fn flush(shared: &Shared, instance: &Instance) -> Option<Option<u64>> {
+async fn flush(shared: &SchedulerShared, instance: &Instance) -> Option<Option<u64>> {
     let parts = &shared.parts;
     // Nothing in a frozen container answers. Both at once, for nearly none is.
     let (stopped, thawed) = tokio::join!(
@@ -65,7 +72,7 @@ async fn flush(shared: &Shared, instance: &Instance) -> Option<Option<u64>> {
 
 /// `init` does not answer calls: its TERM handler does the same barrier. What it left cannot be known.
 async fn stop_by_engine(
-    shared: &Shared,
+    shared: &SchedulerShared,
     instance: &Instance,
     error: &ExecutorError,
 ) -> Option<Option<u64>> {

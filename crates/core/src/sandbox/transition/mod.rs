@@ -16,8 +16,8 @@ use sandyard_types::{PauseKind, SandboxId};
 use tracing::{error, warn};
 
 use super::SavedImage;
-use crate::scheduler::Shared;
-use crate::store::Record;
+use crate::scheduler::SchedulerShared;
+use crate::store::SandboxRecord;
 use crate::{Claim, ExecutorError, Instance, RuntimeError, SandboxError, StoreError};
 
 /// Between two tries of something that must happen in the end.
@@ -25,7 +25,7 @@ pub(crate) const RETRY: Duration = Duration::from_secs(2);
 
 /// A sandbox that was made.
 pub(crate) struct Made {
-    pub(crate) record: Record,
+    pub(crate) record: SandboxRecord,
     pub(crate) instance: Instance,
     /// Whether its container came from the pool.
     pub(crate) from_pool: bool,
@@ -41,7 +41,7 @@ pub(crate) enum EndFailure {
 }
 
 /// How an end went.
-pub(crate) type Ended = Result<(), EndFailure>;
+pub(crate) type EndResult = Result<(), EndFailure>;
 
 impl EndFailure {
     /// The failure as its callers see it.
@@ -59,7 +59,7 @@ impl EndFailure {
 }
 
 /// How a transition went. The records say what the sandbox is now.
-pub(crate) enum Outcome {
+pub(crate) enum TransitionOutcome {
     Created(Made),
     /// Nothing is left of the sandbox, or `left`: then it is to be ended.
     CreateFailed {
@@ -67,34 +67,34 @@ pub(crate) enum Outcome {
         left: bool,
     },
     Paused {
-        record: Record,
+        record: SandboxRecord,
         result: Result<PauseKind, SandboxError>,
     },
     Resumed {
-        record: Record,
+        record: SandboxRecord,
         instance: Instance,
         result: Result<PauseKind, SandboxError>,
     },
     Saved {
-        record: Record,
+        record: SandboxRecord,
         result: Result<SavedImage, SandboxError>,
     },
     Recovered {
-        record: Record,
+        record: SandboxRecord,
         instance: Instance,
         /// Whether memory that a pause had kept is gone.
         lost: bool,
     },
-    Ended(Ended),
+    Ended(EndResult),
 }
 
 /// A transition that the store did not take; it is undone.
-fn not_noted(record: &Record, source: StoreError) -> SandboxError {
+fn not_noted(record: &SandboxRecord, source: StoreError) -> SandboxError {
     SandboxError::NotNoted { id: record.id.clone(), source }
 }
 
 /// What makes the record's container its sandbox.
-fn claim_of(record: &Record) -> Claim {
+fn claim_of(record: &SandboxRecord) -> Claim {
     let mut env: BTreeMap<String, String> = record.image_env.clone();
     env.extend(record.template.env.clone());
     env.extend(record.env.clone());
@@ -114,7 +114,7 @@ const RESUME_TRIES: u32 = 15;
 
 /// Lets a container and what is halted in it go on, trying again until the engine and `init` do it or the container
 /// no longer runs. Without effect on one that runs undisturbed.
-async fn let_go_on(shared: &Arc<Shared>, record: &Record, instance: &Instance) {
+async fn let_go_on(shared: &Arc<SchedulerShared>, record: &SandboxRecord, instance: &Instance) {
     let parts = &shared.parts;
     let mut tries = 0;
     loop {

@@ -12,24 +12,24 @@ use std::time::Duration;
 use sandyard_types::PauseKind;
 use tracing::warn;
 
-use super::{Outcome, RETRY, let_go_on, not_noted};
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use super::{RETRY, TransitionOutcome, let_go_on, not_noted};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerState, ExecutorError, Flushed, Instance, RuntimeError, SandboxError, now};
 
 /// How long a daemon that must be healthy may take to say so.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut record: Record,
+    shared: Arc<SchedulerShared>,
+    mut record: SandboxRecord,
     instance: Instance,
     kind: PauseKind,
     require_healthy: bool,
-) -> Outcome {
+) -> TransitionOutcome {
     if require_healthy && let Err(unhealthy) = check_health(&shared, &record, &instance).await {
         record.stage = Stage::Running;
-        return Outcome::Paused { record, result: Err(unhealthy) };
+        return TransitionOutcome::Paused { record, result: Err(unhealthy) };
     }
     record.stage = Stage::Pausing(kind);
     let end_at = record.end_at;
@@ -42,13 +42,13 @@ pub(crate) async fn run(
             warn!(%error, "cannot note that the sandbox runs on");
         }
     }
-    Outcome::Paused { record, result }
+    TransitionOutcome::Paused { record, result }
 }
 
 /// A pause that asks for a daemon that answers.
 async fn check_health(
-    shared: &Arc<Shared>,
-    record: &Record,
+    shared: &Arc<SchedulerShared>,
+    record: &SandboxRecord,
     instance: &Instance,
 ) -> Result<(), SandboxError> {
     let answered = tokio::time::timeout(HEALTH_LIMIT, shared.parts.executor.ready(instance)).await;
@@ -58,8 +58,8 @@ async fn check_health(
 }
 
 async fn pause(
-    shared: &Arc<Shared>,
-    record: &mut Record,
+    shared: &Arc<SchedulerShared>,
+    record: &mut SandboxRecord,
     instance: &Instance,
     kind: PauseKind,
 ) -> Result<PauseKind, SandboxError> {
@@ -91,7 +91,7 @@ async fn pause(
 
 /// Ends all processes. A halt that fails may have done so all the same: then there is nothing to go back to, and it
 /// counts.
-async fn halt(shared: &Arc<Shared>, record: &Record) -> Result<(), RuntimeError> {
+async fn halt(shared: &Arc<SchedulerShared>, record: &SandboxRecord) -> Result<(), RuntimeError> {
     let runtime = &shared.parts.runtime;
     let Err(failure) = runtime.halt(&record.instance).await else { return Ok(()) };
     loop {
@@ -111,8 +111,8 @@ async fn halt(shared: &Arc<Shared>, record: &Record) -> Result<(), RuntimeError>
 
 /// Halts the user's processes of a sandbox with a workspace, and brings everything into the store.
 pub(super) async fn drain(
-    shared: &Arc<Shared>,
-    record: &Record,
+    shared: &Arc<SchedulerShared>,
+    record: &SandboxRecord,
     instance: &Instance,
 ) -> Result<(), SandboxError> {
     if record.workspace.is_none() {

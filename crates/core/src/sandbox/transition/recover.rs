@@ -6,18 +6,18 @@ use std::sync::Arc;
 use sandyard_types::PauseKind;
 use tracing::{info, warn};
 
-use super::{Outcome, RETRY, let_go_on};
+use super::{RETRY, TransitionOutcome, let_go_on};
 use crate::sandbox::driver::WAKE_TIMEOUT;
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerState, Instance, now};
 
 pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut record: Record,
+    shared: Arc<SchedulerShared>,
+    mut record: SandboxRecord,
     mut instance: Instance,
     found: ContainerState,
-) -> Outcome {
+) -> TransitionOutcome {
     use ContainerState::{Frozen, Running, Stopped};
     use PauseKind::{Filesystem, Full};
     let stage = match (record.stage, found) {
@@ -71,21 +71,25 @@ pub(crate) async fn run(
             warn!(%error, "cannot note what became of the sandbox");
         }
     }
-    Outcome::Recovered { record, instance, lost }
+    TransitionOutcome::Recovered { record, instance, lost }
 }
 
 /// Ends the processes of a frozen sandbox: from then on it is paused with its files only.
 pub(crate) async fn drop_memory(
-    shared: Arc<Shared>,
-    record: Record,
+    shared: Arc<SchedulerShared>,
+    record: SandboxRecord,
     instance: Instance,
-) -> Outcome {
+) -> TransitionOutcome {
     halt(&shared, &record).await;
     run(shared, record, instance, ContainerState::Stopped).await
 }
 
 /// Somebody let a paused sandbox go on with the engine's own tools.
-async fn freeze_again(shared: &Arc<Shared>, record: &Record, instance: &Instance) -> Stage {
+async fn freeze_again(
+    shared: &Arc<SchedulerShared>,
+    record: &SandboxRecord,
+    instance: &Instance,
+) -> Stage {
     warn!("the container of the paused sandbox ran: pausing it again");
     let frozen = match super::pause::drain(shared, record, instance).await {
         Ok(()) => shared.parts.runtime.freeze(&record.instance).await.map_err(|e| e.to_string()),
@@ -102,7 +106,7 @@ async fn freeze_again(shared: &Arc<Shared>, record: &Record, instance: &Instance
 }
 
 /// Ends all processes of the container, trying again until the engine does it.
-async fn halt(shared: &Arc<Shared>, record: &Record) {
+async fn halt(shared: &Arc<SchedulerShared>, record: &SandboxRecord) {
     while let Err(error) = shared.parts.runtime.halt(&record.instance).await {
         warn!(%error, "cannot stop the container of a paused sandbox; trying again");
         tokio::time::sleep(RETRY).await;

@@ -9,19 +9,19 @@ use std::time::Duration;
 use sandyard_types::PauseKind;
 use tracing::warn;
 
-use super::{Outcome, claim_of, not_noted};
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use super::{TransitionOutcome, claim_of, not_noted};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{ContainerState, Instance, SandboxError, now};
 
 pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut record: Record,
+    shared: Arc<SchedulerShared>,
+    mut record: SandboxRecord,
     mut instance: Instance,
     kind: PauseKind,
     memory: bool,
     timeout: Duration,
-) -> Outcome {
+) -> TransitionOutcome {
     let before = record.clone();
     let mut from = if memory { kind } else { PauseKind::Filesystem };
     let mut reached = Reached::Nothing;
@@ -29,12 +29,12 @@ pub(crate) async fn run(
         resume(&shared, &mut record, &mut instance, kind, &mut from, &mut reached, timeout).await;
     if result.is_err() {
         let kept = undo(&shared, &record, &mut instance, kind, reached).await;
-        record = Record { stage: Stage::Paused(kept), ..before };
+        record = SandboxRecord { stage: Stage::Paused(kept), ..before };
         if let Err(error) = shared.parts.store.update_sandbox(&record).await {
             warn!(%error, "cannot note that the sandbox is still paused");
         }
     }
-    Outcome::Resumed { record, instance, result: result.map(|()| from) }
+    TransitionOutcome::Resumed { record, instance, result: result.map(|()| from) }
 }
 
 /// How far a resume has come: what there is to undo.
@@ -51,8 +51,8 @@ enum Reached {
 }
 
 async fn resume(
-    shared: &Arc<Shared>,
-    record: &mut Record,
+    shared: &Arc<SchedulerShared>,
+    record: &mut SandboxRecord,
     instance: &mut Instance,
     kind: PauseKind,
     from: &mut PauseKind,
@@ -107,8 +107,8 @@ async fn resume(
 
 /// Makes it paused again. Returns what is kept now.
 async fn undo(
-    shared: &Arc<Shared>,
-    record: &Record,
+    shared: &Arc<SchedulerShared>,
+    record: &SandboxRecord,
     instance: &mut Instance,
     kind: PauseKind,
     reached: Reached,

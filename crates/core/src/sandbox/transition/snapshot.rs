@@ -7,13 +7,17 @@ use std::sync::Arc;
 use sandyard_types::{Template, TemplateKind};
 use tracing::warn;
 
-use super::{Outcome, let_go_on, not_noted, pause};
+use super::{TransitionOutcome, let_go_on, not_noted, pause};
 use crate::sandbox::SavedImage;
-use crate::scheduler::Shared;
-use crate::store::{Record, Stage};
+use crate::scheduler::SchedulerShared;
+use crate::store::{SandboxRecord, Stage};
 use crate::{Instance, SandboxError};
 
-pub(crate) async fn run(shared: Arc<Shared>, mut record: Record, instance: Instance) -> Outcome {
+pub(crate) async fn run(
+    shared: Arc<SchedulerShared>,
+    mut record: SandboxRecord,
+    instance: Instance,
+) -> TransitionOutcome {
     record.stage = Stage::Snapshotting;
     let result = save(&shared, &record, &instance).await;
     let_go_on(&shared, &record, &instance).await;
@@ -22,12 +26,12 @@ pub(crate) async fn run(shared: Arc<Shared>, mut record: Record, instance: Insta
         // A start after a crash would let it go on again.
         warn!(%error, "cannot note that the sandbox runs on");
     }
-    Outcome::Saved { record, result }
+    TransitionOutcome::Saved { record, result }
 }
 
 async fn save(
-    shared: &Arc<Shared>,
-    record: &Record,
+    shared: &Arc<SchedulerShared>,
+    record: &SandboxRecord,
     instance: &Instance,
 ) -> Result<SavedImage, SandboxError> {
     let parts = &shared.parts;

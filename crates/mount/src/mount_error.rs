@@ -2,7 +2,7 @@
 
 /// The kinds of failure that users meet, each with its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum MountErrorKind {
     /// /dev/fuse is missing or may not be opened.
     Device,
     /// The mount call itself was refused.
@@ -20,37 +20,37 @@ pub enum Trouble {
 }
 
 /// What a line must contain, in lower case, and what it then means. More specific texts come first.
-const SIGNS: &[(&[&str], Trouble)] = &[
-    (&["fuse: device not found"], Trouble::Device),
-    (&["/dev/fuse"], Trouble::Device),
-    (&["mount failed", "operation not permitted"], Trouble::Capability),
-    (&["mount failed", "permission denied"], Trouble::Capability),
-    (&["invalid credentials"], Trouble::Keys),
-    (&["signaturedoesnotmatch"], Trouble::Keys),
-    (&["invalidaccesskeyid"], Trouble::Keys),
-    (&["could not establish security credentials"], Trouble::Keys),
-    (&["remote mountpath", "not found"], Trouble::Missing),
-    (&["bucket or key not found"], Trouble::Missing),
-    (&["nosuchbucket"], Trouble::Missing),
-    (&["there is no enough disk space"], Trouble::CacheFull),
-    (&["no space left on device"], Trouble::CacheFull),
-    (&["unable to connect"], Trouble::Unreachable),
-    (&["could not resolve host"], Trouble::Unreachable),
-    (&["couldn't connect"], Trouble::Unreachable),
-    (&["connection refused"], Trouble::Unreachable),
-    (&["bucket region is not"], Trouble::Unreachable),
-    (&["cache directory permission"], Trouble::Permission),
-    (&["unable to access mountpoint"], Trouble::Permission),
-    (&["permission denied"], Trouble::Permission),
+const SIGNS: &[(&[&str], MountErrorKind)] = &[
+    (&["fuse: device not found"], MountErrorKind::Device),
+    (&["/dev/fuse"], MountErrorKind::Device),
+    (&["mount failed", "operation not permitted"], MountErrorKind::Capability),
+    (&["mount failed", "permission denied"], MountErrorKind::Capability),
+    (&["invalid credentials"], MountErrorKind::Keys),
+    (&["signaturedoesnotmatch"], MountErrorKind::Keys),
+    (&["invalidaccesskeyid"], MountErrorKind::Keys),
+    (&["could not establish security credentials"], MountErrorKind::Keys),
+    (&["remote mountpath", "not found"], MountErrorKind::Missing),
+    (&["bucket or key not found"], MountErrorKind::Missing),
+    (&["nosuchbucket"], MountErrorKind::Missing),
+    (&["there is no enough disk space"], MountErrorKind::CacheFull),
+    (&["no space left on device"], MountErrorKind::CacheFull),
+    (&["unable to connect"], MountErrorKind::Unreachable),
+    (&["could not resolve host"], MountErrorKind::Unreachable),
+    (&["couldn't connect"], MountErrorKind::Unreachable),
+    (&["connection refused"], MountErrorKind::Unreachable),
+    (&["bucket region is not"], MountErrorKind::Unreachable),
+    (&["cache directory permission"], MountErrorKind::Permission),
+    (&["unable to access mountpoint"], MountErrorKind::Permission),
+    (&["permission denied"], MountErrorKind::Permission),
 ];
 
-impl Trouble {
+impl MountErrorKind {
     /// Recognises the first known sign in the lines a program printed.
     pub fn recognise<S: AsRef<str>>(lines: &[S]) -> Option<Self> {
         lines.iter().find_map(|line| {
             let line = line.as_ref().to_lowercase();
             let fits = |signs: &[&str]| signs.iter().all(|sign| line.contains(sign));
-            SIGNS.iter().find(|(signs, _)| fits(signs)).map(|(_, trouble)| *trouble)
+            SIGNS.iter().find(|(signs, _)| fits(signs)).map(|(_, kind)| *kind)
         })
     }
 
@@ -90,23 +90,23 @@ mod tests {
     #[test]
     fn what_programs_print_is_recognised() {
         let cases = [
-            ("fuse: device not found, try 'modprobe fuse' first", Trouble::Device),
-            ("fuse: failed to open /dev/fuse: Operation not permitted", Trouble::Device),
-            ("fuse: mount failed: Operation not permitted", Trouble::Capability),
+            ("fuse: device not found, try 'modprobe fuse' first", MountErrorKind::Device),
+            ("fuse: failed to open /dev/fuse: Operation not permitted", MountErrorKind::Device),
+            ("fuse: mount failed: Operation not permitted", MountErrorKind::Capability),
             (
                 "[CRT] s3fs.cpp:s3fs_check_service(3520): invalid credentials(host=http://x) - \
                  result of checking service.",
-                Trouble::Keys,
+                MountErrorKind::Keys,
             ),
-            ("bucket or key not found(host=http://x) - result", Trouble::Missing),
-            ("[CRT] remote mountpath /sessions/a not found.", Trouble::Missing),
-            ("unable to connect(host=http://x) - result of", Trouble::Unreachable),
-            ("s3fs: MOUNTPOINT: /mnt/0 permission denied.", Trouble::Permission),
-            ("s3fs: There is no enough disk space for used as cache", Trouble::CacheFull),
+            ("bucket or key not found(host=http://x) - result", MountErrorKind::Missing),
+            ("[CRT] remote mountpath /sessions/a not found.", MountErrorKind::Missing),
+            ("unable to connect(host=http://x) - result of", MountErrorKind::Unreachable),
+            ("s3fs: MOUNTPOINT: /mnt/0 permission denied.", MountErrorKind::Permission),
+            ("s3fs: There is no enough disk space for used as cache", MountErrorKind::CacheFull),
         ];
-        for (line, trouble) in cases {
-            assert_eq!(Trouble::recognise(&[line]), Some(trouble), "{line}");
+        for (line, kind) in cases {
+            assert_eq!(MountErrorKind::recognise(&[line]), Some(kind), "{line}");
         }
-        assert_eq!(Trouble::recognise(&["started"]), None);
+        assert_eq!(MountErrorKind::recognise(&["started"]), None);
     }
 }
