@@ -1,7 +1,7 @@
 """`sandbox.pty` of the official Python SDK: every method, with the synchronous and the asynchronous client.
 
-One sandbox without a workspace and one with, where processes live in a hull with a /dev of the engine's all
-the same. Tests leave no process behind, which the fixtures look after.
+One sandbox without a workspace and one with, where processes live behind the sandbox boundary and have a
+/dev of the engine's all the same. Tests leave no process behind, which the fixtures look after.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from conftest import BIN, ROOT, Server, docker, inspect, until
 from e2b import CommandExitException, Sandbox, SandboxException
 from walls import DAEMON_PORT, address_of, assert_apart, assert_unnamed, attack_before_claims, start_process
 
-PROBES = ROOT / "crates" / "executor" / "tests" / "hull"
+PROBES = ROOT / "crates" / "executor" / "tests" / "boundary"
 
 # A template whose users cannot become root.
 CLOSED = """
@@ -194,7 +194,7 @@ SECRET = "no-such-secret"
 @pytest.mark.parametrize("session", [False, True], ids=["plain", "workspace"])
 def test_the_boundary_is_the_same_in_both_profiles(
         make: Callable[..., Sandbox], template: str, user: str, session: bool) -> None:
-    """The probe list of the hull, in sandboxes as the server makes them."""
+    """The probe list of the sandbox boundary, in sandboxes as the server makes them."""
     sandbox = make(template, metadata={"session": "probes"} if session else {})
     program = base64.b64encode((PROBES / "probes.py").read_bytes()).decode()
     run = f"echo {program} | base64 -d >/tmp/probes.py; python3 /tmp/probes.py {SECRET[::-1]}"

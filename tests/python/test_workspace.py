@@ -223,20 +223,20 @@ def test_expiry_that_came_due_while_the_server_was_down(own_server: Callable[...
         "echo x > /.sandyard/executor",
     ],
 )
-def test_root_inside_cannot(hull: Sandbox, attempt: str) -> None:
+def test_root_inside_cannot(mounted: Sandbox, attempt: str) -> None:
     with pytest.raises(CommandExitException):
-        hull.commands.run(attempt, user="root")
+        mounted.commands.run(attempt, user="root")
 
 
 @pytest.fixture(scope="module")
-def hull(server: Server) -> Iterator[Sandbox]:
+def mounted(server: Server) -> Iterator[Sandbox]:
     sandbox = server.create(metadata={"session": new_session()}, timeout=600)
     yield sandbox
     assert sandbox.commands.run("sudo whoami; touch /workspace/uploads/still-fine").stdout == "root\n"
     assert sandbox.kill()
 
 
-def test_no_key_is_to_be_found(hull: Sandbox) -> None:
+def test_no_key_is_to_be_found(mounted: Sandbox) -> None:
     # The pattern is built at run time, so that the search does not find itself.
     search = """
 key=SY$(echo $E2B_SANDBOX_ID)G
@@ -244,4 +244,4 @@ grep -aslF "$key" /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/mounts /proc/s
 find / -xdev -type f -size -10M -newer /etc/hostname 2>/dev/null | xargs -d '\\n' grep -aslF "$key"
 true
 """
-    assert hull.commands.run(search, user="root", timeout=100).stdout == ""
+    assert mounted.commands.run(search, user="root", timeout=100).stdout == ""

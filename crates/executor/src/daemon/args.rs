@@ -9,9 +9,9 @@ use sandyard_types::InstanceId;
 
 /// What the daemon is told by who starts it. Nothing of it is secret.
 #[derive(Debug)]
-pub(super) struct Args {
+pub(super) struct DaemonArgs {
     /// Who this container is and whom it obeys.
-    pub identity: Identity,
+    pub identity: ContainerIdentity,
     /// Where to listen; only tests name something else than the contract's port.
     pub listen: SocketAddr,
     /// Whether the template asks for a code interpreter.
@@ -20,14 +20,14 @@ pub(super) struct Args {
 
 /// Who this container is, and whose calls to `/init` it obeys.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(super) struct ContainerIdentity {
     /// Names this container: what calls must be signed for.
     pub instance: InstanceId,
     /// The installation's public key.
     pub control_key: VerifyingKey,
 }
 
-impl Args {
+impl DaemonArgs {
     pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let (mut instance, mut control_key) = (None, None);
         let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DAEMON_PORT));
@@ -45,7 +45,7 @@ impl Args {
                 _ => bail!("unknown argument {name}"),
             }
         }
-        let identity = Identity {
+        let identity = ContainerIdentity {
             instance: instance.context("--instance is missing")?,
             control_key: control_key.context("--control-key is missing")?,
         };
@@ -66,8 +66,8 @@ mod tests {
     // The public key of RFC 8032's first test vector.
     const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
 
-    fn parse(line: &str) -> anyhow::Result<Args> {
-        Args::parse(line.split_whitespace().map(str::to_owned))
+    fn parse(line: &str) -> anyhow::Result<DaemonArgs> {
+        DaemonArgs::parse(line.split_whitespace().map(str::to_owned))
     }
 
     #[test]

@@ -11,14 +11,14 @@ type Producer = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// An answer's body. Dropped, and the future in it with it, when nothing can be sent any more; one that follows
 /// events at its client's FIN already.
-pub(super) enum Body {
+pub(super) enum DaemonBody {
     /// All of it; `None` once it was taken.
     Full(Option<Bytes>),
     /// What `producer` sends; an error of it cuts the connection, so that no client takes half for all.
     Made { chunks: mpsc::Receiver<Bytes>, producer: Option<Producer>, follows_events: bool },
 }
 
-/// Where the future of a [`Body::Made`] sends its bytes; each is flushed at once.
+/// Where the future of a [`DaemonBody::Made`] sends its bytes; each is flushed at once.
 pub(super) struct Chunks(mpsc::Sender<Bytes>);
 
 impl Chunks {
@@ -31,7 +31,7 @@ impl Chunks {
     }
 }
 
-impl Body {
+impl DaemonBody {
     pub(super) fn empty() -> Self {
         Self::Full(None)
     }
@@ -70,7 +70,7 @@ impl Body {
     }
 }
 
-impl hyper::body::Body for Body {
+impl hyper::body::Body for DaemonBody {
     type Data = Bytes;
     type Error = io::Error;
 

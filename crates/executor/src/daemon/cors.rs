@@ -7,7 +7,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::body::Body;
+use super::body::DaemonBody;
 use super::plain;
 
 const METHODS: [&str; 6] = ["HEAD", "GET", "POST", "PUT", "PATCH", "DELETE"];
@@ -20,7 +20,7 @@ const ANY: HeaderValue = HeaderValue::from_static("*");
 /// What a request is to CORS.
 pub(super) enum Reading {
     /// A question of a browser, with its answer; no token is needed.
-    Preflight(Response<Body>),
+    Preflight(Response<DaemonBody>),
     /// A request to carry out.
     Request(Origin),
 }
@@ -50,7 +50,7 @@ impl Origin {
     }
 }
 
-fn preflight(cross: bool, method: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
+fn preflight(cross: bool, method: &HeaderValue, asked: &HeaderMap) -> Response<DaemonBody> {
     let mut response = plain::status(StatusCode::NO_CONTENT);
     let headers = response.headers_mut();
     headers.insert(

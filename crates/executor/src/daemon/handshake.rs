@@ -18,8 +18,8 @@ use sandyard_contract::daemon::{
 use sandyard_http::Inbound;
 use sha2::{Digest as _, Sha256};
 
-use super::args::Identity;
-use super::body::Body;
+use super::args::ContainerIdentity;
+use super::body::DaemonBody;
 use super::server::Peer;
 use super::settings::Settings;
 use super::tasks::lock;
@@ -35,7 +35,7 @@ pub(super) async fn answer(
     daemon: &Arc<Daemon>,
     peer: &Peer,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let mut response = match init(daemon, peer, request).await {
         Ok(()) => match interpreter_ready(daemon).await {
             Ok(()) => plain::status(StatusCode::NO_CONTENT),
@@ -104,7 +104,7 @@ impl Drop for ClaimInProgress<'_> {
 
 /// The body, of which nothing is read before the signature over its length and hash was checked.
 async fn read_signed(
-    identity: &Identity,
+    identity: &ContainerIdentity,
     headers: &HeaderMap,
     body: Inbound,
 ) -> Result<Bytes, (StatusCode, String)> {

@@ -17,7 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::process::{Command, DEFAULT_PATH, ExitStatus, Identity, Streams};
+use super::process::{Command, DEFAULT_PATH, ExitStatus, ProcessIdentity, Streams};
 use super::tasks::lock;
 use super::{Daemon, log, pool};
 
@@ -42,13 +42,13 @@ pub(super) struct Interpreter {
 /// What it is told (crate `interpreter`, `claim`).
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Claim {
+struct InterpreterClaim {
     variables: BTreeMap<String, String>,
     access_token: String,
 }
 
 /// One that runs.
-struct Running {
+struct RunningInterpreter {
     ended: oneshot::Receiver<ExitStatus>,
     input: pipe::Sender,
     output: pipe::Receiver,
@@ -90,7 +90,7 @@ pub(super) async fn supervise(daemon: Arc<Daemon>) {
     }
 }
 
-async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<Running> {
+async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<RunningInterpreter> {
     let (their_input, our_input) = pipe_with(PipeFlags::CLOEXEC)?;
     let (our_output, their_output) = pipe_with(PipeFlags::CLOEXEC)?;
     let input = pipe::Sender::from_owned_fd(our_input)?;
@@ -105,17 +105,17 @@ async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<Running> {
         &ARGUMENTS.map(str::to_owned),
         &environment.into(),
         "/",
-        Identity { uid: 0, gid: 0, groups: vec![0] },
+        ProcessIdentity { uid: 0, gid: 0, groups: vec![0] },
     )?;
     let owner = Arc::clone(daemon);
     let streams = Streams::Pipes([their_input, their_output, log]);
     let (_, ended) = pool::run(move || command.spawn(streams, owner.processes.reaper())).await?;
-    Ok(Running { ended, input, output })
+    Ok(RunningInterpreter { ended, input, output })
 }
 
 /// Tells one that runs what it has to know, and hears what it says, until it ends.
-async fn follow(daemon: &Daemon, interpreter: &Interpreter, running: Running) -> String {
-    let Running { mut ended, mut input, output } = running;
+async fn follow(daemon: &Daemon, interpreter: &Interpreter, running: RunningInterpreter) -> String {
+    let RunningInterpreter { mut ended, mut input, output } = running;
     let told = async {
         let mut claimed = daemon.claimed.subscribe();
         // An error is the sender gone, which the daemon holds.
@@ -149,7 +149,10 @@ async fn tell(daemon: &Daemon, input: &mut pipe::Sender) -> anyhow::Result<()> {
     let claim = {
         let settings = lock(&daemon.settings);
         let Some(token) = &settings.access_token else { return Ok(()) };
-        Claim { variables: settings.variables(), access_token: token.reveal().to_owned() }
+        InterpreterClaim {
+            variables: settings.variables(),
+            access_token: token.reveal().to_owned(),
+        }
     };
     let mut line = serde_json::to_vec(&claim)?;
     line.push(b'\n');

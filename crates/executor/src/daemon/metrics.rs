@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::body::Body;
+use super::body::DaemonBody;
 use super::tasks::lock;
 use super::{Daemon, log, plain, pool};
 
@@ -50,7 +50,7 @@ impl CpuMeter {
 }
 
 /// Answers the request.
-pub(super) async fn answer(daemon: &Arc<Daemon>) -> Response<Body> {
+pub(super) async fn answer(daemon: &Arc<Daemon>) -> Response<DaemonBody> {
     let daemon = Arc::clone(daemon);
     match pool::run(move || measure(&daemon)).await {
         Ok(metrics) => plain::json(StatusCode::OK, &metrics),

@@ -39,13 +39,13 @@ use sandyard_contract::budget::PROCESS_GRACE;
 use sandyard_http::Strangers;
 use tokio::sync::watch;
 
-use args::{Args, Identity};
+use args::{ContainerIdentity, DaemonArgs};
 use filesystem::Watchers;
 use interpreter::Interpreter;
 use metrics::CpuMeter;
 use process::ProcessTable;
 use settings::Settings;
-use tasks::Tasks;
+use tasks::DaemonTasks;
 
 /// Writes one line about something that went on to the container's log.
 macro_rules! log {
@@ -55,7 +55,7 @@ use log;
 
 /// What all requests share.
 struct Daemon {
-    identity: Identity,
+    identity: ContainerIdentity,
     /// Filled by the claim. Until then nothing but the claim is served.
     settings: Mutex<Settings>,
     /// Turns true with the claim.
@@ -69,14 +69,14 @@ struct Daemon {
     interpreter: Option<Interpreter>,
     cpu: Mutex<CpuMeter>,
     /// Connections and tunnels.
-    connections: Tasks,
+    connections: DaemonTasks,
     /// What follows processes and watchers, whoever listens to them.
-    tasks: Tasks,
+    tasks: DaemonTasks,
 }
 
 /// Runs the role `daemon` with the arguments after its name; returns when it was told to end.
 pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
-    match Args::parse(arguments).and_then(start) {
+    match DaemonArgs::parse(arguments).and_then(start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log!("{error:#}");
@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-fn start(args: Args) -> anyhow::Result<()> {
+fn start(args: DaemonArgs) -> anyhow::Result<()> {
     keep_tracers_away()?;
     keep_memory_small();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -100,7 +100,7 @@ fn start(args: Args) -> anyhow::Result<()> {
     runtime.block_on(serve(args))
 }
 
-async fn serve(args: Args) -> anyhow::Result<()> {
+async fn serve(args: DaemonArgs) -> anyhow::Result<()> {
     let mut signals = signals::Signals::open().context("failed to listen for signals")?;
     let listener = server::listen(args.listen)?;
     let daemon = Arc::new(Daemon {
@@ -113,8 +113,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         watchers: Watchers::default(),
         interpreter: args.interpreter.then(Interpreter::new),
         cpu: Mutex::new(CpuMeter::start()),
-        connections: Tasks::default(),
-        tasks: Tasks::default(),
+        connections: DaemonTasks::default(),
+        tasks: DaemonTasks::default(),
     });
     log!("listening on {}", listener.local_addr().context("failed to read the own address")?);
     if daemon.interpreter.is_some() {
@@ -156,9 +156,9 @@ fn keep_memory_small() {
     }
 }
 
-/// Gives the system what is free in the middle of the heap too: once after much work, since it looks
-/// through all of it.
-fn give_memory_back() {
+/// Gives free memory in the middle of the heap back to the system too. Called once after much work, since it
+/// looks through the whole heap.
+fn trim_memory() {
     // SAFETY: malloc_trim takes a number and the allocator's own lock.
     #[allow(unsafe_code)]
     #[cfg(target_env = "gnu")]

@@ -23,22 +23,23 @@ const IDLE: Duration = Duration::from_secs(2);
 
 const STACK_BYTES: usize = 512 << 10;
 
-type Job = Box<dyn FnOnce() + Send>;
+type BlockingJob = Box<dyn FnOnce() + Send>;
 
-static POOL: Pool = Pool { state: Mutex::new(State::new()), more: Condvar::new() };
+static POOL: ThreadPool =
+    ThreadPool { state: Mutex::new(ThreadPoolState::new()), more: Condvar::new() };
 
-struct Pool {
-    state: Mutex<State>,
+struct ThreadPool {
+    state: Mutex<ThreadPoolState>,
     more: Condvar,
 }
 
-struct State {
-    queue: VecDeque<Job>,
+struct ThreadPoolState {
+    queue: VecDeque<BlockingJob>,
     threads: usize,
     idle: usize,
 }
 
-impl State {
+impl ThreadPoolState {
     const fn new() -> Self {
         Self { queue: VecDeque::new(), threads: 0, idle: 0 }
     }
@@ -51,19 +52,19 @@ pub(super) fn start() -> io::Result<()> {
 }
 
 /// Begins work on the pool at once; the future tells its result, and may be dropped.
-pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Running<T> {
+pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> RunningJob<T> {
     let (sender, receiver) = oneshot::channel();
     submit(Box::new(move || {
         // Nobody waits for it any more if this fails.
         let _ = sender.send(catch_unwind(AssertUnwindSafe(work)));
     }));
-    Running(receiver)
+    RunningJob(receiver)
 }
 
 /// Work that was begun.
-pub(super) struct Running<T>(oneshot::Receiver<std::thread::Result<T>>);
+pub(super) struct RunningJob<T>(oneshot::Receiver<std::thread::Result<T>>);
 
-impl<T> Future for Running<T> {
+impl<T> Future for RunningJob<T> {
     type Output = T;
     fn poll(
         mut self: std::pin::Pin<&mut Self>,
@@ -77,7 +78,7 @@ impl<T> Future for Running<T> {
     }
 }
 
-fn submit(job: Job) {
+fn submit(job: BlockingJob) {
     let mut state = lock(&POOL.state);
     state.queue.push_back(job);
     if state.idle >= state.queue.len() || state.threads >= MOST_THREADS {
@@ -121,7 +122,10 @@ fn work(stays: bool) {
 }
 
 /// Waits for work; true: for long enough to go, which the thread that stays never does.
-fn wait(state: MutexGuard<'static, State>, stays: bool) -> (MutexGuard<'static, State>, bool) {
+fn wait(
+    state: MutexGuard<'static, ThreadPoolState>,
+    stays: bool,
+) -> (MutexGuard<'static, ThreadPoolState>, bool) {
     if stays {
         return (POOL.more.wait(state).unwrap_or_else(PoisonError::into_inner), false);
     }

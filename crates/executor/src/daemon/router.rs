@@ -12,7 +12,7 @@ use sandyard_contract::daemon::{INIT_PATH, TUNNEL_PATH};
 use sandyard_http::{Discard, Inbound};
 
 use super::accounts::User;
-use super::body::Body;
+use super::body::DaemonBody;
 use super::connect::{self, Procedure};
 use super::server::Peer;
 use super::tasks::lock;
@@ -29,7 +29,7 @@ pub(super) async fn answer(
     daemon: &Arc<Daemon>,
     peer: &Peer,
     request: Request<Incoming>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let owner: Arc<dyn Discard> = Arc::clone(daemon) as _;
     let request = request.map(|body| Inbound::new(body, owner));
     let unread = request.body().unread();
@@ -41,7 +41,11 @@ pub(super) async fn answer(
     response
 }
 
-async fn dispatch(daemon: &Arc<Daemon>, peer: &Peer, request: Request<Inbound>) -> Response<Body> {
+async fn dispatch(
+    daemon: &Arc<Daemon>,
+    peer: &Peer,
+    request: Request<Inbound>,
+) -> Response<DaemonBody> {
     if !*daemon.claimed.borrow() && !serves_the_unclaimed(&request) {
         let message =
             "this container is nobody's sandbox yet: it serves nothing before its claim\n";
@@ -77,7 +81,7 @@ async fn authorized(
     daemon: &Arc<Daemon>,
     peer: &Peer,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let (method, path) = (request.method(), request.uri().path());
     let checked = {
         let settings = lock(&daemon.settings);
@@ -111,7 +115,7 @@ async fn route(
     peer: &Peer,
     named_user: Option<User>,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let path = request.uri().path();
     if let Some(procedure) = Procedure::from_path(path) {
         return connect::answer(procedure, daemon, named_user, request).await;
@@ -136,7 +140,7 @@ async fn route(
 
 /// A sandbox is healthy when it answers. A container that waits for its claim is of use when its code interpreter is
 /// ready too, and answers then.
-async fn health(daemon: &Daemon) -> Response<Body> {
+async fn health(daemon: &Daemon) -> Response<DaemonBody> {
     let claimed = *daemon.claimed.borrow();
     match &daemon.interpreter {
         Some(interpreter) if !claimed => match interpreter.ready().await {
@@ -147,7 +151,7 @@ async fn health(daemon: &Daemon) -> Response<Body> {
     }
 }
 
-fn uncached(mut response: Response<Body>) -> Response<Body> {
+fn uncached(mut response: Response<DaemonBody>) -> Response<DaemonBody> {
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

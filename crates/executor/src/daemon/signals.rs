@@ -27,11 +27,11 @@ pub(super) fn block() -> nix::Result<()> {
 }
 
 /// The blocked signals, read one by one: a handler would not learn who sent them.
-pub(super) struct Signals(AsyncFd<Descriptor>);
+pub(super) struct Signals(AsyncFd<SignalDescriptor>);
 
-struct Descriptor(SignalFd);
+struct SignalDescriptor(SignalFd);
 
-impl AsRawFd for Descriptor {
+impl AsRawFd for SignalDescriptor {
     fn as_raw_fd(&self) -> RawFd {
         std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
     }
@@ -43,7 +43,8 @@ impl Signals {
         // SAFETY: the descriptor that `as_raw_fd` gives stays open and the same as long as the value
         // that holds it.
         #[allow(unsafe_code)]
-        let fd = unsafe { AsyncFd::register_with_interest(Descriptor(fd), Interest::READABLE) }?;
+        let fd =
+            unsafe { AsyncFd::register_with_interest(SignalDescriptor(fd), Interest::READABLE) }?;
         Ok(Self(fd))
     }
 

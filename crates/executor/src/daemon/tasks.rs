@@ -1,4 +1,4 @@
-//! The owners of everything that runs beside the accept loop: connections and processes.
+//! The owners of all background tasks: connections and processes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,15 +7,15 @@ use tokio::task::{JoinError, JoinSet};
 use super::log;
 
 /// Tasks that end when the daemon does, or all together before it.
-pub(super) struct Tasks(Mutex<Option<JoinSet<()>>>);
+pub(super) struct DaemonTasks(Mutex<Option<JoinSet<()>>>);
 
-impl Default for Tasks {
+impl Default for DaemonTasks {
     fn default() -> Self {
         Self(Mutex::new(Some(JoinSet::new())))
     }
 }
 
-impl Tasks {
+impl DaemonTasks {
     /// Runs a task until it ends by itself or all are cut off; after that it is dropped at once.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.0);

@@ -14,7 +14,7 @@ use sandyard_http::Inbound;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::body::Body;
+use super::body::DaemonBody;
 use super::server::Peer;
 use super::tasks::lock;
 use super::{Daemon, auth, plain};
@@ -30,7 +30,7 @@ pub(super) async fn answer(
     peer: &Peer,
     port: &str,
     mut request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let headers = request.headers();
     let given = headers.get(CONTROL_TOKEN_HEADER).map_or(&b""[..], HeaderValue::as_bytes);
     let allowed = lock(&daemon.settings)

@@ -6,18 +6,18 @@ use sandyard_types::InstanceId;
 
 /// What the runtime tells `init` on its command line. Nothing of it is secret.
 #[derive(Debug)]
-pub(super) struct Args {
+pub(super) struct InitArgs {
     /// Names this container: what calls must be signed for.
     pub instance: InstanceId,
     /// The installation's public key.
     pub control_key: VerifyingKey,
-    /// Whether mounts may come, so that the user's side needs the whole hull.
+    /// Whether mounts may come, so that the user's side needs the whole sandbox boundary.
     pub workspace: bool,
     /// Whether the daemon starts a code interpreter.
     pub interpreter: bool,
 }
 
-impl Args {
+impl InitArgs {
     pub(super) fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let (mut instance, mut control_key) = (None, None);
         let (mut workspace, mut interpreter) = (false, false);
@@ -66,8 +66,8 @@ fn parse_key(text: &str) -> anyhow::Result<VerifyingKey> {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> anyhow::Result<Args> {
-        Args::parse(line.split_whitespace().map(str::to_owned))
+    fn parse(line: &str) -> anyhow::Result<InitArgs> {
+        InitArgs::parse(line.split_whitespace().map(str::to_owned))
     }
 
     #[test]

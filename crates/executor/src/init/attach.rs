@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree};
 use sandyard_contract::control::MountCall;
 
 /// Mounts what is on `mount_point` at the target of `call` as well, and returns that second mount. The
@@ -33,7 +33,7 @@ pub(super) fn replace(
     let tree = clone(mount_point)?;
     let beneath = BY_DESCRIPTOR | MoveMountFlags::MOVE_MOUNT_BENEATH;
     let placed = move_mount(&tree, "", previous, "", beneath);
-    detach(previous)?;
+    unmount(previous)?;
     match placed {
         Ok(()) => Ok(tree),
         // An older kernel, or the old mount is not there any more.
@@ -89,16 +89,16 @@ fn explain(error: Errno, name: &str) -> io::Error {
     io::Error::new(io::Error::from(error).kind(), what)
 }
 
-/// Detaches an attached mount by its descriptor: user code may have renamed the path to it.
-pub(super) fn detach(mount: impl AsFd) -> io::Result<()> {
+/// Unmounts an attached mount by its descriptor: user code may have renamed the path to it.
+pub(super) fn unmount(mount: impl AsFd) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", mount.as_fd().as_raw_fd());
-    ignore_absent(unmount(path, UnmountFlags::DETACH))
+    ignore_absent(rustix::mount::unmount(path, UnmountFlags::DETACH))
 }
 
-/// Detaches everything from a program's own mount point.
-pub(super) fn clear(mount_point: &str) -> io::Result<()> {
+/// Unmounts everything from a program's own mount point.
+pub(super) fn unmount_all(mount_point: &str) -> io::Result<()> {
     loop {
-        match unmount(mount_point, UnmountFlags::DETACH) {
+        match rustix::mount::unmount(mount_point, UnmountFlags::DETACH) {
             Ok(()) => {}
             error => return ignore_absent(error),
         }

@@ -15,18 +15,18 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use sandyard_types::Cache;
 
-use super::place::Place;
+use super::mount_run::MountRun;
 
 /// How long a program may stand still while its cache is trimmed.
 const LONGEST_HALT: Duration = Duration::from_millis(200);
 
 /// Makes the cache directory of a program.
-pub(super) fn prepare(cache: Cache, place: Place, disk: bool) -> io::Result<()> {
+pub(super) fn prepare(cache: Cache, run: MountRun, disk: bool) -> io::Result<()> {
     if !disk && matches!(cache, Cache::Disk { .. }) {
         let message = "a disk cache needs a volume at /.sandyard/cache, and the container has none";
         return Err(io::Error::new(io::ErrorKind::NotFound, message));
     }
-    let path = place.cache();
+    let path = run.cache();
     fs::create_dir(&path)?;
     if let Cache::Tmpfs { size_mib } = cache {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -37,9 +37,9 @@ pub(super) fn prepare(cache: Cache, place: Place, disk: bool) -> io::Result<()> 
 }
 
 /// Makes directories of a cache that its program cannot write to, although it is root.
-pub(super) fn seal(place: Place, directories: &[String]) -> io::Result<()> {
+pub(super) fn seal(run: MountRun, directories: &[String]) -> io::Result<()> {
     for name in directories {
-        let path = Path::new(&place.cache()).join(name);
+        let path = Path::new(&run.cache()).join(name);
         fs::create_dir(&path)?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         mount("tmpfs", &path, "tmpfs", flags, c"mode=700,size=4k")?;
@@ -48,8 +48,8 @@ pub(super) fn seal(place: Place, directories: &[String]) -> io::Result<()> {
 }
 
 /// Removes the cache directory of a program that has ended.
-pub(super) fn remove(place: Place) -> io::Result<()> {
-    let path = place.cache();
+pub(super) fn remove(run: MountRun) -> io::Result<()> {
+    let path = run.cache();
     let inside = match fs::read_dir(&path) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -87,10 +87,10 @@ struct Cached {
 /// Drops the files longest unused and not open until the cache is below `limit` bytes. The program
 /// stands still meanwhile, or it could open a file between the look at its descriptors and the removal.
 /// The caller lets it go on again whatever becomes of this worker.
-pub(super) fn trim(place: Place, limit: u64, program: Pid) -> io::Result<()> {
+pub(super) fn trim(run: MountRun, limit: u64, program: Pid) -> io::Result<()> {
     let mut files = Vec::new();
     // Beside the directory with the contents s3fs has hidden ones for its own use.
-    for entry in fs::read_dir(place.cache())? {
+    for entry in fs::read_dir(run.cache())? {
         let entry = entry?;
         if !entry.file_name().as_encoded_bytes().starts_with(b".") {
             list(&entry.path(), &mut files)?;

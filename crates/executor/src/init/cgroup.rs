@@ -25,8 +25,9 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// The user's side's cgroup in that of the container.
 const CHILD: &str = "user";
 
-/// The user's side's cgroups: its memory limit, which shrinks when a cache takes memory, and its freezer.
-pub(super) struct Fence {
+/// The cgroup limits of the user's side: the memory limit, which shrinks when a cache takes memory, and the
+/// freezer.
+pub(super) struct CgroupLimits {
     memory: Option<(PathBuf, u64)>,
     /// Where the kernel has one whose processes can be killed.
     pub freezer: Option<Freezer>,
@@ -35,7 +36,7 @@ pub(super) struct Fence {
 /// The freezer of a cgroup v2 directory.
 pub(super) struct Freezer(PathBuf);
 
-impl Fence {
+impl CgroupLimits {
     /// Moves `process` into child cgroups with a little less than the container has. What the engine
     /// does not allow is logged, and the sandbox runs without it. Call it after the user's side has its
     /// own mount namespace: the cgroup file systems become writable in this one only.
@@ -91,7 +92,7 @@ impl Freezer {
         Ok(Self(directory.to_owned()))
     }
 
-    /// Freezes and waits until everything in it is at rest. Returns whether it was before the deadline. Blocks.
+    /// Freezes it and waits until everything in it is frozen. Returns whether it was before the deadline. Blocks.
     pub(super) fn freeze(&self, deadline: Instant) -> io::Result<bool> {
         write(&self.0.join("cgroup.freeze"), 1)?;
         let mut events = File::open(self.0.join("cgroup.events"))?;
@@ -133,7 +134,7 @@ fn enclose(
     let Some(limit) = limit.trim().parse::<u64>().ok().filter(|limit| *limit < NO_LIMIT) else {
         return Ok(None);
     };
-    let Some(rest) = limit.checked_sub(margin).filter(|rest| *rest > 0) else {
+    let Some(less) = limit.checked_sub(margin).filter(|less| *less > 0) else {
         let message = format!("the container's limit of {limit} leaves no margin of {margin}");
         return Err(io::Error::other(message));
     };
@@ -142,9 +143,9 @@ fn enclose(
         make_writable(directory)?;
     }
     create(&child)?;
-    write(&child.join(file), rest)?;
+    write(&child.join(file), less)?;
     write(&child.join("cgroup.procs"), process.as_raw_nonzero())?;
-    Ok(Some((child.join(file), rest)))
+    Ok(Some((child.join(file), less)))
 }
 
 /// cgroup v2 has processes only in leaves: all of them move into one, then the controllers can be
@@ -191,9 +192,9 @@ mod tests {
     use super::*;
 
     /// A cgroup v2 tree and one group in it; both go away on drop.
-    struct Tree(tempfile::TempDir, PathBuf);
+    struct CgroupTree(tempfile::TempDir, PathBuf);
 
-    impl Tree {
+    impl CgroupTree {
         fn mount() -> Self {
             let directory = tempfile::tempdir().expect("a directory");
             mount("cgroup2", directory.path(), "cgroup2", MountFlags::empty(), None)
@@ -203,7 +204,7 @@ mod tests {
         }
     }
 
-    impl Drop for Tree {
+    impl Drop for CgroupTree {
         fn drop(&mut self) {
             let removed = fs::remove_dir(&self.1);
             unmount(self.0.path(), UnmountFlags::DETACH).expect("unmounted");
@@ -214,7 +215,7 @@ mod tests {
     #[test]
     #[ignore = "needs root, to mount cgroup v2"]
     fn what_is_frozen_in_cgroup_v2_can_be_killed() {
-        let tree = Tree::mount();
+        let tree = CgroupTree::mount();
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("started");
         let process = Pid::from_child(&child);
         let freezer = Freezer::around(&tree.1, process).expect("moved");

@@ -13,14 +13,14 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use rustix::event::PollFlags;
 use rustix::rand::{GetRandomFlags, getrandom};
 use sandyard_contract::control::{
-    CONTROL_PORT, CONTROL_VERSION, Call, Failure, FailureKind, Hello, MAX_CALL_BYTES,
-    MAX_LINE_BYTES, Reply, SIGNED_CALL_LIMIT, SignedCall, signing_input,
+    CONTROL_PORT, CONTROL_VERSION, ControlCall, ControlFailure, ControlReply, FailureKind, Hello,
+    MAX_CALL_BYTES, MAX_LINE_BYTES, SIGNED_CALL_LIMIT, SignedCall, signing_input,
 };
 use sandyard_http::{StrangerLimits, TrustedAddresses};
 use sandyard_types::InstanceId;
 use serde::Serialize;
 
-use super::args::Args;
+use super::args::InitArgs;
 use super::log;
 
 /// Connections held at a time on which no valid call came: from addresses that are not trusted, and from those
@@ -41,14 +41,14 @@ pub(super) struct ConnectionId(u64);
 /// The listener and its connections, oldest first.
 pub(super) struct Control {
     listener: TcpListener,
-    connections: Vec<Connection>,
+    connections: Vec<ControlConnection>,
     issued: u64,
     trusted: TrustedAddresses,
     instance: InstanceId,
     key: VerifyingKey,
 }
 
-struct Connection {
+struct ControlConnection {
     id: ConnectionId,
     stream: TcpStream,
     source: IpAddr,
@@ -64,7 +64,7 @@ struct Connection {
 
 impl Control {
     /// Binds the port on all addresses.
-    pub(super) fn bind(args: &Args) -> anyhow::Result<Self> {
+    pub(super) fn bind(args: &InitArgs) -> anyhow::Result<Self> {
         let address = (Ipv4Addr::UNSPECIFIED, CONTROL_PORT);
         let listener = TcpListener::bind(address)
             .and_then(|listener| {
@@ -90,7 +90,7 @@ impl Control {
 
     /// Every connection with what to wait for on it.
     pub(super) fn waits(&self) -> Vec<(ConnectionId, BorrowedFd<'_>, PollFlags)> {
-        let wait = |connection: &Connection| {
+        let wait = |connection: &ControlConnection| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, !connection.busy);
             flags.set(PollFlags::OUT, !connection.output.is_empty());
@@ -121,7 +121,7 @@ impl Control {
         self.make_room(peer.ip());
         self.issued += 1;
         let id = ConnectionId(self.issued);
-        self.connections.push(Connection {
+        self.connections.push(ControlConnection {
             id,
             stream,
             source: peer.ip(),
@@ -166,7 +166,7 @@ impl Control {
 
     /// Acts on what happened to a connection; a complete and valid call is returned, and its
     /// connection waits for [`Control::reply`].
-    pub(super) fn handle(&mut self, id: ConnectionId, events: PollFlags) -> Option<Call> {
+    pub(super) fn handle(&mut self, id: ConnectionId, events: PollFlags) -> Option<ControlCall> {
         if events.contains(PollFlags::OUT) {
             self.flush(id);
         }
@@ -185,7 +185,7 @@ impl Control {
         self.next_call(id)
     }
 
-    fn next_call(&mut self, id: ConnectionId) -> Option<Call> {
+    fn next_call(&mut self, id: ConnectionId) -> Option<ControlCall> {
         let connection = self.connections.iter_mut().find(|c| c.id == id)?;
         let end = connection.input.iter().position(|byte| *byte == b'\n')?;
         let mut line: Vec<u8> = connection.input.drain(..=end).collect();
@@ -200,20 +200,25 @@ impl Control {
                 Some(call)
             }
             Err(failure) => {
-                self.reply(id, &Reply::Failed(failure));
+                self.reply(id, &ControlReply::Failed(failure));
                 None
             }
         }
     }
 
     /// Answers the call of a connection and gives it the next nonce. The caller may be gone.
-    pub(super) fn reply(&mut self, id: ConnectionId, reply: &Reply) {
+    pub(super) fn reply(&mut self, id: ConnectionId, reply: &ControlReply) {
         self.send(id, reply);
         self.greet(id);
     }
 
     /// Says the last word to a connection and closes it in order, waiting at most `limit`.
-    pub(super) fn reply_and_close(&mut self, id: ConnectionId, reply: &Reply, limit: Duration) {
+    pub(super) fn reply_and_close(
+        &mut self,
+        id: ConnectionId,
+        reply: &ControlReply,
+        limit: Duration,
+    ) {
         self.send(id, reply);
         let Some(connection) = self.connections.iter().find(|c| c.id == id) else {
             return;
@@ -283,7 +288,7 @@ impl Control {
     }
 }
 
-impl Connection {
+impl ControlConnection {
     /// Reads up to the end of a line. Returns whether the connection can go on.
     fn fill(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
@@ -307,8 +312,9 @@ fn verify(
     instance: &InstanceId,
     nonce: &str,
     line: &[u8],
-) -> Result<Call, Failure> {
-    let failure = |kind, message: String| Failure { kind, message, program_output: Vec::new() };
+) -> Result<ControlCall, ControlFailure> {
+    let failure =
+        |kind, message: String| ControlFailure { kind, message, program_output: Vec::new() };
     let signed: SignedCall = serde_json::from_slice(line)
         .map_err(|error| failure(FailureKind::BadCall, format!("not a signed call: {error}")))?;
     let mut signature = [0; 64];
@@ -353,7 +359,7 @@ mod tests {
         let judge = |line: &[u8]| {
             verify(&key.verifying_key(), &instance, "n1", line).map_err(|failure| failure.kind)
         };
-        assert_eq!(judge(&signed(&key, INSTANCE, "n1", body)), Ok(Call::Status));
+        assert_eq!(judge(&signed(&key, INSTANCE, "n1", body)), Ok(ControlCall::Status));
         let other_key = SigningKey::from_bytes(&[8; 32]);
         for line in [
             signed(&key, INSTANCE, "n2", body),

@@ -11,15 +11,15 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use sandyard_contract::control::FlushReport;
 
-use super::place::Place;
-use super::program::Page;
-use super::worker::{Channel, Report};
+use super::mount_run::MountRun;
+use super::program::ProgramPage;
+use super::worker::{Channel, WorkerReport};
 use super::{attach, log, spawn};
 
-/// A mount to bring to rest.
-pub(super) struct Target<'a> {
+/// A mount to flush.
+pub(super) struct FlushTarget<'a> {
     /// The run of its program.
-    pub place: Place,
+    pub run: MountRun,
     /// Its program.
     pub program: Pid,
     /// Bytes that its library had given up before a stop began. What it gives up then nobody is told but the
@@ -32,12 +32,12 @@ pub(super) struct Target<'a> {
 /// What to do with the mounts.
 pub(super) struct Flush<'a> {
     /// The mounts whose programs run.
-    pub targets: Vec<Target<'a>>,
+    pub targets: Vec<FlushTarget<'a>>,
     /// Whether to unmount them and wait for their programs' exit as well.
     pub unmount: bool,
     /// Limit for all of it.
     pub limit: Duration,
-    /// Whether something was lost already: a mount without a program cannot be brought to rest.
+    /// Whether something was lost already: a mount without a program cannot be flushed.
     pub lost: bool,
 }
 
@@ -56,8 +56,8 @@ impl Flush<'_> {
     /// whoever waits for them, and the container has to end.
     pub(super) fn run_until(&self, deadline: Instant, channel: &Channel) {
         let started = Instant::now();
-        let pages: Vec<Option<Page>> = self.targets.iter().map(Target::page).collect();
-        let complete = self.bring_to_rest(deadline, channel, &pages).unwrap_or_else(|error| {
+        let pages: Vec<Option<ProgramPage>> = self.targets.iter().map(FlushTarget::page).collect();
+        let complete = self.flush_all(deadline, channel, &pages).unwrap_or_else(|error| {
             log!("cannot sync: {error}");
             false
         });
@@ -71,7 +71,7 @@ impl Flush<'_> {
         let nothing_lost = !self.unmount || left == Some(0);
         let complete = complete && !self.lost && nothing_lost;
         channel.send(
-            &Report::Flushed(FlushReport {
+            &WorkerReport::Flushed(FlushReport {
                 complete,
                 bytes_left: if complete { Some(0) } else { left },
                 millis: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -81,7 +81,7 @@ impl Flush<'_> {
     }
 
     /// Bytes that are not in the store; nothing if one of the programs cannot tell any more.
-    fn bytes_left(&self, pages: &[Option<Page>]) -> Option<u64> {
+    fn bytes_left(&self, pages: &[Option<ProgramPage>]) -> Option<u64> {
         if self.lost {
             return None;
         }
@@ -94,11 +94,11 @@ impl Flush<'_> {
         Some(sum)
     }
 
-    fn bring_to_rest(
+    fn flush_all(
         &self,
         deadline: Instant,
         channel: &Channel,
-        pages: &[Option<Page>],
+        pages: &[Option<ProgramPage>],
     ) -> io::Result<bool> {
         let mut outcomes = Vec::new();
         let mut ends = Vec::new();
@@ -114,10 +114,10 @@ impl Flush<'_> {
             let (outcome, theirs) = io::pipe()?;
             let keep = [target.attached.as_raw_fd(), theirs.as_raw_fd()];
             let child = spawn::fork(|| {
-                let rested = spawn::close_all_but(&keep).and_then(|()| self.rest(target));
-                let told = rested.and_then(|()| io::Write::write_all(&mut &theirs, &[1]));
+                let flushed = spawn::close_all_but(&keep).and_then(|()| self.flush_one(target));
+                let told = flushed.and_then(|()| io::Write::write_all(&mut &theirs, &[1]));
                 if let Err(error) = told {
-                    log!("cannot bring mount {} to rest: {error}", target.place);
+                    log!("cannot flush mount {}: {error}", target.run);
                 }
                 0
             })?;
@@ -146,8 +146,9 @@ impl Flush<'_> {
         Ok(complete)
     }
 
-    fn rest(&self, target: &Target<'_>) -> io::Result<()> {
-        let mount_point = target.place.mount_point();
+    /// Brings what is written to the store, and unmounts if that is asked.
+    fn flush_one(&self, target: &FlushTarget<'_>) -> io::Result<()> {
+        let mount_point = target.run.mount_point();
         let root = File::open(&mount_point)?;
         syncfs(&root)?;
         // That brought to the program what was written to mapped memory. This has the program bring to the
@@ -155,18 +156,18 @@ impl Flush<'_> {
         fsync(&root)?;
         drop(root);
         if self.unmount {
-            attach::detach(target.attached)?;
-            attach::clear(&mount_point)?;
+            attach::unmount(target.attached)?;
+            attach::unmount_all(&mount_point)?;
         }
         Ok(())
     }
 }
 
-impl Target<'_> {
+impl FlushTarget<'_> {
     /// What its program shares; nothing if it has ended.
-    fn page(&self) -> Option<Page> {
-        let page = Page::of(self.program);
-        page.inspect_err(|error| log!("cannot look at mount {}: {error}", self.place)).ok()
+    fn page(&self) -> Option<ProgramPage> {
+        let page = ProgramPage::of(self.program);
+        page.inspect_err(|error| log!("cannot look at mount {}: {error}", self.run)).ok()
     }
 }
 

@@ -45,14 +45,14 @@ enum Activity {
 
 /// A process of the user's side.
 #[derive(Clone, Copy, Debug)]
-struct Process {
+struct UserSideProcess {
     id: i32,
     parent: i32,
     /// How many of its ancestors are on the user's side.
     depth: usize,
 }
 
-/// Halts everything on the user's side and waits until it is at rest. Returns whether it was before the
+/// Halts everything on the user's side and waits until all of it is halted. Returns whether it was before the
 /// deadline. Processes that user code had halted itself are given to `note_halted`, all of them each time that it
 /// is called; they are not to be let go. Blocks.
 pub(super) fn halt(
@@ -97,12 +97,12 @@ fn stop_all(deadline: Instant, mut note_halted: impl FnMut(&HashSet<i32>)) -> io
             note_halted(&by_user);
         }
         let news = stop_generations(&processes, &by_user, &mut by_us, deadline)?;
-        let mut at_rest = true;
+        let mut all_halted = true;
         for process in &processes {
-            at_rest &= matches!(activity(process.id)?, Activity::Halted | Activity::Ended);
+            all_halted &= matches!(activity(process.id)?, Activity::Halted | Activity::Ended);
         }
         // What was forked before its parent halted is in the next list.
-        if at_rest && !news {
+        if all_halted && !news {
             return Ok(true);
         }
         if Instant::now() >= deadline {
@@ -115,7 +115,7 @@ fn stop_all(deadline: Instant, mut note_halted: impl FnMut(&HashSet<i32>)) -> io
 
 /// Notes the processes that are halted and were not by us. Returns whether that has changed.
 fn note_halted_by_user(
-    processes: &[Process],
+    processes: &[UserSideProcess],
     by_user: &mut HashSet<i32>,
     by_us: &HashSet<i32>,
 ) -> io::Result<bool> {
@@ -132,7 +132,7 @@ fn note_halted_by_user(
 
 /// Stops processes, parents before their children. Returns whether there was any to stop.
 fn stop_generations(
-    processes: &[Process],
+    processes: &[UserSideProcess],
     by_user: &HashSet<i32>,
     by_us: &mut HashSet<i32>,
     deadline: Instant,
@@ -172,7 +172,7 @@ fn are_running(processes: &[i32]) -> io::Result<bool> {
 
 /// Lets the children of processes that wait for long in the kernel go on; the next turn stops them again.
 fn let_children_execute(
-    processes: &[Process],
+    processes: &[UserSideProcess],
     by_us: &mut HashSet<i32>,
     waiting_since: &mut HashMap<i32, Instant>,
 ) -> io::Result<()> {
@@ -196,7 +196,7 @@ fn let_children_execute(
 }
 
 /// All processes of the user's side: those in a PID namespace below this one.
-fn processes() -> io::Result<Vec<Process>> {
+fn processes() -> io::Result<Vec<UserSideProcess>> {
     let mut parents = HashMap::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
@@ -216,7 +216,7 @@ fn processes() -> io::Result<Vec<Process>> {
     };
     Ok(parents
         .iter()
-        .map(|(id, parent)| Process { id: *id, parent: *parent, depth: depth(*id) })
+        .map(|(id, parent)| UserSideProcess { id: *id, parent: *parent, depth: depth(*id) })
         .collect())
 }
 

@@ -16,18 +16,18 @@ mod cgroup;
 mod control;
 mod flush;
 mod halt;
+mod mount_run;
 mod mounting;
 mod mounts;
-mod place;
 mod proc_mask;
 mod program;
 mod refresh;
-mod rest;
 mod seccomp;
 mod spawn;
 mod stop;
 mod supervisor;
 mod tail;
+mod trim;
 mod user_side;
 mod worker;
 
@@ -35,7 +35,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 
-use args::Args;
+use args::InitArgs;
 
 /// Writes one line about something that went on to the container's log.
 macro_rules! log {
@@ -46,7 +46,7 @@ use log;
 /// Runs the role `init` with the arguments after its name. Returns when the container should end;
 /// without a workspace only for an error, since the daemon takes this process's place.
 pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
-    match Args::parse(arguments).and_then(|args| start(&args)) {
+    match InitArgs::parse(arguments).and_then(|args| start(&args)) {
         Ok(code) => code,
         Err(error) => {
             log!("{error:#}");
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-fn start(args: &Args) -> anyhow::Result<ExitCode> {
+fn start(args: &InitArgs) -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("init must be started as root, whatever user the image names");
     }

@@ -12,15 +12,17 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, waitpid,
 };
 use sandyard_contract::budget::PROGRAM_READY;
-use sandyard_contract::control::{Failure, FailureKind, MountCall};
-use sandyard_mount::{Credentials, LISTING_LIMIT, Mount, Places, Plan, Trouble, plan};
+use sandyard_contract::control::{ControlFailure, FailureKind, MountCall};
+use sandyard_mount::{
+    Credentials, LISTING_LIMIT, Mount, MountErrorKind, MountPaths, MountPlan, plan,
+};
 
 use super::boot::{OwnRoot, ROOT};
-use super::cgroup::Fence;
-use super::place::Place;
+use super::cgroup::CgroupLimits;
+use super::mount_run::MountRun;
 use super::program::{Program, read_output};
 use super::tail::Tail;
-use super::worker::{Channel, Report, Started};
+use super::worker::{Channel, Started, WorkerReport};
 use super::{attach, cache, log, spawn};
 
 /// How long a program whose mount failed may take to say why and end, before it is killed.
@@ -30,23 +32,23 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
 /// What a worker has to mount.
-pub(super) struct Work<'a> {
+pub(super) struct MountWork<'a> {
     /// Where.
     pub own_root: &'a OwnRoot,
     /// The user's side's limits.
-    pub fence: &'a Fence,
+    pub cgroup_limits: &'a CgroupLimits,
     /// Memory of all tmpfs caches, these included, in bytes.
     pub cache_memory: u64,
     /// The mounts to make.
-    pub orders: Vec<Order<'a>>,
+    pub orders: Vec<MountOrder<'a>>,
     /// Mounts that run and lie below one that is made again: they go with it and come back with it.
     pub below: Vec<Below<'a>>,
 }
 
 /// One mount to make.
-pub(super) struct Order<'a> {
+pub(super) struct MountOrder<'a> {
     /// The run that begins.
-    pub place: Place,
+    pub run: MountRun,
     /// What to mount where.
     pub call: &'a MountCall,
     /// The attached mount of a program that died.
@@ -56,14 +58,14 @@ pub(super) struct Order<'a> {
 /// A running mount below another's target.
 pub(super) struct Below<'a> {
     /// The run of its program.
-    pub place: Place,
+    pub run: MountRun,
     /// What it is.
     pub call: &'a MountCall,
     /// The mount that goes with the outer one.
     pub attached: BorrowedFd<'a>,
 }
 
-impl Work<'_> {
+impl MountWork<'_> {
     /// Descriptors that the worker needs.
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
         let root = [self.own_root.image.as_fd(), self.own_root.programs.as_fd()];
@@ -83,7 +85,7 @@ impl Work<'_> {
                     lines: attempt.tail.lines(),
                 };
                 let outputs: Vec<_> = attempts.iter().map(|a| a.program.output.as_fd()).collect();
-                let report = Report::Mounted(attempts.iter().map(started).collect());
+                let report = WorkerReport::Mounted(attempts.iter().map(started).collect());
                 channel.send(&report, &outputs);
                 self.forget_earlier_runs();
             }
@@ -95,7 +97,7 @@ impl Work<'_> {
                         attempt.complete(&mut failure);
                     }
                 }
-                channel.send(&Report::Failed(failure), &[]);
+                channel.send(&WorkerReport::Failed(failure), &[]);
             }
         }
     }
@@ -103,7 +105,7 @@ impl Work<'_> {
     /// Removes what earlier runs have left, in a process of its own: this one has to end, so that
     /// `init` becomes the programs' parent.
     fn forget_earlier_runs(&self) {
-        let earlier: Vec<Place> = self.orders.iter().filter_map(|o| o.place.before()).collect();
+        let earlier: Vec<MountRun> = self.orders.iter().filter_map(|o| o.run.before()).collect();
         if earlier.is_empty() {
             return;
         }
@@ -122,7 +124,7 @@ impl Work<'_> {
         attempts: &mut Vec<Attempt<'a>>,
     ) -> Result<(), Failed> {
         require_device()?;
-        if let Err(error) = self.fence.reserve(self.cache_memory) {
+        if let Err(error) = self.cgroup_limits.reserve(self.cache_memory) {
             log!("the caches' memory cannot be taken out of user code's limit: {error}");
         }
         for order in &self.orders {
@@ -143,12 +145,12 @@ impl Work<'_> {
             })?;
         }
         for mount in &self.below {
-            let again = attach::detach(mount.attached).and_then(|()| {
-                let mount_point = mount.place.mount_point();
+            let again = attach::unmount(mount.attached).and_then(|()| {
+                let mount_point = mount.run.mount_point();
                 attach::attach(self.own_root.image.as_fd(), mount.call, &mount_point)
             });
             match again {
-                Ok(tree) => channel.send(&Report::Attached(mount.place.slot), &[tree.as_fd()]),
+                Ok(tree) => channel.send(&WorkerReport::Attached(mount.run.slot), &[tree.as_fd()]),
                 Err(error) => log!("cannot mount on {} again: {error}", mount.call.target),
             }
         }
@@ -159,33 +161,34 @@ impl Work<'_> {
 /// A failure and the attempt whose program may have said why.
 struct Failed {
     attempt: Option<usize>,
-    failure: Failure,
+    failure: ControlFailure,
 }
 
-impl From<Failure> for Failed {
-    fn from(failure: Failure) -> Self {
+impl From<ControlFailure> for Failed {
+    fn from(failure: ControlFailure) -> Self {
         Self { attempt: None, failure }
     }
 }
 
-fn failure(kind: FailureKind, message: String) -> Failure {
-    Failure { kind, message, program_output: Vec::new() }
+fn failure(kind: FailureKind, message: String) -> ControlFailure {
+    ControlFailure { kind, message, program_output: Vec::new() }
 }
 
 /// A container that was made without the device or without the right to open it.
-fn require_device() -> Result<(), Failure> {
+fn require_device() -> Result<(), ControlFailure> {
     let path = format!("{ROOT}/dev/fuse");
     match File::options().read(true).write(true).open(path) {
         Ok(_) => Ok(()),
         Err(error) => {
-            let message = format!("cannot open /dev/fuse: {error}; {}", Trouble::Device.advice());
+            let message =
+                format!("cannot open /dev/fuse: {error}; {}", MountErrorKind::Device.advice());
             Err(failure(FailureKind::NoFuse, message))
         }
     }
 }
 
 /// A bundle from before there was the library that the program needs.
-fn require_preload(plan: &Plan) -> Result<(), Failure> {
+fn require_preload(plan: &MountPlan) -> Result<(), ControlFailure> {
     match fs::metadata(format!("{ROOT}{}", plan.preload)) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -201,8 +204,8 @@ fn require_preload(plan: &Plan) -> Result<(), Failure> {
 
 /// One program on its way to being a mount.
 struct Attempt<'a> {
-    order: &'a Order<'a>,
-    plan: Plan,
+    order: &'a MountOrder<'a>,
+    plan: MountPlan,
     program: Program,
     ended: OwnedFd,
     /// Whether it was reaped here.
@@ -240,20 +243,20 @@ fn of_call(call: &MountCall) -> (Mount<'_>, Credentials<'_>) {
 }
 
 impl<'a> Attempt<'a> {
-    fn start(order: &'a Order<'a>, own_root: &OwnRoot) -> Result<Self, Failure> {
-        let place = order.place;
-        let mount_point = place.mount_point();
-        let (inner, cache) = (place.inner_mount_point(), place.inner_cache());
+    fn start(order: &'a MountOrder<'a>, own_root: &OwnRoot) -> Result<Self, ControlFailure> {
+        let run = order.run;
+        let mount_point = run.mount_point();
+        let (inner, cache) = (run.inner_mount_point(), run.inner_cache());
         let (mount, credentials) = of_call(order.call);
-        let plan = plan(&mount, &credentials, Places { mount_point: &inner, cache: &cache });
+        let plan = plan(&mount, &credentials, MountPaths { mount_point: &inner, cache: &cache });
         require_preload(&plan)?;
-        let prepared = cache::prepare(order.call.cache, place, own_root.disk_cache);
+        let prepared = cache::prepare(order.call.cache, run, own_root.disk_cache);
         prepared.map_err(|error| {
             failure(FailureKind::BadCall, format!("cannot make the cache: {error}"))
         })?;
         let started = Instant::now();
         let start = || -> io::Result<_> {
-            cache::seal(place, &plan.sealed)?;
+            cache::seal(run, &plan.sealed)?;
             fs::create_dir(&mount_point)?;
             let (signs, theirs) = io::pipe()?;
             let waiter = spawn::fork(|| watch(&mount_point, theirs))?;
@@ -320,14 +323,14 @@ impl<'a> Attempt<'a> {
     fn attach(&mut self, own_root: &OwnRoot, channel: &Channel) -> io::Result<()> {
         self.program.require_loaded(self.plan.preload)?;
         self.program.empty_key()?;
-        let mount_point = self.order.place.mount_point();
+        let mount_point = self.order.run.mount_point();
         let (image, call) = (own_root.image.as_fd(), self.order.call);
         let tree = match self.order.previous {
             Some(previous) => attach::replace(image, call, &mount_point, previous)?,
             None => attach::attach(image, call, &mount_point)?,
         };
         self.micros = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        channel.send(&Report::Attached(self.order.place.slot), &[tree.as_fd()]);
+        channel.send(&WorkerReport::Attached(self.order.run.slot), &[tree.as_fd()]);
         self.attached = Some(tree);
         Ok(())
     }
@@ -343,18 +346,18 @@ impl<'a> Attempt<'a> {
             }
         }
         self.read_output();
-        let detached = self.attached.take().map_or(Ok(()), attach::detach);
-        if let Err(error) = detached {
-            log!("cannot detach a mount that failed: {error}");
+        let unmounted = self.attached.take().map_or(Ok(()), attach::unmount);
+        if let Err(error) = unmounted {
+            log!("cannot unmount a mount that failed: {error}");
         }
-        clean_up(self.order.place);
+        clean_up(self.order.run);
     }
 
     /// Adds to a failure what the program said.
-    fn complete(&self, failure: &mut Failure) {
+    fn complete(&self, failure: &mut ControlFailure) {
         failure.program_output = self.tail.lines();
-        if let Some(trouble) = Trouble::recognise(&failure.program_output) {
-            failure.message = format!("{}; {}", failure.message, trouble.advice());
+        if let Some(kind) = MountErrorKind::recognise(&failure.program_output) {
+            failure.message = format!("{}; {}", failure.message, kind.advice());
         }
     }
 
@@ -380,10 +383,10 @@ impl<'a> Attempt<'a> {
 }
 
 /// Takes away the mount point and the cache of a run that is over.
-pub(super) fn clean_up(place: Place) {
-    for result in [attach::clear(&place.mount_point()), cache::remove(place)] {
+pub(super) fn clean_up(run: MountRun) {
+    for result in [attach::unmount_all(&run.mount_point()), cache::remove(run)] {
         if let Err(error) = result {
-            log!("cannot clean up after mount {place}: {error}");
+            log!("cannot clean up after mount {run}: {error}");
         }
     }
 }

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus, kill_process};
-use sandyard_contract::control::{Failure, MountCall, MountStatus};
+use sandyard_contract::control::{ControlFailure, MountCall, MountStatus};
 use sandyard_types::{Cache, TargetPath};
 
-use super::flush::{Flush, Target};
-use super::mounting::{Below, Order, clean_up, describe};
-use super::place::Place;
-use super::program::{Page, read_output};
+use super::flush::{Flush, FlushTarget};
+use super::mount_run::MountRun;
+use super::mounting::{Below, MountOrder, clean_up, describe};
+use super::program::{ProgramPage, read_output};
 use super::refresh::Refresh;
 use super::tail::Tail;
-use super::worker::{Channel, Report, Started};
+use super::worker::{Channel, Started, WorkerReport};
 use super::{attach, cache, log};
 
 /// Pause before a program that could not be started again is tried once more.
@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const TRIM_EVERY: Duration = Duration::from_secs(5);
 
 /// What a slot's program does.
-enum State {
+enum MountState {
     /// A worker starts it.
     Starting,
     /// It holds the mount.
@@ -34,10 +34,10 @@ enum State {
     Down { retry_at: Instant },
 }
 
-struct Mount {
-    place: Place,
+struct MountSlot {
+    run: MountRun,
     call: MountCall,
-    state: State,
+    state: MountState,
     /// The mount that users see. It stays when its program has died, so that nobody writes into the
     /// directory below it.
     attached: Option<OwnedFd>,
@@ -53,7 +53,7 @@ struct Mount {
 /// All mounts. A slot number is never used twice.
 #[derive(Default)]
 pub(super) struct Mounts {
-    mounts: Vec<Mount>,
+    mounts: Vec<MountSlot>,
     issued: usize,
 }
 
@@ -62,12 +62,12 @@ impl Mounts {
         self.mounts.len()
     }
 
-    fn find(&self, slot: usize) -> Option<&Mount> {
-        self.mounts.iter().find(|mount| mount.place.slot == slot)
+    fn find(&self, slot: usize) -> Option<&MountSlot> {
+        self.mounts.iter().find(|mount| mount.run.slot == slot)
     }
 
-    fn find_mut(&mut self, slot: usize) -> Option<&mut Mount> {
-        self.mounts.iter_mut().find(|mount| mount.place.slot == slot)
+    fn find_mut(&mut self, slot: usize) -> Option<&mut MountSlot> {
+        self.mounts.iter_mut().find(|mount| mount.run.slot == slot)
     }
 
     /// Takes calls in and returns their slots, in order.
@@ -87,9 +87,9 @@ impl Mounts {
             .map(|call| {
                 let slot = self.issued;
                 self.issued += 1;
-                self.mounts.push(Mount {
-                    place: Place { slot, generation: 0 },
-                    state: State::Starting,
+                self.mounts.push(MountSlot {
+                    run: MountRun { slot, generation: 0 },
+                    state: MountState::Starting,
                     attached: None,
                     restarts: 0,
                     tail: Tail::new(call.secret_access_key.reveal()),
@@ -105,17 +105,17 @@ impl Mounts {
 
     /// Forgets slots.
     pub(super) fn remove(&mut self, slots: &[usize]) {
-        self.mounts.retain(|mount| !slots.contains(&mount.place.slot));
+        self.mounts.retain(|mount| !slots.contains(&mount.run.slot));
     }
 
     /// What a worker needs to start the programs of `slots`.
-    pub(super) fn orders(&self, slots: &[usize]) -> Vec<Order<'_>> {
+    pub(super) fn orders(&self, slots: &[usize]) -> Vec<MountOrder<'_>> {
         slots
             .iter()
             .filter_map(|slot| self.find(*slot))
             .map(|mount| {
                 let previous = mount.attached.as_ref().map(AsFd::as_fd);
-                Order { place: mount.place, call: &mount.call, previous }
+                MountOrder { run: mount.run, call: &mount.call, previous }
             })
             .collect()
     }
@@ -127,17 +127,17 @@ impl Mounts {
             .filter_map(|slot| self.find(*slot))
             .map(|mount| format!("{}/", mount.call.target))
             .collect();
-        let is_below = |mount: &&Mount| {
+        let is_below = |mount: &&MountSlot| {
             outer.iter().any(|target| mount.call.target.as_str().starts_with(target))
         };
         let mut below: Vec<Below<'_>> = self
             .mounts
             .iter()
             .filter(is_below)
-            .filter(|mount| matches!(mount.state, State::Up { .. }))
+            .filter(|mount| matches!(mount.state, MountState::Up { .. }))
             .filter_map(|mount| {
                 let attached = mount.attached.as_ref()?.as_fd();
-                Some(Below { place: mount.place, call: &mount.call, attached })
+                Some(Below { run: mount.run, call: &mount.call, attached })
             })
             .collect();
         below.sort_by_key(|mount| mount.call.target.as_str().len());
@@ -179,29 +179,29 @@ impl Mounts {
             for line in &started.lines {
                 mount.tail.push(line);
             }
-            mount.state = State::Up { program, output };
+            mount.state = MountState::Up { program, output };
         }
     }
 
     /// A restart failed.
-    pub(super) fn retry_later(&mut self, slot: usize, failure: &Failure) {
+    pub(super) fn retry_later(&mut self, slot: usize, failure: &ControlFailure) {
         if let Some(mount) = self.find_mut(slot) {
             mount.tail.push(&failure.message);
             for line in &failure.program_output {
                 mount.tail.push(line);
             }
-            mount.state = State::Down { retry_at: Instant::now() + RETRY };
+            mount.state = MountState::Down { retry_at: Instant::now() + RETRY };
         }
     }
 
     /// A child of this process has ended, perhaps a program.
     pub(super) fn program_ended(&mut self, process: Pid, status: WaitStatus, expected: bool) {
-        let is_it = |mount: &&mut Mount| matches!(mount.state, State::Up { program, .. } if program == process);
+        let is_it = |mount: &&mut MountSlot| matches!(mount.state, MountState::Up { program, .. } if program == process);
         let Some(mount) = self.mounts.iter_mut().find(is_it) else {
             return;
         };
         mount.drain();
-        mount.state = State::Down { retry_at: Instant::now() };
+        mount.state = MountState::Down { retry_at: Instant::now() };
         if !expected {
             let how = describe(status);
             log!("the {} of {} died: {how}", mount.call.driver, mount.call.target);
@@ -211,25 +211,24 @@ impl Mounts {
 
     /// Slots whose programs are to be started now; they count as starting from here on.
     pub(super) fn due_restarts(&mut self, now: Instant) -> Vec<usize> {
-        let due =
-            |mount: &&mut Mount| matches!(mount.state, State::Down { retry_at } if retry_at <= now);
-        let start = |mount: &mut Mount| {
-            mount.state = State::Starting;
-            mount.place.generation += 1;
+        let due = |mount: &&mut MountSlot| matches!(mount.state, MountState::Down { retry_at } if retry_at <= now);
+        let start = |mount: &mut MountSlot| {
+            mount.state = MountState::Starting;
+            mount.run.generation += 1;
             mount.restarts += 1;
-            mount.place.slot
+            mount.run.slot
         };
         self.mounts.iter_mut().filter(due).map(start).collect()
     }
 
     /// When something is to be done next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let due = |mount: &Mount| match mount.state {
-            State::Down { retry_at } => Some(retry_at),
-            State::Up { .. } if matches!(mount.call.cache, Cache::Disk { .. }) => {
+        let due = |mount: &MountSlot| match mount.state {
+            MountState::Down { retry_at } => Some(retry_at),
+            MountState::Up { .. } if matches!(mount.call.cache, Cache::Disk { .. }) => {
                 Some(mount.trim_at)
             }
-            State::Up { .. } | State::Starting => None,
+            MountState::Up { .. } | MountState::Starting => None,
         };
         self.mounts.iter().filter_map(due).min()
     }
@@ -238,7 +237,8 @@ impl Mounts {
     pub(super) fn due_trims(&mut self, now: Instant) -> Vec<usize> {
         let mut due = Vec::new();
         for mount in &mut self.mounts {
-            let (State::Up { program, .. }, Cache::Disk { .. }) = (&mount.state, mount.call.cache)
+            let (MountState::Up { program, .. }, Cache::Disk { .. }) =
+                (&mount.state, mount.call.cache)
             else {
                 continue;
             };
@@ -247,7 +247,7 @@ impl Mounts {
                 let bytes = bytes_moved(*program);
                 if bytes != mount.trimmed_at_bytes {
                     mount.trimmed_at_bytes = bytes;
-                    due.push(mount.place.slot);
+                    due.push(mount.run.slot);
                 }
             }
         }
@@ -257,9 +257,9 @@ impl Mounts {
     /// The trim of a slot's cache, for a worker.
     pub(super) fn trim(&self, slot: usize) -> Trim {
         let mount = self.find(slot);
-        let of = |mount: &Mount| match (&mount.state, mount.call.cache) {
-            (State::Up { program, .. }, Cache::Disk { limit_mib }) => {
-                Some((mount.place, u64::from(limit_mib) << 20, *program))
+        let of = |mount: &MountSlot| match (&mount.state, mount.call.cache) {
+            (MountState::Up { program, .. }, Cache::Disk { limit_mib }) => {
+                Some((mount.run, u64::from(limit_mib) << 20, *program))
             }
             _ => None,
         };
@@ -268,7 +268,7 @@ impl Mounts {
 
     /// Lets the program of a slot go on, whatever halted it.
     pub(super) fn resume(&self, slot: usize) {
-        if let Some(State::Up { program, .. }) = self.find(slot).map(|mount| &mount.state) {
+        if let Some(MountState::Up { program, .. }) = self.find(slot).map(|mount| &mount.state) {
             match kill_process(*program, Signal::CONT) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(error) => log!("cannot let program {program} go on: {error}"),
@@ -276,17 +276,17 @@ impl Mounts {
         }
     }
 
-    /// What bringing all mounts to rest takes.
+    /// The flush of all mounts, for a worker.
     pub(super) fn flush(&self, unmount: bool, limit: Duration) -> Flush<'_> {
-        let targets: Vec<Target<'_>> = self
+        let targets: Vec<FlushTarget<'_>> = self
             .mounts
             .iter()
             .filter_map(|mount| {
-                let State::Up { program, .. } = mount.state else {
+                let MountState::Up { program, .. } = mount.state else {
                     return None;
                 };
-                Some(Target {
-                    place: mount.place,
+                Some(FlushTarget {
+                    run: mount.run,
                     program,
                     lost_before: mount.lost_before,
                     attached: mount.attached.as_ref()?,
@@ -300,10 +300,10 @@ impl Mounts {
     /// Remembers what was lost so far: what is lost from now on nobody else is told.
     pub(super) fn note_lost(&mut self) {
         for mount in &mut self.mounts {
-            let State::Up { program, .. } = mount.state else { continue };
-            match Page::of(program).and_then(|page| page.lost()) {
+            let MountState::Up { program, .. } = mount.state else { continue };
+            match ProgramPage::of(program).and_then(|page| page.lost()) {
                 Ok(lost) => mount.lost_before = lost,
-                Err(error) => log!("cannot look at mount {}: {error}", mount.place),
+                Err(error) => log!("cannot look at mount {}: {error}", mount.run),
             }
         }
     }
@@ -311,23 +311,23 @@ impl Mounts {
     /// Dropping what is cached of the store, for a worker.
     pub(super) fn refresh(&self) -> Refresh {
         let running = self.mounts.iter().filter_map(|mount| match mount.state {
-            State::Up { program, .. } => Some((mount.place, program)),
-            State::Starting | State::Down { .. } => None,
+            MountState::Up { program, .. } => Some((mount.run, program)),
+            MountState::Starting | MountState::Down { .. } => None,
         });
         Refresh(running.collect())
     }
 
     /// Closes the descriptors of all mounts.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn close_descriptors(&mut self) {
         for mount in &mut self.mounts {
             mount.attached = None;
         }
     }
 
     /// What a worker that was killed may have left of slots.
-    pub(super) fn leavings(&self, slots: &[usize]) -> Leavings<'_> {
+    pub(super) fn leftovers(&self, slots: &[usize]) -> Leftovers<'_> {
         let mounts = slots.iter().filter_map(|slot| self.find(*slot));
-        Leavings(mounts.map(|m| (m.place, m.attached.as_ref().map(AsFd::as_fd))).collect())
+        Leftovers(mounts.map(|m| (m.run, m.attached.as_ref().map(AsFd::as_fd))).collect())
     }
 
     /// What programs print, with their slots.
@@ -335,7 +335,9 @@ impl Mounts {
         self.mounts
             .iter()
             .filter_map(|mount| match &mount.state {
-                State::Up { output: Some(output), .. } => Some((mount.place.slot, output.as_fd())),
+                MountState::Up { output: Some(output), .. } => {
+                    Some((mount.run.slot, output.as_fd()))
+                }
                 _ => None,
             })
             .collect()
@@ -350,9 +352,9 @@ impl Mounts {
 
     /// The state of all mounts, for the server.
     pub(super) fn status(&self) -> Vec<MountStatus> {
-        let status = |mount: &Mount| MountStatus {
+        let status = |mount: &MountSlot| MountStatus {
             target: mount.call.target.clone(),
-            running: matches!(mount.state, State::Up { .. }),
+            running: matches!(mount.state, MountState::Up { .. }),
             restarts: mount.restarts,
             last_lines: mount.tail.lines(),
         };
@@ -360,9 +362,9 @@ impl Mounts {
     }
 }
 
-impl Mount {
+impl MountSlot {
     fn drain(&mut self) {
-        let State::Up { output, .. } = &mut self.state else {
+        let MountState::Up { output, .. } = &mut self.state else {
             return;
         };
         let Some(descriptor) = output else { return };
@@ -378,24 +380,24 @@ impl Mount {
 }
 
 /// Trimming a cache.
-pub(super) struct Trim(Option<(Place, u64, Pid)>);
+pub(super) struct Trim(Option<(MountRun, u64, Pid)>);
 
 impl Trim {
     /// Does it and reports.
     pub(super) fn run(&self, channel: &Channel) {
-        if let Some((place, limit, program)) = self.0
-            && let Err(error) = cache::trim(place, limit, program)
+        if let Some((run, limit, program)) = self.0
+            && let Err(error) = cache::trim(run, limit, program)
         {
-            log!("cannot trim the cache of mount {place}: {error}");
+            log!("cannot trim the cache of mount {run}: {error}");
         }
-        channel.send(&Report::Done, &[]);
+        channel.send(&WorkerReport::Done, &[]);
     }
 }
 
 /// What may be left of mounts.
-pub(super) struct Leavings<'a>(Vec<(Place, Option<BorrowedFd<'a>>)>);
+pub(super) struct Leftovers<'a>(Vec<(MountRun, Option<BorrowedFd<'a>>)>);
 
-impl Leavings<'_> {
+impl Leftovers<'_> {
     /// Descriptors that the worker needs.
     pub(super) fn descriptors(&self) -> Vec<RawFd> {
         self.0.iter().filter_map(|(_, attached)| Some(attached.as_ref()?.as_raw_fd())).collect()
@@ -403,13 +405,13 @@ impl Leavings<'_> {
 
     /// Takes it away and reports.
     pub(super) fn run(&self, channel: &Channel) {
-        for (place, attached) in &self.0 {
-            if let Err(error) = attached.map_or(Ok(()), attach::detach) {
-                log!("cannot detach mount {place}: {error}");
+        for (run, attached) in &self.0 {
+            if let Err(error) = attached.map_or(Ok(()), attach::unmount) {
+                log!("cannot unmount mount {run}: {error}");
             }
-            clean_up(*place);
+            clean_up(*run);
         }
-        channel.send(&Report::Done, &[]);
+        channel.send(&WorkerReport::Done, &[]);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, Mode, fchmod, fcntl_setfl, ftruncate, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, Resource, Rlimit, chdir, chroot, fchdir, setrlimit};
-use sandyard_mount::{KeyFile, Plan, page};
+use sandyard_mount::{KeyFile, MountPlan, page};
 
 use super::tail::Tail;
 use super::{log, spawn};
@@ -29,7 +29,7 @@ pub(super) struct Program {
 
 impl Program {
     /// Starts the program of `plan` with `root` as its root directory, in this process's namespaces.
-    pub(super) fn start(plan: &Plan, root: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(super) fn start(plan: &MountPlan, root: BorrowedFd<'_>) -> io::Result<Self> {
         let key = key_file(&plan.key)?;
         let shared = page_file()?;
         let (output, theirs) = io::pipe()?;
@@ -88,9 +88,9 @@ fn page_file() -> io::Result<OwnedFd> {
 }
 
 /// The numbers that a running program's library shares.
-pub(super) struct Page(File);
+pub(super) struct ProgramPage(File);
 
-impl Page {
+impl ProgramPage {
     /// Opens the memory of the program with that process id.
     pub(super) fn of(process: Pid) -> io::Result<Self> {
         let path = format!("/proc/{process}/fd/{}", page::DESCRIPTOR);
@@ -121,14 +121,14 @@ impl Page {
     }
 }
 
-impl AsRawFd for Page {
+impl AsRawFd for ProgramPage {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
 
 fn become_program(
-    plan: &Plan,
+    plan: &MountPlan,
     root: BorrowedFd<'_>,
     key: &OwnedFd,
     shared: &OwnedFd,

@@ -14,21 +14,20 @@ use sandyard_contract::budget::REFRESH;
 use sandyard_mount::ATTRIBUTES_LIMIT;
 
 use super::flush::{kill, readable};
-use super::place::Place;
-use super::program::Page;
-use super::worker::{Channel, Report};
+use super::mount_run::MountRun;
+use super::program::ProgramPage;
+use super::worker::{Channel, WorkerReport};
 use super::{log, spawn};
 
 /// The mounts whose programs run.
-pub(super) struct Refresh(pub Vec<(Place, Pid)>);
+pub(super) struct Refresh(pub Vec<(MountRun, Pid)>);
 
 impl Refresh {
     /// Does it and reports.
     pub(super) fn run(&self, channel: &Channel) {
         let deadline = Instant::now() + REFRESH;
-        let started: Vec<_> =
-            self.0.iter().map(|(place, program)| start(*place, *program)).collect();
-        for ((place, _), started) in self.0.iter().zip(started) {
+        let started: Vec<_> = self.0.iter().map(|(run, program)| start(*run, *program)).collect();
+        for ((run, _), started) in self.0.iter().zip(started) {
             let ended = started.and_then(|(child, end)| {
                 let in_time = readable(&end, deadline)?;
                 if !in_time {
@@ -38,22 +37,22 @@ impl Refresh {
             });
             match ended {
                 Ok(true) => {}
-                Ok(false) => log!("mount {place} does not drop its cache within {REFRESH:?}"),
-                Err(error) => log!("cannot drop the cache of mount {place}: {error}"),
+                Ok(false) => log!("mount {run} does not drop its cache within {REFRESH:?}"),
+                Err(error) => log!("cannot drop the cache of mount {run}: {error}"),
             }
         }
-        channel.send(&Report::Done, &[]);
+        channel.send(&WorkerReport::Done, &[]);
     }
 }
 
 /// Starts a process for one mount; the pipe's end is its end.
-fn start(place: Place, program: Pid) -> io::Result<(Pid, io::PipeReader)> {
+fn start(run: MountRun, program: Pid) -> io::Result<(Pid, io::PipeReader)> {
     let (end, theirs) = io::pipe()?;
     let child = spawn::fork(|| {
-        let refreshed = refresh(place, program);
+        let refreshed = refresh(run, program);
         drop(theirs);
         if let Err(error) = refreshed {
-            log!("cannot drop the cache of mount {place}: {error}");
+            log!("cannot drop the cache of mount {run}: {error}");
             return 1;
         }
         0
@@ -61,8 +60,8 @@ fn start(place: Place, program: Pid) -> io::Result<(Pid, io::PipeReader)> {
     Ok((child, end))
 }
 
-fn refresh(place: Place, program: Pid) -> io::Result<()> {
-    Page::of(program)?.age_attributes(ATTRIBUTES_LIMIT + Duration::from_secs(1))?;
-    let mount = fspick(CWD, place.mount_point(), FsPickFlags::FSPICK_CLOEXEC)?;
+fn refresh(run: MountRun, program: Pid) -> io::Result<()> {
+    ProgramPage::of(program)?.age_attributes(ATTRIBUTES_LIMIT + Duration::from_secs(1))?;
+    let mount = fspick(CWD, run.mount_point(), FsPickFlags::FSPICK_CLOEXEC)?;
     Ok(fsconfig_reconfigure(&mount)?)
 }

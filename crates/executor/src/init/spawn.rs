@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, execve};
 use rustix::process::Pid;
 
-use super::args::Args;
+use super::args::InitArgs;
 
 /// The whole environment of the daemon: what the image or the engine set stays with `init`.
 const DAEMON_ENVIRONMENT: [(&str, &str); 2] =
@@ -129,7 +129,7 @@ fn try_exec(
 }
 
 /// Replaces this process by the daemon. Returns only an error.
-pub(super) fn exec_daemon(args: &Args) -> io::Error {
+pub(super) fn exec_daemon(args: &InitArgs) -> io::Error {
     // The first process of a namespace never sees a TERM that comes before it listens for it, unless the
     // signal is blocked: then it waits.
     let mut blocked = SigSet::empty();

@@ -10,20 +10,20 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::Pid;
 
-use super::args::Args;
-use super::cgroup::Fence;
+use super::args::InitArgs;
+use super::cgroup::CgroupLimits;
 use super::{boot, boot_id, caps, log, proc_mask, seccomp, spawn};
 
 /// The running user's side.
 pub(super) struct UserSide {
     /// First process of the nested namespace; when it ends the kernel ends all others there.
     pub process: Pid,
-    /// Its cgroups.
-    pub fence: Fence,
+    /// Its cgroup limits.
+    pub cgroup_limits: CgroupLimits,
 }
 
 /// Starts the user's side and puts it into its cgroups before it executes anything.
-pub(super) fn start(args: &Args) -> anyhow::Result<UserSide> {
+pub(super) fn start(args: &InitArgs) -> anyhow::Result<UserSide> {
     let (gate, mut opener) = io::pipe().context("failed to make a pipe")?;
     let process = spawn::clone_nested(|| {
         let Err(error) = become_user_side(args, gate);
@@ -31,12 +31,12 @@ pub(super) fn start(args: &Args) -> anyhow::Result<UserSide> {
         1
     })
     .context("failed to clone into new namespaces")?;
-    let fence = Fence::around(process);
+    let cgroup_limits = CgroupLimits::around(process);
     opener.write_all(&[1]).context("the user's side ended before it was complete")?;
-    Ok(UserSide { process, fence })
+    Ok(UserSide { process, cgroup_limits })
 }
 
-fn become_user_side(args: &Args, mut gate: io::PipeReader) -> anyhow::Result<Infallible> {
+fn become_user_side(args: &InitArgs, mut gate: io::PipeReader) -> anyhow::Result<Infallible> {
     // It receives init's mounts and gives nothing back.
     let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", downstream).context("failed to make / a slave")?;

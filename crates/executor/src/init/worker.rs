@@ -10,7 +10,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::process::{Pid, Signal, kill_process_group, setpgid};
-use sandyard_contract::control::{Failure, FlushReport};
+use sandyard_contract::control::{ControlFailure, FlushReport};
 use serde::{Deserialize, Serialize};
 
 use super::{log, spawn};
@@ -23,7 +23,7 @@ const REPORT_BYTES: usize = 200 << 10;
 
 /// What a worker says to `init`. All but the first two end the worker's work.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Report {
+pub(super) enum WorkerReport {
     /// The mount of this slot is at its target; the descriptor of that mount comes along.
     Attached(usize),
     /// These processes of the user's side were halted before the worker halted any, and are all that were.
@@ -31,7 +31,7 @@ pub(super) enum Report {
     /// All mounts are there; the descriptors of the programs' output come along, in the same order.
     Mounted(Vec<Started>),
     /// The mounts are not there, and nothing of them is left.
-    Failed(Failure),
+    Failed(ControlFailure),
     /// A sync or the barrier was passed, or its limit is over.
     Flushed(FlushReport),
     /// Work without a result is done.
@@ -55,12 +55,12 @@ pub(super) struct Worker {
     socket: OwnedFd,
 }
 
-/// What a worker has to say next.
-pub(super) enum Message {
+/// What `init` receives from a worker next.
+pub(super) enum WorkerMessage {
     /// Nothing yet.
     None,
     /// A report with its descriptors.
-    Report(Report, Vec<OwnedFd>),
+    Report(WorkerReport, Vec<OwnedFd>),
     /// It ended.
     Ended,
 }
@@ -78,13 +78,13 @@ impl AsRawFd for Channel {
 
 impl Channel {
     /// Sends a report. If `init` cannot be reached there is nobody left to tell, so that goes to the log.
-    pub(super) fn send(&self, report: &Report, descriptors: &[BorrowedFd<'_>]) {
+    pub(super) fn send(&self, report: &WorkerReport, descriptors: &[BorrowedFd<'_>]) {
         if let Err(error) = self.try_send(report, descriptors) {
             log!("a worker cannot report {report:?}: {error}");
         }
     }
 
-    fn try_send(&self, report: &Report, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn try_send(&self, report: &WorkerReport, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let text = serde_json::to_vec(report)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_MOUNTS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -126,7 +126,7 @@ impl Worker {
     }
 
     /// Takes the next report without waiting.
-    pub(super) fn receive(&self) -> io::Result<Message> {
+    pub(super) fn receive(&self) -> io::Result<WorkerMessage> {
         let mut text = vec![0; REPORT_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_MOUNTS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -134,18 +134,18 @@ impl Worker {
         let length =
             match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags) {
                 Ok(message) => message.bytes,
-                Err(rustix::io::Errno::AGAIN) => return Ok(Message::None),
+                Err(rustix::io::Errno::AGAIN) => return Ok(WorkerMessage::None),
                 Err(error) => return Err(error.into()),
             };
         if length == 0 {
-            return Ok(Message::Ended);
+            return Ok(WorkerMessage::Ended);
         }
         let descriptors = ancillary.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         });
         let descriptors = descriptors.flatten().collect();
-        Ok(Message::Report(serde_json::from_slice(&text[..length])?, descriptors))
+        Ok(WorkerMessage::Report(serde_json::from_slice(&text[..length])?, descriptors))
     }
 
     /// Ends the worker and every program it has started.

@@ -5,18 +5,18 @@ use std::net::Shutdown;
 
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, TOKEN_LINE, basic, envelope, shell};
+use super::support::{DaemonAnswer, TOKEN_LINE, TestDaemon, basic, envelope, shell};
 
 const START: &str = "/process.Process/Start";
 const LIST: &str = "/process.Process/List";
 const STREAM: (&str, &str) = ("Content-Type", "application/connect+json");
 
-fn nothing_runs(daemon: &Daemon) {
+fn nothing_runs(daemon: &TestDaemon) {
     assert_eq!(daemon.unary(LIST, &json!({})).text(), "{}");
 }
 
 /// The code that ends a stream without messages.
-fn code(answer: &Answer) -> Value {
+fn code(answer: &DaemonAnswer) -> Value {
     assert_eq!(answer.status, 200, "{}", answer.head);
     assert_eq!(answer.body[0], 2, "{:?}", String::from_utf8_lossy(&answer.body));
     let end: Value = serde_json::from_slice(&answer.body[5..]).expect("JSON");
@@ -26,7 +26,7 @@ fn code(answer: &Answer) -> Value {
 // executor 2.2 and 2.3
 #[test]
 fn envelopes_that_are_none_start_nothing() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let whole = envelope(shell("sleep 30").to_string().as_bytes());
     let two = [&whole[..], &whole].concat();
     let compressed = [&[1][..], &whole[1..]].concat();
@@ -52,7 +52,7 @@ fn envelopes_that_are_none_start_nothing() {
 // executor 2.1
 #[test]
 fn other_content_types_are_not_served() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let body = envelope(shell("sleep 30").to_string().as_bytes());
     for kind in ["application/json", "application/grpc", "text/plain", ""] {
         let answer = daemon.call("POST", START, &[("Content-Type", kind)], &body);
@@ -66,7 +66,7 @@ fn other_content_types_are_not_served() {
 // executor 3.1, 4.1 and 4.2
 #[test]
 fn requests_that_cannot_be_carried_out_start_nothing() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let error = |change: &dyn Fn(&mut Value)| {
         let mut request = shell("sleep 30");
         change(&mut request);
@@ -100,7 +100,7 @@ fn requests_that_cannot_be_carried_out_start_nothing() {
 // executor 4.1: a command is no part of a request's form, however long.
 #[test]
 fn commands_that_cannot_be_executed_end_by_themselves() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for (process, exit) in [
         (json!({"cmd": format!("/{}", "x".repeat(5000))}), 126),
         (json!({"cmd": ""}), 127),
@@ -119,7 +119,7 @@ fn commands_that_cannot_be_executed_end_by_themselves() {
 // executor 4.6 and 4.7
 #[test]
 fn selectors_and_signals_that_mean_nothing() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut sleeper = daemon.start_command("exec sleep 30");
     let pid = sleeper.pid();
     for procedure in ["SendInput", "SendSignal", "Update", "CloseStdin"] {
@@ -141,14 +141,14 @@ fn selectors_and_signals_that_mean_nothing() {
     }
     let end = json!({"process": {"pid": pid}, "signal": 15});
     assert_eq!(daemon.unary("/process.Process/SendSignal", &end).text(), "{}");
-    assert_eq!(sleeper.rest().2["status"], "signal: terminated");
+    assert_eq!(sleeper.remaining().2["status"], "signal: terminated");
     nothing_runs(&daemon);
 }
 
 // executor 2.7: a client that vanishes in the middle of its request has asked for nothing.
 #[test]
 fn half_a_request_starts_nothing() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let body = envelope(shell("sleep 30").to_string().as_bytes());
     let head = format!(
         "POST {START} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Content-Type: application/connect+json\r\n\
@@ -166,7 +166,7 @@ fn half_a_request_starts_nothing() {
 // Who keeps connections for later would lose its next request.
 #[test]
 fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     for (target, status) in [
         ("/process.Process/List", 401),
@@ -182,7 +182,7 @@ fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
                  Content-Length: {announced}\r\n\r\n"
             )
             .unwrap();
-            let answer = Answer::read_head(&mut stream);
+            let answer = DaemonAnswer::read_head(&mut stream);
             assert_eq!(answer.status, status, "{target}");
             let close = answer.header("connection").as_deref() == Some("close");
             assert_eq!(close, closes, "{target} {announced}");
@@ -193,7 +193,7 @@ fn an_answer_before_the_end_of_its_request_says_that_the_connection_closes() {
 // A connection that is closed with unread bytes is reset, and then its client may never see the answer.
 #[test]
 fn a_client_that_sends_everything_first_gets_its_refusal() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let body = vec![b'x'; 8 << 20];
     let directory = format!("/files?path={}", daemon.path(""));
     for (target, status) in [
@@ -207,6 +207,6 @@ fn a_client_that_sends_everything_first_gets_its_refusal() {
     ] {
         let headers = [("Content-Type", "application/octet-stream")];
         let mut stream = daemon.send("POST", target, &headers, &body);
-        assert_eq!(Answer::read_head(&mut stream).status, status, "{target}");
+        assert_eq!(DaemonAnswer::read_head(&mut stream).status, status, "{target}");
     }
 }

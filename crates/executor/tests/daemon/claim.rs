@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use sandyard_contract::daemon::{INIT_BODY_LIMIT, INIT_SIGNATURE_HEADER};
 use serde_json::{Value, json};
 
-use super::support::{Answer, CLAIMED_AT, Daemon, TOKEN, shell};
+use super::support::{CLAIMED_AT, DaemonAnswer, TOKEN, TestDaemon, shell};
 
 const START: &str = "/process.Process/Start";
 
@@ -27,7 +27,7 @@ fn to_the_end(mut stream: TcpStream) -> String {
 // The attack: a neighbour is root in a container that waits for its sandbox.
 #[test]
 fn nothing_but_the_claim_is_served_before_it() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     daemon.show_no_token();
     let target = daemon.path("planted");
     for headers in [&[][..], &[("X-Access-Token", TOKEN)], &[("X-Access-Token", "")]] {
@@ -59,11 +59,11 @@ fn nothing_but_the_claim_is_served_before_it() {
 
 #[test]
 fn connections_from_before_the_claim_end_with_it() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     let silent = daemon.connect();
     let mut asked = daemon.connect();
     write!(asked, "GET /envs HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
-    assert_eq!(Answer::read_whole(&mut asked).status, 503);
+    assert_eq!(DaemonAnswer::read_whole(&mut asked).status, 503);
     // A head that begins before the claim and would end after it, with the right token.
     let mut half = daemon.connect();
     write!(half, "GET /envs HTTP/1.1\r\nHost: x\r\nX-Access-").expect("sent");
@@ -78,7 +78,7 @@ fn connections_from_before_the_claim_end_with_it() {
 
 #[test]
 fn only_a_signed_claim_is_obeyed_and_only_once() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     let unsigned = daemon.call("POST", "/init", &[], b"{}");
     assert_eq!(unsigned.status, 401);
     assert!(unsigned.header("x-envd-version").is_some());
@@ -109,7 +109,7 @@ fn only_a_signed_claim_is_obeyed_and_only_once() {
 // The attack: bodies are collected before their signature is looked at.
 #[test]
 fn no_body_is_read_before_its_signature() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     for (head, status) in [
         (format!("Content-Length: {}", INIT_BODY_LIMIT + 1), 413),
         ("Content-Length: 60000".to_owned(), 401),
@@ -118,7 +118,7 @@ fn no_body_is_read_before_its_signature() {
         let mut stream = daemon.connect();
         write!(stream, "POST /init HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n").expect("sent");
         // The answer comes though nothing of the body does.
-        assert_eq!(Answer::read_head(&mut stream).status, status, "{head}");
+        assert_eq!(DaemonAnswer::read_head(&mut stream).status, status, "{head}");
     }
     // What is signed for may be as long as the limit.
     let padding = "x".repeat(usize::try_from(INIT_BODY_LIMIT).expect("small") - 300);
@@ -127,7 +127,7 @@ fn no_body_is_read_before_its_signature() {
 
 #[test]
 fn credentials_come_once() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     let token = ("X-Access-Token", TOKEN);
     for twice in [[token, token], [token, ("X-Access-Token", "another")]] {

@@ -6,29 +6,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::support::{Answer, Daemon, TOKEN_LINE, until};
+use super::support::{DaemonAnswer, TOKEN_LINE, TestDaemon, until};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
-fn upload(daemon: &Daemon, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub(super) fn upload(
+    daemon: &TestDaemon,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> DaemonAnswer {
     let headers = [&[OCTETS], headers].concat();
     daemon.call("POST", &format!("/files?path={path}"), &headers, body)
 }
 
-fn gunzip(bytes: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::new();
-    GzDecoder::new(bytes).read_to_end(&mut plain).expect("gzip");
-    plain
-}
-
 #[test]
 fn an_upload_answers_exactly_and_belongs_to_the_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("deep/new/a.txt");
     let answer = upload(&daemon, &path, &[], b"hello");
     assert_eq!(answer.status, 200);
@@ -47,7 +44,7 @@ fn an_upload_answers_exactly_and_belongs_to_the_user() {
 
 #[test]
 fn what_cannot_be_written_says_why() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let directory = daemon.path("");
     let file = daemon.path("file");
     std::fs::write(&file, "").unwrap();
@@ -70,7 +67,7 @@ fn what_cannot_be_written_says_why() {
 
 #[test]
 fn several_files_come_as_parts_with_their_directories() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (one, two) = (daemon.path("d/one.txt"), daemon.path("d/e/zwei; ü.txt"));
     let kind = [("Content-Type", "multipart/form-data; boundary=XX")];
     let part = |name: &str, filename: Option<&str>, content: &str| {
@@ -105,44 +102,8 @@ fn several_files_come_as_parts_with_their_directories() {
 }
 
 #[test]
-fn downloads_are_compressed_where_it_is_asked_and_helps() {
-    let daemon = Daemon::start();
-    let path = daemon.path("big.txt");
-    let text: Vec<u8> =
-        (0..50_000).flat_map(|n| format!("line {n} of a log\n").into_bytes()).collect();
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(&text).unwrap();
-    let packed = encoder.finish().unwrap();
-    let uploaded = upload(&daemon, &path, &[("Content-Encoding", "gzip")], &packed);
-    assert_eq!(uploaded.status, 200);
-    let target = format!("/files?path={path}");
-    let plain = daemon.get(&target);
-    assert!(plain.body == text);
-    assert_eq!(plain.header("content-length"), Some(text.len().to_string()));
-    let gzip = [("Accept-Encoding", "gzip, deflate")];
-    let compressed = daemon.call("GET", &target, &gzip, b"");
-    assert_eq!(compressed.header("content-encoding").as_deref(), Some("gzip"));
-    assert_eq!(compressed.header("accept-ranges"), None);
-    assert!(gunzip(&compressed.body) == text);
-    // Once more compressed it would not shrink: it is sent as it is.
-    let mut noise = vec![0; 300_000];
-    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
-    let path = daemon.path("noise");
-    assert_eq!(upload(&daemon, &path, &[], &noise).status, 200);
-    let target = format!("/files?path={path}");
-    let answer = daemon.call("GET", &target, &gzip, b"");
-    assert_eq!(answer.header("content-encoding"), None);
-    assert_eq!(answer.header("content-type").as_deref(), Some("application/octet-stream"));
-    assert!(answer.body == noise);
-    let only = [("Accept-Encoding", "gzip, identity;q=0")];
-    assert!(gunzip(&daemon.call("GET", &target, &only, b"").body) == noise);
-    let neither = [("Accept-Encoding", "identity;q=0")];
-    assert_eq!(daemon.call("GET", &target, &neither, b"").status, 406);
-}
-
-#[test]
 fn parts_and_conditions() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("a b.txt");
     std::fs::write(&path, "0123456789").unwrap();
     let target = format!("/files?path={}", path.replace(' ', "+"));
@@ -177,7 +138,7 @@ fn parts_and_conditions() {
 
 #[test]
 fn signatures_open_one_path_for_one_operation_and_time() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     let path = daemon.path("signed");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -202,7 +163,7 @@ fn signatures_open_one_path_for_one_operation_and_time() {
 
 #[test]
 fn metadata_is_replaced_by_every_upload() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("m");
     let first = upload(&daemon, &path, &[("X-Metadata-Author", "me"), ("X-Metadata-B", "2")], b"1");
     let stored = first.json()[0]["metadata"].clone();
@@ -214,64 +175,7 @@ fn metadata_is_replaced_by_every_upload() {
     assert_eq!(upload(&daemon, &path, &[], b"3").json()[0].get("metadata"), None);
 }
 
-#[test]
-fn files_are_composed_and_their_sources_go() {
-    let daemon = Daemon::start();
-    let (one, two, all) = (daemon.path("1"), daemon.path("2"), daemon.path("n/all"));
-    std::fs::write(&one, "a").unwrap();
-    std::fs::write(&two, "b").unwrap();
-    let kind = [("Content-Type", "application/json")];
-    let compose = |body: serde_json::Value| {
-        daemon.call("POST", "/files/compose", &kind, body.to_string().as_bytes())
-    };
-    let missing = compose(json!({"source_paths": [one, "/none"], "destination": all}));
-    assert_eq!(missing.status, 404);
-    assert_eq!(compose(json!({"source_paths": [], "destination": all})).status, 400);
-    assert_eq!(compose(json!({"source_paths": [one], "destination": one})).status, 400);
-    let answer = compose(json!({"source_paths": [one, two], "destination": all}));
-    assert_eq!(answer.json(), json!({"name": "all", "path": all, "type": "file"}));
-    assert_eq!(std::fs::read(&all).unwrap(), b"ab");
-    assert!(!std::path::Path::new(&one).exists());
-}
-
-#[test]
-fn compressed_is_what_gains_by_it() {
-    // executor 6.4; issue 4: "gets it only where it is a gain"
-    let daemon = Daemon::start();
-    let noise = noise(200_000);
-    let text =
-        |length: usize| b"one line of many in a log\n".repeat(length / 26 + 1)[..length].to_vec();
-    let gzip = [("Accept-Encoding", "gzip, deflate, br")];
-    let only = [("Accept-Encoding", "gzip;q=1, *;q=0")];
-    for (name, content, packed) in [
-        ("empty", Vec::new(), false),
-        ("packet", text(1300), false),
-        ("small text", text(2000), true),
-        ("text", text(60_000), true),
-        ("large text", text(300_000), true),
-        ("small noise", noise[..3000].to_vec(), false),
-        ("noise", noise.clone(), false),
-        // Much of it is noise, though not its start.
-        ("mixed", [text(60_000), noise].concat(), false),
-    ] {
-        let path = daemon.path(&name.replace(' ', "-"));
-        std::fs::write(&path, &content).unwrap();
-        let target = format!("/files?path={path}");
-        let answer = daemon.call("GET", &target, &gzip, b"");
-        let encoding = answer.header("content-encoding");
-        assert_eq!(encoding.as_deref(), packed.then_some("gzip"), "{name}");
-        let body = if packed { gunzip(&answer.body) } else { answer.body };
-        assert!(body == content, "{name}");
-        // Whoever refuses identity gets gzip all the same.
-        let answer = daemon.call("GET", &target, &only, b"");
-        assert_eq!(answer.header("content-encoding").as_deref(), Some("gzip"), "{name}");
-        assert_eq!(answer.header("content-type").as_deref(), Some("application/octet-stream"));
-        assert_eq!((answer.header("accept-ranges"), answer.header("last-modified")), (None, None));
-        assert!(gunzip(&answer.body) == content, "{name}");
-    }
-}
-
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut noise = vec![0; length];
     let mut random = std::fs::File::open("/dev/urandom").expect("Linux has it");
     random.read_exact(&mut noise).expect("it never ends");
@@ -279,38 +183,11 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn uploads_are_unpacked_and_broken_ones_refused() {
-    // executor 6.5: Content-Encoding of the request, for both content types
-    let daemon = Daemon::start();
-    let pack = |bytes: &[u8]| {
-        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    };
-    let path = daemon.path("f");
-    let gzip = [("Content-Encoding", "gzip")];
-    let content = noise(600_000);
-    assert_eq!(upload(&daemon, &path, &gzip, &pack(&content)).status, 200);
-    assert!(std::fs::read(&path).unwrap() == content);
-    let body = "--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nparts\r\n--XX--\r\n";
-    let headers = [("Content-Type", "multipart/form-data; boundary=XX"), gzip[0]];
-    let target = format!("/files?path={path}");
-    assert_eq!(daemon.call("POST", &target, &headers, &pack(body.as_bytes())).status, 200);
-    assert_eq!(std::fs::read(&path).unwrap(), b"parts");
-    let cut = &pack(&content)[..300_000];
-    assert_eq!(upload(&daemon, &path, &gzip, cut).status, 400);
-    let missing = daemon.path("new");
-    assert_eq!(upload(&daemon, &missing, &gzip, b"no gzip").status, 400);
-    assert!(!std::fs::exists(&missing).unwrap());
-    assert_eq!(upload(&daemon, &path, &[("Content-Encoding", "deflate")], b"x").status, 400);
-}
-
-#[test]
 fn a_full_disk_is_507_at_any_moment_of_an_upload() {
     // executor 6.5: no space, no inodes; issue 4: "a disk that fills up mid-upload"
-    let daemon = Daemon::start_within("mount -t tmpfs -o size=1m,nr_inodes=8 none /mnt");
+    let daemon = TestDaemon::start_within("mount -t tmpfs -o size=1m,nr_inodes=8 none /mnt");
     let large = noise(4 << 20);
-    let full = |answer: &Answer| {
+    let full = |answer: &DaemonAnswer| {
         assert_eq!(
             (answer.status, &answer.json()["code"]),
             (507, &json!(507)),
@@ -337,7 +214,7 @@ fn a_full_disk_is_507_at_any_moment_of_an_upload() {
 #[test]
 fn what_may_not_be_written_is_500() {
     // executor 6.5: "other I/O"
-    let daemon = Daemon::start_within(
+    let daemon = TestDaemon::start_within(
         "mount -t tmpfs none /mnt; echo kept > /mnt/file; mount -o remount,ro none /mnt",
     );
     for path in ["/mnt/new", "/mnt/file", "/mnt/d/new"] {
@@ -350,7 +227,7 @@ fn what_may_not_be_written_is_500() {
 #[test]
 fn strange_paths_are_errors_of_their_kind() {
     // executor 5.1, 6.4, 6.5; issue 4, "Bad input"
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let looped = daemon.path("loop");
     std::os::unix::fs::symlink("loop", &looped).unwrap();
     let pipe = daemon.path("pipe");
@@ -388,7 +265,7 @@ fn strange_paths_are_errors_of_their_kind() {
 #[test]
 fn checks_of_a_download_come_in_order() {
     // executor 6.4: signature, user, path, existence, directory, encoding
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let nothing = [("Accept-Encoding", "identity;q=0")];
     let status = |query: &str| daemon.call("GET", &format!("/files?{query}"), &nothing, b"").status;
     assert_eq!(status("path=~bob&username=no-such-user"), 401);
@@ -406,7 +283,7 @@ fn checks_of_a_download_come_in_order() {
 #[test]
 fn a_signature_ends_with_its_second() {
     // executor 3.3: strictly less than now
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     let path = daemon.path("f");
     std::fs::write(&path, "x").unwrap();
@@ -437,7 +314,7 @@ fn a_signature_ends_with_its_second() {
 #[test]
 fn a_client_that_vanishes_leaves_nothing_open() {
     // issue 4: "a client that vanishes mid-upload"
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("half");
     let head = |framing: &str| {
         format!(
@@ -467,7 +344,7 @@ fn a_client_that_vanishes_leaves_nothing_open() {
 #[test]
 fn large_files_are_streamed_in_little_memory() {
     // executor 2.1: no body limit; issue 4: streamed to disk
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = memory.path().join("large").to_str().unwrap().to_owned();
     let chunk = noise(1 << 20);
@@ -486,7 +363,7 @@ fn large_files_are_streamed_in_little_memory() {
         most = most.max(daemon.resident_kib());
     }
     socket.write_all(b"0\r\n\r\n").unwrap();
-    assert_eq!(Answer::read(&mut socket).status, 200);
+    assert_eq!(DaemonAnswer::read(&mut socket).status, 200);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 100 << 20);
     let whole = daemon.get(&format!("/files?path={path}"));
     assert!(whole.body.chunks(1 << 20).all(|part| part == chunk) && whole.body.len() == 100 << 20);
@@ -497,7 +374,7 @@ fn large_files_are_streamed_in_little_memory() {
 #[test]
 fn parallel_uploads_make_one_tree() {
     // executor 11.25
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("new/nested/directory");
     std::thread::scope(|scope| {
         for name in ["a", "b", "c", "d"] {
@@ -520,7 +397,7 @@ fn parallel_uploads_make_one_tree() {
 #[test]
 fn an_existing_file_is_written_in_place() {
     // executor 6.5: same inode, mode kept, another's file stays the other's, through links
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (path, link) = (daemon.path("f"), daemon.path("link"));
     std::fs::write(&path, "a longer content").unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
@@ -538,7 +415,7 @@ fn an_existing_file_is_written_in_place() {
 #[test]
 fn file_names_of_parts_are_taken_as_they_stand() {
     // executor 6.5: raw UTF-8, "%22" not decoded, directories kept; relative to home
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let kind = [("Content-Type", "multipart/form-data; boundary=\"X X\"")];
     for name in ["a%22b.txt", "d/ü 文.txt", "semi;colon=1.txt", "'quoted'.txt", "plus+&?.txt"] {
         let path = daemon.path(name);
@@ -559,49 +436,9 @@ fn file_names_of_parts_are_taken_as_they_stand() {
 }
 
 #[test]
-fn composing_fails_without_a_trace() {
-    // executor 6.6
-    let daemon = Daemon::start();
-    let kind = [("Content-Type", "application/json")];
-    let send = |body: &str| daemon.call("POST", "/files/compose", &kind, body.as_bytes());
-    let compose = |sources: &[&str], destination: &str, username: &str| {
-        let body =
-            json!({"source_paths": sources, "destination": destination, "username": username});
-        send(&body.to_string()).status
-    };
-    let (one, all) = (daemon.path("1"), daemon.path("all"));
-    std::fs::write(&one, "a").unwrap();
-    std::fs::write(&all, "before").unwrap();
-    assert_eq!(send("{").status, 400);
-    assert_eq!(send("{}").status, 400);
-    assert_eq!(compose(&[&one], "", "root"), 400);
-    assert_eq!(compose(&[&one, "/tmp"], &all, "root"), 400);
-    assert_eq!(compose(&[&one, &all], &all, "root"), 400);
-    assert_eq!(compose(&[&one, "/none"], &all, "root"), 404);
-    assert_eq!(compose(&[&one], &all, "no-such-user"), 401);
-    assert_eq!(compose(&[&one], &format!("{one}/x"), "root"), 500);
-    assert_eq!(std::fs::read(&all).unwrap(), b"before");
-    assert_eq!(compose(&[&one], &all, "nobody"), 200);
-    assert_eq!(std::fs::read(&all).unwrap(), b"a");
-    assert_ne!(std::fs::metadata(&all).unwrap().uid(), 0);
-    let left: Vec<_> =
-        std::fs::read_dir(daemon.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left, ["all"]);
-    let full = Daemon::start_within("mount -t tmpfs -o size=1m none /mnt");
-    let large = daemon.path("large");
-    std::fs::write(&large, noise(2 << 20)).unwrap();
-    let body = json!({"source_paths": [large], "destination": "/mnt/all"}).to_string();
-    assert_eq!(full.call("POST", "/files/compose", &kind, body.as_bytes()).status, 507);
-    assert!(std::fs::exists(&large).unwrap());
-    assert_eq!(full.get("/files?path=/mnt/all").status, 404);
-    let listed = full.unary("/filesystem.Filesystem/ListDir", &json!({"path": "/mnt"}));
-    assert_eq!(listed.text(), "{}");
-}
-
-#[test]
 fn metadata_that_is_wrong_is_refused_before_anything_is_written() {
     // executor 6.5
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("m");
     let long = "k".repeat(247);
     for (name, value) in [

@@ -5,14 +5,14 @@ use std::os::unix::fs::MetadataExt as _;
 
 use flate2::read::GzDecoder;
 
-use super::support::{Answer, Daemon, basic};
+use super::support::{DaemonAnswer, TestDaemon, basic};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
 // executor 6.4: the content, also of a file that the kernel makes as it is read and whose size it tells as 0.
 #[test]
 fn files_that_do_not_tell_their_size_are_read_to_their_end() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for path in ["/proc/cpuinfo", "/proc/kallsyms"] {
         let expected = std::fs::read(path).expect("it is there");
         assert!(!expected.is_empty());
@@ -38,7 +38,7 @@ fn files_that_do_not_tell_their_size_are_read_to_their_end() {
 
 #[test]
 fn an_upload_that_breaks_off_early_leaves_everything_as_it_was() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let kind = [("Content-Type", "multipart/form-data; boundary=X")];
     let (new, old) = (daemon.path("new"), daemon.path("old"));
     std::fs::write(&old, "kept").expect("a file");
@@ -55,12 +55,12 @@ fn an_upload_that_breaks_off_early_leaves_everything_as_it_was() {
 // executor 6.5: signature or token, encoding, user, metadata, content type.
 #[test]
 fn what_is_wrong_with_an_upload_is_told_in_order() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("x");
     let ask = |query: &str, headers: &[(&str, &str)]| {
         daemon.call("POST", &format!("/files?path={path}{query}"), headers, b"x")
     };
-    let told = |answer: Answer, status: u16, text: &str| {
+    let told = |answer: DaemonAnswer, status: u16, text: &str| {
         assert_eq!(answer.status, status, "{}", answer.text());
         assert!(answer.text().contains(text), "{} in {}", text, answer.text());
     };
@@ -83,7 +83,7 @@ fn what_is_wrong_with_an_upload_is_told_in_order() {
 // executor 3.1: `username` counts, else the default user, who reads all where it can become root.
 #[test]
 fn files_go_by_their_own_parameter_for_the_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let nobody = basic("nobody");
     let path = daemon.path("mine");
     let headers = [OCTETS, ("Authorization", &*nobody)];
@@ -98,7 +98,7 @@ fn files_go_by_their_own_parameter_for_the_user() {
 #[test]
 fn metadata_may_come_in_hundreds_of_headers() {
     // A file system without attributes: the upload succeeds all the same.
-    let daemon = Daemon::start_within("mount -t ramfs none /mnt");
+    let daemon = TestDaemon::start_within("mount -t ramfs none /mnt");
     let names: Vec<String> = (0..370).map(|n| format!("X-Metadata-{}", letters(n))).collect();
     let mut headers = vec![OCTETS];
     headers.extend(names.iter().map(|name| (&**name, "")));

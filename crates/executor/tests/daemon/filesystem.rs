@@ -2,20 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, basic};
+use super::support::{DaemonAnswer, TestDaemon, basic};
 
-fn call(daemon: &Daemon, method: &str, request: Value) -> Answer {
+fn call(daemon: &TestDaemon, method: &str, request: Value) -> DaemonAnswer {
     daemon.unary(&format!("/filesystem.Filesystem/{method}"), &request)
 }
 
 #[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str) {
+fn refused(answer: &DaemonAnswer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
 }
 
 #[test]
 fn entries_are_described() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("a.txt");
     std::fs::write(&path, "12345").unwrap();
     let entry = call(&daemon, "Stat", json!({"path": path})).json()["entry"].clone();
@@ -35,7 +35,7 @@ fn entries_are_described() {
 
 #[test]
 fn directories_are_made_with_their_parents_for_the_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let path = daemon.path("x/y/z");
     let nobody = basic("nobody");
     let make = |path: &str| {
@@ -55,7 +55,7 @@ fn directories_are_made_with_their_parents_for_the_user() {
 
 #[test]
 fn listings_are_depth_first_and_sorted() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("tree");
     std::fs::create_dir_all(format!("{root}/subdir1/subdir1_1")).unwrap();
     std::fs::create_dir_all(format!("{root}/subdir2/subdir2_1")).unwrap();
@@ -82,7 +82,7 @@ fn listings_are_depth_first_and_sorted() {
 
 #[test]
 fn moves_and_removals() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (from, to) = (daemon.path("from"), daemon.path("new/dir/to"));
     std::fs::write(&from, "1").unwrap();
     let moved = call(&daemon, "Move", json!({"source": from, "destination": to})).json();
@@ -100,7 +100,7 @@ fn moves_and_removals() {
 #[test]
 fn entries_of_every_kind() {
     // executor 5.2
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let stat = |path: &str| {
         let answer = call(&daemon, "Stat", json!({"path": path}));
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -167,7 +167,7 @@ fn entries_of_every_kind() {
 #[test]
 fn paths_that_name_nothing() {
     // executor 5.1, 5.3; issue 4, "Bad input"
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let long = format!("/{}", "x".repeat(5000));
     for method in ["Stat", "MakeDir", "ListDir", "Remove"] {
         let ask = |path: &str| call(&daemon, method, json!({"path": path}));
@@ -191,7 +191,7 @@ fn paths_that_name_nothing() {
 #[test]
 fn moves_that_cannot_be_and_what_they_replace() {
     // executor 5.3
-    let daemon = Daemon::start_within("mount -t tmpfs none /mnt");
+    let daemon = TestDaemon::start_within("mount -t tmpfs none /mnt");
     let at = |name: &str| daemon.path(name);
     let rename =
         |from: &str, to: &str| call(&daemon, "Move", json!({"source": from, "destination": to}));

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, TOKEN_LINE, envelope, shell};
+use super::support::{DaemonAnswer, TOKEN_LINE, TestDaemon, envelope, shell};
 
 const START: &str = "/process.Process/Start";
 const STREAM: &str = "/process.Process/StreamInput";
@@ -17,7 +17,7 @@ const JSON: &str = "application/connect+json";
 struct Streaming(TcpStream);
 
 impl Streaming {
-    fn begin(daemon: &Daemon, content_type: &str) -> Self {
+    fn begin(daemon: &TestDaemon, content_type: &str) -> Self {
         let mut socket = daemon.connect();
         let head = format!(
             "POST {STREAM} HTTP/1.1\r\nHost: x\r\n{TOKEN_LINE}Connection: close\r\n\
@@ -36,14 +36,14 @@ impl Streaming {
         self.bytes(&envelope(message.to_string().as_bytes()));
     }
 
-    fn answer(mut self) -> Answer {
+    fn answer(mut self) -> DaemonAnswer {
         self.0.write_all(b"0\r\n\r\n").expect("it is sent");
         self.early_answer()
     }
 
     /// The answer to a call that is not over on this side.
-    fn early_answer(mut self) -> Answer {
-        Answer::read_whole(&mut self.0)
+    fn early_answer(mut self) -> DaemonAnswer {
+        DaemonAnswer::read_whole(&mut self.0)
     }
 }
 
@@ -56,7 +56,7 @@ fn data(text: &str) -> Value {
 }
 
 /// The error of a stream without messages.
-fn error(answer: &Answer) -> Value {
+fn error(answer: &DaemonAnswer) -> Value {
     assert_eq!(answer.status, 200, "{}", answer.head);
     assert_eq!(answer.header("content-type").as_deref(), Some(JSON));
     assert_eq!(answer.body[0], 2, "{:?}", String::from_utf8_lossy(&answer.body));
@@ -67,7 +67,7 @@ fn error(answer: &Answer) -> Value {
 // executor 2.2: each envelope is processed as it arrives; the answer is `{}` and the end of a stream.
 #[test]
 fn each_message_is_written_as_it_comes() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut cat = daemon.stream(START, &shell("cat"), &[]);
     let pid = cat.pid();
     let mut streaming = Streaming::begin(&daemon, JSON);
@@ -90,13 +90,13 @@ fn each_message_is_written_as_it_comes() {
     // The process is none the wiser: its input stays open.
     let close = json!({"process": {"pid": pid}});
     assert_eq!(daemon.unary("/process.Process/CloseStdin", &close).text(), "{}");
-    assert_eq!(cat.rest().2["status"], "exit status 0");
+    assert_eq!(cat.remaining().2["status"], "exit status 0");
 }
 
 // executor 4.8: the first message selects, by pid or tag; terminals take `pty`.
 #[test]
 fn a_terminal_is_typed_into_by_its_tag() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut request = shell("read line; test \"$line\" = typed");
     request["pty"] = json!({});
     request["tag"] = json!("typist");
@@ -108,7 +108,7 @@ fn a_terminal_is_typed_into_by_its_tag() {
         streaming.send(&json!({"data": {"input": {"pty": STANDARD.encode(part)}}}));
     }
     assert_eq!(streaming.answer().body, b"\0\0\0\0\x02{}\x02\0\0\0\x02{}");
-    assert_eq!(stream.rest().2["status"], "exit status 0");
+    assert_eq!(stream.remaining().2["status"], "exit status 0");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn the_binary_codec_streams_input_too() {
     use sandyard_contract::rpc::process::process_selector::Selector;
     use sandyard_contract::rpc::process::stream_input_request::{DataEvent, Event, StartEvent};
     use sandyard_contract::rpc::process::{ProcessInput, ProcessSelector, StreamInputRequest};
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut cat = daemon.stream(START, &shell("cat"), &[]);
     let selector = Selector::Pid(u32::try_from(cat.pid()).unwrap());
     let process = Some(ProcessSelector { selector: Some(selector) });
@@ -139,7 +139,7 @@ fn the_binary_codec_streams_input_too() {
 // executor 4.6 and 4.8: what is not to be, in the form of a stream's end and before the client is done.
 #[test]
 fn streams_that_make_no_sense_are_refused_at_once() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut cat = daemon.stream(START, &shell("cat"), &[]);
     let pid = cat.pid();
     let mut plain = daemon.start_command("sleep 30");
@@ -175,7 +175,7 @@ fn streams_that_make_no_sense_are_refused_at_once() {
     // Nothing of all that reached the process.
     let end = json!({"process": {"pid": pid}, "signal": 15});
     assert_eq!(daemon.unary("/process.Process/SendSignal", &end).status, 200);
-    assert_eq!(cat.rest().0, "");
+    assert_eq!(cat.remaining().0, "");
     let end = json!({"process": {"pid": without_stdin}, "signal": 9});
     assert_eq!(daemon.unary("/process.Process/SendSignal", &end).status, 200);
 }
@@ -183,7 +183,7 @@ fn streams_that_make_no_sense_are_refused_at_once() {
 // executor 4.8: writes to one process keep their order, and one that waits ends with the process.
 #[test]
 fn a_write_that_waits_holds_the_next_and_ends_with_the_process() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let script = "head -c 1 >/dev/null; echo begun; exec sleep 30";
     let mut stream = daemon.stream(START, &shell(script), &[]);
     let pid = stream.pid();
@@ -201,10 +201,10 @@ fn a_write_that_waits_holds_the_next_and_ends_with_the_process() {
     );
     let end = json!({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"});
     assert_eq!(daemon.unary("/process.Process/SendSignal", &end).status, 200);
-    assert_eq!(stream.rest().2["status"], "signal: killed");
+    assert_eq!(stream.remaining().2["status"], "signal: killed");
     assert_eq!(error(&first.early_answer())["code"], "internal");
     let mut second = second;
-    let second = Answer::read(&mut second);
+    let second = DaemonAnswer::read(&mut second);
     // It may have come after the process's end.
     assert!(matches!(second.status, 500 | 404), "{}", second.text());
 }
@@ -212,7 +212,7 @@ fn a_write_that_waits_holds_the_next_and_ends_with_the_process() {
 // executor 4.8: the daemon itself lives on; it is written to a pipe that nobody will ever read.
 #[test]
 fn a_process_that_closed_its_input_is_an_error() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut stream = daemon.stream(START, &shell("exec 0<&-; echo closed; exec sleep 30"), &[]);
     let pid = stream.pid();
     stream.until("closed");
@@ -225,7 +225,7 @@ fn a_process_that_closed_its_input_is_an_error() {
 // executor 2.5: a deadline ends calls of every form.
 #[test]
 fn a_write_that_waits_ends_at_its_calls_deadline() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut stream = daemon.stream(START, &shell("exec sleep 30"), &[]);
     let pid = stream.pid();
     let much = "x".repeat(1 << 20);
@@ -245,7 +245,7 @@ fn a_write_that_waits_ends_at_its_calls_deadline() {
 // executor 2.7: a client that vanishes in the middle leaves the process as it is.
 #[test]
 fn a_client_that_vanishes_ends_its_stream_alone() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut cat = daemon.stream(START, &shell("cat"), &[]);
     let pid = cat.pid();
     let mut streaming = Streaming::begin(&daemon, JSON);
@@ -263,7 +263,7 @@ fn a_client_that_vanishes_ends_its_stream_alone() {
 // executor 4.8: a client that is still sending gets the error, and no reset connection in its place.
 #[test]
 fn an_error_arrives_while_its_client_still_sends() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for _ in 0..20 {
         let mut streaming = Streaming::begin(&daemon, JSON);
         streaming.send(&start(999_999));

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 
-use super::support::{Answer, Daemon, TOKEN_LINE, basic, envelope, shell, until};
+use super::support::{DaemonAnswer, TOKEN_LINE, TestDaemon, basic, envelope, shell, until};
 
 const START: &str = "/process.Process/Start";
 const LIST: &str = "/process.Process/List";
@@ -31,7 +31,7 @@ fn leave(socket: TcpStream, abruptly: bool) {
 // first; and "disconnect must be noticed while idle".
 #[test]
 fn a_process_starts_though_its_client_has_left() {
-    let mut daemon = Daemon::start();
+    let mut daemon = TestDaemon::start();
     let sockets = || daemon.open_files("socket:");
     // The connection of the claim may still be closing.
     until("only the listener is left", || sockets() == 1);
@@ -62,7 +62,7 @@ fn a_process_starts_though_its_client_has_left() {
 // Also after a stream on the same connection, which would have ended with its client.
 #[test]
 fn an_upload_on_a_kept_connection_is_carried_out_too() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for number in 0..CLIENTS {
         let mut socket = daemon.connect();
         let body = envelope(shell("true").to_string().as_bytes());
@@ -93,7 +93,7 @@ fn an_upload_on_a_kept_connection_is_carried_out_too() {
 // Nobody told these clients that it was not done.
 #[test]
 fn a_request_that_arrived_is_carried_out_though_its_client_has_left() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for abruptly in [false, true] {
         for number in 0..CLIENTS {
             let path = daemon.path(&format!("{abruptly}-{number}"));
@@ -124,17 +124,17 @@ fn a_request_that_arrived_is_carried_out_though_its_client_has_left() {
 
 #[test]
 fn a_client_that_closes_its_side_gets_its_answer() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let large = daemon.path("large");
     std::fs::write(&large, vec![b'x'; 8 << 20]).expect("a file");
     for _ in 0..CLIENTS {
         let mut list = daemon.send("POST", LIST, JSON, b"{}");
         list.shutdown(Shutdown::Write).expect("it is open");
-        assert_eq!(Answer::read(&mut list).text(), "{}");
+        assert_eq!(DaemonAnswer::read(&mut list).text(), "{}");
     }
     let mut download = daemon.send("GET", &format!("/files?path={large}"), &[], b"");
     download.shutdown(Shutdown::Write).expect("it is open");
-    assert_eq!(Answer::read(&mut download).body.len(), 8 << 20);
+    assert_eq!(DaemonAnswer::read(&mut download).body.len(), 8 << 20);
     let mut silent = daemon.connect();
     silent.shutdown(Shutdown::Write).expect("it is open");
     assert_eq!(silent.read(&mut [0]).expect("the end comes"), 0);

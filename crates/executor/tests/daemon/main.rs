@@ -3,6 +3,8 @@
 
 mod bad_input;
 mod claim;
+mod composing;
+mod compression;
 mod files;
 mod files_edges;
 mod filesystem;
@@ -11,8 +13,10 @@ mod leaving;
 mod processes;
 mod protocol;
 mod rights;
+mod rights_of_watchers;
 mod strangers;
 mod subscribers;
 mod support;
 mod terminals;
 mod watch;
+mod watch_streams;

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::support::{Daemon, basic, shell};
+use super::support::{TestDaemon, basic, shell};
 
 const START: &str = "/process.Process/Start";
 const CONNECT: &str = "/process.Process/Connect";
@@ -21,7 +21,7 @@ fn kill(pid: u64) -> Value {
 
 #[test]
 fn output_and_end_come_in_order() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (stdout, stderr, end) = daemon.run("echo out; echo err >&2; exit 3");
     assert_eq!((&*stdout, &*stderr), ("out\n", "err\n"));
     let expected =
@@ -35,7 +35,7 @@ fn output_and_end_come_in_order() {
 
 #[test]
 fn a_stream_ends_with_the_last_holder_of_the_pipe() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let begun = Instant::now();
     let (stdout, _, _) = daemon.run("sleep 2 & echo hi");
     assert_eq!(stdout, "hi\n");
@@ -44,7 +44,7 @@ fn a_stream_ends_with_the_last_holder_of_the_pipe() {
 
 #[test]
 fn a_killed_process_waits_for_no_grandchild_and_is_gone() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let left = daemon.path("left");
     let script = format!("sleep 30 & echo $! > {left}; echo begun; wait; echo done");
     let mut stream = daemon.start_command(&script);
@@ -52,7 +52,7 @@ fn a_killed_process_waits_for_no_grandchild_and_is_gone() {
     stream.until("begun");
     let begun = Instant::now();
     assert_eq!(daemon.unary(SIGNAL, &kill(pid)).text(), "{}");
-    let (_, _, end) = stream.rest();
+    let (_, _, end) = stream.remaining();
     assert!(begun.elapsed() < Duration::from_secs(10));
     let expected = json!({"exitCode": -1, "status": "signal: killed", "error": "signal: killed"});
     assert_eq!(end, expected);
@@ -67,7 +67,7 @@ fn a_killed_process_waits_for_no_grandchild_and_is_gone() {
 
 #[test]
 fn a_connect_sees_live_and_ended_processes() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut request = shell("read line; echo got $line");
     request["tag"] = json!("reader");
     let mut first = daemon.stream(START, &request, &[]);
@@ -82,8 +82,8 @@ fn a_connect_sees_live_and_ended_processes() {
     assert_eq!(list, expected);
     let input = json!({"process": {"pid": pid}, "input": {"stdin": STANDARD.encode("x\n")}});
     assert_eq!(daemon.unary("/process.Process/SendInput", &input).text(), "{}");
-    assert_eq!(first.rest().0, "got x\n");
-    assert_eq!(second.rest().0, "got x\n");
+    assert_eq!(first.remaining().0, "got x\n");
+    assert_eq!(second.remaining().0, "got x\n");
     for selector in [json!({"pid": pid}), json!({"tag": "reader"})] {
         let late = daemon.stream(CONNECT, &json!({"process": selector}), &[]);
         let (stdout, _, end) = late.finish();
@@ -100,7 +100,7 @@ fn a_connect_sees_live_and_ended_processes() {
 
 #[test]
 fn stdin_is_a_pipe_until_it_is_closed() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut cat = daemon.stream(START, &shell("cat"), &[]);
     let process = json!({"pid": cat.pid()});
     let send = |text: &str| {
@@ -116,7 +116,7 @@ fn stdin_is_a_pipe_until_it_is_closed() {
         // The second time the process may have ended.
         assert!(matches!(closed.status, 200 | 404), "{}", closed.text());
     }
-    assert_eq!(cat.rest().2["status"], "exit status 0");
+    assert_eq!(cat.remaining().2["status"], "exit status 0");
     // Without stdin it is /dev/null.
     let (_, _, end) = daemon.run("read -p x line");
     assert_eq!(end["exitCode"], 1);
@@ -134,7 +134,7 @@ fn stdin_is_a_pipe_until_it_is_closed() {
 
 #[test]
 fn what_cannot_be_executed_says_so_on_stderr() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let run = |cmd: &str| {
         let request = json!({"process": {"cmd": cmd}, "stdin": false});
         daemon.stream(START, &request, &[]).finish()
@@ -159,7 +159,7 @@ fn what_cannot_be_executed_says_so_on_stderr() {
 
 #[test]
 fn the_environment_is_the_contracts_and_nothing_more() {
-    let daemon = Daemon::start_with(json!({"envVars": {"GLOBAL": "g", "BOTH": "global"}}));
+    let daemon = TestDaemon::start_with(json!({"envVars": {"GLOBAL": "g", "BOTH": "global"}}));
     let request = json!({
         "process": {"cmd": "env", "envs": {"OWN": "o", "BOTH": "own"}}, "stdin": false,
     });
@@ -175,7 +175,7 @@ fn the_environment_is_the_contracts_and_nothing_more() {
 
 #[test]
 fn processes_really_are_the_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let nobody = basic("nobody");
     let mut request = shell("id -un; id -G; echo $HOME $USER; cat /proc/self/oom_score_adj");
     request["process"]["cwd"] = json!("/");
@@ -195,7 +195,7 @@ fn processes_really_are_the_user() {
 
 #[test]
 fn a_directory_that_cannot_be_entered_comes_before_any_start() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let locked = daemon.path("locked");
     std::fs::create_dir(&locked).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -221,7 +221,7 @@ fn a_directory_that_cannot_be_entered_comes_before_any_start() {
 
 #[test]
 fn a_deadline_ends_the_call_and_the_process() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let headers = [("Connect-Timeout-Ms", "500")];
     let mut first = daemon.stream(START, &shell("echo begun; exec sleep 30"), &headers);
     let pid = first.pid();
@@ -235,7 +235,7 @@ fn a_deadline_ends_the_call_and_the_process() {
 // executor 2.7, 4.4, 4.7: the deadline stays though the caller left, is for one process, and waits for no pipe.
 #[test]
 fn a_deadline_stays_without_its_caller() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let headers = [("Connect-Timeout-Ms", "700")];
     let left = daemon.path("left");
     let script = format!("sleep 30 & echo $! > {left}; echo begun; wait");
@@ -252,7 +252,7 @@ fn a_deadline_stays_without_its_caller() {
 // executor 2.6: each message begins the silence anew, on both kinds of streams.
 #[test]
 fn a_keepalive_comes_only_after_silence() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let interval = [("Keepalive-Ping-Interval", "2")];
     let script = "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 0.4; done; exec sleep 30";
     let mut started = daemon.stream(START, &shell(script), &interval);
@@ -278,7 +278,7 @@ fn a_keepalive_comes_only_after_silence() {
 #[test]
 fn relative_paths_begin_where_they_should() {
     use std::os::unix::fs::PermissionsExt as _;
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     let tool = daemon.path("tool");
     std::fs::write(&tool, "#!/bin/sh\npwd\n").unwrap();
     std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -296,7 +296,7 @@ fn relative_paths_begin_where_they_should() {
 
 #[test]
 fn a_process_outlives_its_caller() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut stream = daemon.start_command("exec sleep 30");
     let pid = stream.pid();
     drop(stream);
@@ -307,7 +307,7 @@ fn a_process_outlives_its_caller() {
 
 #[test]
 fn a_caller_that_leaves_an_endless_process_blocks_nobody() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut stream = daemon.start_command("exec yes");
     let pid = stream.pid();
     stream.next();
@@ -319,12 +319,12 @@ fn a_caller_that_leaves_an_endless_process_blocks_nobody() {
         other.next();
     }
     assert_eq!(daemon.unary(SIGNAL, &kill(pid)).status, 200);
-    assert_eq!(other.rest().2["status"], "signal: killed");
+    assert_eq!(other.remaining().2["status"], "signal: killed");
 }
 
 #[test]
 fn keepalives_fill_the_silence() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut request = shell("read line");
     request["stdin"] = json!(true);
     let mut stream = daemon.stream(START, &request, &[("Keepalive-Ping-Interval", "1")]);
@@ -335,7 +335,7 @@ fn keepalives_fill_the_silence() {
 
 #[test]
 fn no_client_hears_how_a_process_ends_by_the_daemons_end() {
-    let mut daemon = Daemon::start();
+    let mut daemon = TestDaemon::start();
     let (asked, go) = (daemon.path("asked"), daemon.path("go"));
     let script = format!(
         "trap 'touch {asked}; until [ -e {go} ]; do sleep 0.02; done; exit 0' TERM; \
@@ -363,7 +363,7 @@ fn no_client_hears_how_a_process_ends_by_the_daemons_end() {
 
 #[test]
 fn what_the_daemon_starts_can_be_looked_at_by_its_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     // It keeps tracers away from itself, and its children begin as copies of it.
     let nobody = basic("nobody");
     let script = "stat -c %U /proc/self/environ && ls -l /proc/self/fd >/dev/null && echo seen";

@@ -7,14 +7,14 @@ use flate2::write::GzEncoder;
 use sandyard_contract::daemon::CONTROL_TOKEN_HEADER;
 use serde_json::json;
 
-use super::support::{Answer, Daemon, basic, envelope, find, shell};
+use super::support::{DaemonAnswer, TestDaemon, basic, envelope, find, shell};
 
 const LIST: &str = "/process.Process/List";
 const START: &str = "/process.Process/Start";
 
 #[test]
 fn routes_and_methods_that_are_not_there() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let health = daemon.get("/health");
     assert_eq!((health.status, health.body.len()), (204, 0));
     assert_eq!(health.header("cache-control").as_deref(), Some("no-store"));
@@ -34,7 +34,7 @@ fn routes_and_methods_that_are_not_there() {
 
 #[test]
 fn unary_calls_mirror_the_codec_and_fail_as_json() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let list = daemon.unary(LIST, &json!({"unknown": 1}));
     assert_eq!((list.status, list.text()), (200, "{}"));
     assert_eq!(list.header("content-type").as_deref(), Some("application/json"));
@@ -65,7 +65,7 @@ fn requests_may_be_compressed() {
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     };
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let headers = [
         ("Content-Type", "application/json"),
         ("Content-Encoding", "gzip"),
@@ -88,7 +88,7 @@ fn requests_may_be_compressed() {
 // executor 8: generated code of old refuses members that it does not know.
 #[test]
 fn legacy_clients_are_told_three_members_of_an_entry() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for (agent, is_legacy) in [("connect-python", true), ("connect-python/0.1", false)] {
         let ask = |procedure: &str, message| {
             daemon.unary_with(procedure, &message, &[("User-Agent", agent)])
@@ -110,7 +110,7 @@ fn legacy_clients_are_told_three_members_of_an_entry() {
 // executor 7, 6.3: who a program is in, as variables that nobody can change, and as files.
 #[test]
 fn the_identity_is_in_the_environment_and_in_files() {
-    let daemon = Daemon::start_unclaimed_within("mount -t tmpfs none /run");
+    let daemon = TestDaemon::start_unclaimed_within("mount -t tmpfs none /run");
     // A newer server may say more than this daemon knows.
     let daemon = daemon.claimed_with(json!({
         "addedLater": {"a": 1}, "sandboxID": "iabc", "templateID": "tabc", "envVars": {"E2B_SANDBOX": "no", "A": "1"},
@@ -128,7 +128,7 @@ fn the_identity_is_in_the_environment_and_in_files() {
 
 #[test]
 fn streams_have_the_exact_content_type_and_no_encoding() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut stream =
         daemon.stream(START, &shell("true"), &[("Accept-Encoding", "gzip, deflate, br")]);
     assert_eq!(stream.status(), 200);
@@ -147,7 +147,7 @@ fn the_binary_codec_speaks_the_same_protocol() {
     use prost::Message as _;
     use sandyard_contract::rpc::process::process_event::Event;
     use sandyard_contract::rpc::process::{ProcessConfig, StartRequest, StartResponse};
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let config = ProcessConfig {
         cmd: "/bin/sh".into(),
         args: vec!["-c".into(), "exit 3".into()],
@@ -174,7 +174,7 @@ fn the_binary_codec_speaks_the_same_protocol() {
 
 #[test]
 fn preflights_need_no_token_and_answers_name_origins() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     let answer = daemon.call(
         "OPTIONS",
@@ -208,7 +208,7 @@ fn preflights_need_no_token_and_answers_name_origins() {
 
 #[test]
 fn a_token_covers_everything_but_the_open_routes() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     daemon.show_no_token();
     for target in ["/metrics", "/envs", "/nothing", LIST] {
         let answer = daemon.get(target);
@@ -228,7 +228,7 @@ fn a_token_covers_everything_but_the_open_routes() {
 
 #[test]
 fn unknown_users_are_refused_in_the_form_of_the_call() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let nobody = basic("no-such-user");
     let authorization = [("Authorization", nobody.as_str())];
     let expected =
@@ -240,13 +240,13 @@ fn unknown_users_are_refused_in_the_form_of_the_call() {
     assert_eq!(daemon.stream(START, &shell("true"), &authorization).error(), expected);
     let bearer = [("Authorization", "Bearer x")];
     assert_eq!(daemon.call("GET", "/health", &bearer, b"").status, 204);
-    let daemon = Daemon::start_with(json!({"defaultUser": "no-such-user"}));
+    let daemon = TestDaemon::start_with(json!({"defaultUser": "no-such-user"}));
     assert_eq!(daemon.stream(START, &shell("true"), &[]).error()["code"], "unauthenticated");
 }
 
 #[test]
 fn tunnels_lead_to_ports_and_need_the_control_token() {
-    let daemon = Daemon::start_with(json!({"controlToken": "ctl"}));
+    let daemon = TestDaemon::start_with(json!({"controlToken": "ctl"}));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let target = format!("/sandyard/tunnel/{port}");
@@ -279,7 +279,7 @@ fn tunnels_lead_to_ports_and_need_the_control_token() {
     closed
         .write_all(head.replace("Upgrade\r\nUpgrade", "Upgrade, close\r\nUpgrade").as_bytes())
         .unwrap();
-    assert_eq!(Answer::read(&mut closed).status, 503);
+    assert_eq!(DaemonAnswer::read(&mut closed).status, 503);
 }
 
 /// An address that was another sandbox's a moment ago: its token, which is its own, opens nothing here.
@@ -291,11 +291,11 @@ fn a_tunnel_for_another_sandbox_is_refused_before_anything_is_dialled() {
     let mine = (CONTROL_TOKEN_HEADER, "token of the first");
     let upgrade = [("Upgrade", "sandyard-tunnel"), mine];
     for settings in [json!({"controlToken": "token of the second"}), json!({})] {
-        let second = Daemon::start_with(settings);
+        let second = TestDaemon::start_with(settings);
         let answer = second.call("GET", &target, &upgrade, b"");
         assert_eq!(answer.status, 401, "{}", answer.text());
     }
-    let unclaimed = Daemon::start_unclaimed();
+    let unclaimed = TestDaemon::start_unclaimed();
     assert_eq!(unclaimed.call("GET", &target, &upgrade, b"").status, 503);
     let dialled = listener.accept().map_err(|error| error.kind());
     assert_eq!(dialled.err(), Some(std::io::ErrorKind::WouldBlock));
@@ -303,7 +303,7 @@ fn a_tunnel_for_another_sandbox_is_refused_before_anything_is_dialled() {
 
 #[test]
 fn metrics_have_every_field() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     for target in ["/metrics", "/envs"] {
         assert_eq!(daemon.get(target).header("cache-control").as_deref(), Some("no-store"));
     }

@@ -8,37 +8,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, PROGRAM, basic, shell, until};
+use super::support::{DaemonAnswer, PROGRAM, TestDaemon, basic, shell, until};
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 const NOBODY: u32 = 65534;
 
 /// One whose users cannot become root: set-user-id programs do not work below it.
-fn without_sudo() -> Daemon {
-    let unclaimed = Daemon::start_by(Command::new("setpriv").args(["--no-new-privs", PROGRAM]));
+fn without_sudo() -> TestDaemon {
+    let unclaimed = TestDaemon::start_by(Command::new("setpriv").args(["--no-new-privs", PROGRAM]));
     unclaimed.claimed_with(json!({}))
 }
 
 /// Both kinds, with names for messages.
-fn both() -> [(&'static str, Daemon); 2] {
-    [("without sudo", without_sudo()), ("with sudo", Daemon::start())]
+pub(super) fn both() -> [(&'static str, TestDaemon); 2] {
+    [("without sudo", without_sudo()), ("with sudo", TestDaemon::start())]
 }
 
-fn upload(daemon: &Daemon, user: &str, path: &str, content: &[u8]) -> Answer {
+pub(super) fn upload(daemon: &TestDaemon, user: &str, path: &str, content: &[u8]) -> DaemonAnswer {
     daemon.call("POST", &format!("/files?username={user}&path={path}"), &[OCTETS], content)
 }
 
-fn download(daemon: &Daemon, user: &str, path: &str) -> Answer {
+fn download(daemon: &TestDaemon, user: &str, path: &str) -> DaemonAnswer {
     daemon.get(&format!("/files?username={user}&path={path}"))
 }
 
-fn call(daemon: &Daemon, user: &str, method: &str, request: &Value) -> Answer {
+pub(super) fn call(daemon: &TestDaemon, user: &str, method: &str, request: &Value) -> DaemonAnswer {
     let user = basic(user);
     let headers = [("Authorization", user.as_str())];
     daemon.unary_with(&format!("/filesystem.Filesystem/{method}"), request, &headers)
 }
 
-fn compose(daemon: &Daemon, user: &str, source: &str, destination: &str) -> Answer {
+fn compose(daemon: &TestDaemon, user: &str, source: &str, destination: &str) -> DaemonAnswer {
     let body = json!({"source_paths": [source], "destination": destination, "username": user});
     let kind = [("Content-Type", "application/json")];
     daemon.call("POST", "/files/compose", &kind, body.to_string().as_bytes())
@@ -46,7 +46,7 @@ fn compose(daemon: &Daemon, user: &str, source: &str, destination: &str) -> Answ
 
 /// The refusal of a request: status, code, and a message with user and path that names nothing else.
 #[track_caller]
-fn refused(what: &str, answer: &Answer, path: &str) {
+fn refused(what: &str, answer: &DaemonAnswer, path: &str) {
     assert_eq!(answer.status, 403, "{what}: {}", answer.text());
     let code = answer.json()["code"].clone();
     assert!(code == json!(403) || code == json!("permission_denied"), "{what}: {code}");
@@ -55,38 +55,38 @@ fn refused(what: &str, answer: &Answer, path: &str) {
     assert!(message.contains(path) && !message.contains("/proc/"), "{what}: {message}");
 }
 
-/// A user's directory and root's things beside it, with links of the user that lead to them.
-struct Stage {
+/// A user's directory and root's things next to it, with links of the user that lead to them.
+pub(super) struct TestFolder {
     /// The user's own directory.
-    home: String,
+    pub(super) home: String,
     /// Everybody may enter it; it holds `secret`, which nobody may read or write.
     protected: String,
     /// Nobody may enter it; it holds `secret` too.
-    closed: String,
+    pub(super) closed: String,
 }
 
-impl Stage {
-    fn new(daemon: &Daemon) -> Self {
+impl TestFolder {
+    pub(super) fn new(daemon: &TestDaemon) -> Self {
         let [home, protected, closed] =
             ["home", "protected", "closed"].map(|name| daemon.path(name));
-        let stage = Self { home, protected, closed };
-        for directory in [&stage.home, &stage.protected, &stage.closed] {
+        let folder = Self { home, protected, closed };
+        for directory in [&folder.home, &folder.protected, &folder.closed] {
             fs::create_dir(directory).expect("it is there, and ours");
         }
-        for directory in [&stage.protected, &stage.closed] {
+        for directory in [&folder.protected, &folder.closed] {
             let secret = format!("{directory}/secret");
             fs::write(&secret, "kept").expect("it is there, and ours");
             fs::set_permissions(secret, fs::Permissions::from_mode(0o600))
                 .expect("it is there, and ours");
         }
-        fs::set_permissions(&stage.closed, fs::Permissions::from_mode(0o700))
+        fs::set_permissions(&folder.closed, fs::Permissions::from_mode(0o700))
             .expect("it is there, and ours");
-        chown(&stage.home, Some(NOBODY), Some(NOBODY)).expect("it is there, and ours");
-        stage.plant(&format!("{}/secret", stage.protected), "file");
-        stage.plant(&stage.protected, "directory");
-        stage.plant(&stage.closed, "shut");
-        stage.plant(&format!("{}/secret", stage.closed), "hidden");
-        stage
+        chown(&folder.home, Some(NOBODY), Some(NOBODY)).expect("it is there, and ours");
+        folder.plant(&format!("{}/secret", folder.protected), "file");
+        folder.plant(&folder.protected, "directory");
+        folder.plant(&folder.closed, "shut");
+        folder.plant(&format!("{}/secret", folder.closed), "hidden");
+        folder
     }
 
     fn plant(&self, target: &str, name: &str) {
@@ -95,7 +95,7 @@ impl Stage {
         lchown(link, Some(NOBODY), Some(NOBODY)).expect("it is there, and ours");
     }
 
-    fn at(&self, name: &str) -> String {
+    pub(super) fn at(&self, name: &str) -> String {
         format!("{}/{name}", self.home)
     }
 
@@ -124,14 +124,14 @@ impl Stage {
 #[test]
 fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
     for (kind, daemon) in both() {
-        let stage = Stage::new(&daemon);
-        let at = |name: &str| stage.at(name);
+        let folder = TestFolder::new(&daemon);
+        let at = |name: &str| folder.at(name);
         fs::write(at("own"), "own").unwrap();
         chown(at("own"), Some(NOBODY), Some(NOBODY)).unwrap();
         for path in ["file", "directory/secret", "directory/new", "directory/a/b", "shut/secret"] {
             let what = format!("upload to {path}, {kind}");
             refused(&what, &upload(&daemon, "nobody", &at(path), b"attack"), &at(path));
-            stage.check(&what);
+            folder.check(&what);
         }
         for path in ["file", "directory/secret", "shut/secret", "shut/none"] {
             let what = format!("download of {path}, {kind}");
@@ -141,7 +141,7 @@ fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
             let what = format!("MakeDir {path}, {kind}");
             let answer = call(&daemon, "nobody", "MakeDir", &json!({"path": at(path)}));
             refused(&what, &answer, &at(path));
-            stage.check(&what);
+            folder.check(&what);
         }
         for (from, to) in [
             ("own", "directory/own"),
@@ -154,7 +154,7 @@ fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
             let what = format!("Move {from} to {to}, {kind}");
             let request = json!({"source": at(from), "destination": at(to)});
             refused(&what, &call(&daemon, "nobody", "Move", &request), &at(to));
-            stage.check(&what);
+            folder.check(&what);
         }
         for path in ["directory/secret", "shut/secret", "shut/none", "directory/secret/"] {
             let what = format!("Remove {path}, {kind}");
@@ -163,7 +163,7 @@ fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
                 &call(&daemon, "nobody", "Remove", &json!({"path": at(path)})),
                 &at(path),
             );
-            stage.check(&what);
+            folder.check(&what);
         }
         for (method, path) in [
             ("Stat", "shut/secret"),
@@ -183,7 +183,7 @@ fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
             let what = format!("compose {source} to {destination}, {kind}");
             let answer = compose(&daemon, "nobody", &at(source), &at(destination));
             assert_eq!(answer.status, 403, "{what}: {}", answer.text());
-            stage.check(&what);
+            folder.check(&what);
         }
         // A link itself is the user's to describe and to remove.
         let link = call(&daemon, "nobody", "Stat", &json!({"path": at("hidden")})).json();
@@ -194,17 +194,17 @@ fn links_of_a_user_lead_the_daemon_nowhere_that_the_user_may_not_go() {
             assert_eq!(removed.status, 200, "{}", removed.text());
         }
         let left: Vec<_> =
-            fs::read_dir(&stage.home).unwrap().map(|e| e.unwrap().file_name()).collect();
+            fs::read_dir(&folder.home).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["own"], "{kind}");
-        stage.check(kind);
+        folder.check(kind);
     }
 }
 
 #[test]
 fn a_directory_exchanged_for_a_link_meanwhile_gains_nothing() {
     for (kind, daemon) in both() {
-        let stage = Stage::new(&daemon);
-        let at = |name: &str| stage.at(name);
+        let folder = TestFolder::new(&daemon);
+        let at = |name: &str| folder.at(name);
         fs::create_dir(at("d")).unwrap();
         chown(at("d"), Some(NOBODY), Some(NOBODY)).unwrap();
         let is_over = AtomicBool::new(false);
@@ -224,36 +224,36 @@ fn a_directory_exchanged_for_a_link_meanwhile_gains_nothing() {
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        stage.check(kind);
+        folder.check(kind);
     }
 }
 
 #[test]
 fn without_sudo_a_user_may_what_its_programs_may() {
     let daemon = without_sudo();
-    let stage = Stage::new(&daemon);
-    for path in [&format!("{}/secret", stage.protected), "/etc/shadow"] {
+    let folder = TestFolder::new(&daemon);
+    for path in [&format!("{}/secret", folder.protected), "/etc/shadow"] {
         refused("download", &download(&daemon, "nobody", path), path);
         assert_eq!(download(&daemon, "root", path).status, 200);
     }
-    let closed = json!({"path": stage.closed, "recursive": true});
+    let closed = json!({"path": folder.closed, "recursive": true});
     for method in ["ListDir", "CreateWatcher"] {
-        refused(method, &call(&daemon, "nobody", method, &closed), &stage.closed);
+        refused(method, &call(&daemon, "nobody", method, &closed), &folder.closed);
         assert_eq!(call(&daemon, "root", method, &closed).status, 200);
     }
-    let parent = stage.home.trim_end_matches("/home");
+    let parent = folder.home.trim_end_matches("/home");
     for path in ["0/file.txt", "file.txt", "protected/new"].map(|name| format!("{parent}/{name}")) {
         refused("upload", &upload(&daemon, "nobody", &path, b"x"), &path);
         refused("MakeDir", &call(&daemon, "nobody", "MakeDir", &json!({"path": path})), &path);
         assert!(!fs::exists(&path).unwrap());
     }
     assert!(!fs::exists(format!("{parent}/0")).unwrap());
-    stage.check("refused");
+    folder.check("refused");
     // Where it may, it may, and root may everywhere.
     for (user, owner) in [("nobody", NOBODY), ("root", 0)] {
-        let path = stage.at(&format!("{user}/a/file"));
+        let path = folder.at(&format!("{user}/a/file"));
         assert_eq!(upload(&daemon, user, &path, b"x").status, 200);
-        let modes = [(path.clone(), 0o644), (stage.at(user), 0o755)];
+        let modes = [(path.clone(), 0o644), (folder.at(user), 0o755)];
         for (path, mode) in modes {
             let found = fs::metadata(path).unwrap();
             assert_eq!((found.uid(), found.mode() & 0o7777), (owner, mode));
@@ -261,14 +261,14 @@ fn without_sudo_a_user_may_what_its_programs_may() {
         assert_eq!(download(&daemon, user, &path).text(), "x");
     }
     // Another's file that everybody may write is written and stays the other's.
-    let open = stage.at("open");
+    let open = folder.at("open");
     fs::write(&open, "longer").unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o666)).unwrap();
     assert_eq!(upload(&daemon, "nobody", &open, b"x").status, 200);
     assert_eq!(fs::read_to_string(&open).unwrap(), "x");
     assert_eq!(fs::metadata(&open).unwrap().uid(), 0);
     // Root's calls give a file to root, as ever.
-    let path = stage.at("nobody/a/file");
+    let path = folder.at("nobody/a/file");
     assert_eq!(upload(&daemon, "root", &path, b"x").status, 200);
     assert_eq!(fs::metadata(&path).unwrap().uid(), 0);
     refused("upload", &upload(&daemon, "nobody", &path, b"y"), &path);
@@ -289,7 +289,8 @@ fn the_groups_of_a_user_count() {
         at("group")
     );
     let arguments = ["--mount", "sh", "-ec", &script, PROGRAM];
-    let daemon = Daemon::start_by(Command::new("unshare").args(arguments)).claimed_with(json!({}));
+    let daemon =
+        TestDaemon::start_by(Command::new("unshare").args(arguments)).claimed_with(json!({}));
     let (file, directory) = (daemon.path("file"), daemon.path("directory"));
     fs::write(&file, "shared").unwrap();
     fs::create_dir(&directory).unwrap();
@@ -313,8 +314,8 @@ fn the_groups_of_a_user_count() {
 #[test]
 fn with_sudo_a_user_reaches_what_only_root_controls() {
     // executor 11.16
-    let daemon = Daemon::start();
-    let stage = Stage::new(&daemon);
+    let daemon = TestDaemon::start();
+    let folder = TestFolder::new(&daemon);
     let at = |name: &str| daemon.path(name);
     assert_eq!(upload(&daemon, "nobody", &at("0/file.txt"), b"x").status, 200);
     let made = call(&daemon, "nobody", "MakeDir", &json!({"path": at("test-dir/")})).json();
@@ -328,7 +329,7 @@ fn with_sudo_a_user_reaches_what_only_root_controls() {
         assert_eq!((owner, found.mode() & 0o7777), ((NOBODY, NOBODY), mode), "{name}");
     }
     // Another's file is written, and keeps its owner and its mode.
-    let secret = format!("{}/secret", stage.closed);
+    let secret = format!("{}/secret", folder.closed);
     assert_eq!(download(&daemon, "nobody", &secret).text(), "kept");
     let target = format!("/files?username=nobody&path={secret}");
     let headers = [OCTETS, ("X-Metadata-Author", "me")];
@@ -339,20 +340,20 @@ fn with_sudo_a_user_reaches_what_only_root_controls() {
     let found = fs::metadata(&secret).unwrap();
     assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o600));
     // What is described has the paths that were asked for.
-    symlink("secret", format!("{}/link", stage.closed)).unwrap();
-    fs::create_dir(format!("{}/d", stage.closed)).unwrap();
-    fs::write(format!("{}/d/inner", stage.closed), "").unwrap();
-    let listed = call(&daemon, "nobody", "ListDir", &json!({"path": stage.closed, "depth": 2}));
+    symlink("secret", format!("{}/link", folder.closed)).unwrap();
+    fs::create_dir(format!("{}/d", folder.closed)).unwrap();
+    fs::write(format!("{}/d/inner", folder.closed), "").unwrap();
+    let listed = call(&daemon, "nobody", "ListDir", &json!({"path": folder.closed, "depth": 2}));
     let listed = listed.json()["entries"].clone();
     let paths: Vec<&str> =
         listed.as_array().unwrap().iter().map(|entry| entry["path"].as_str().unwrap()).collect();
     let expected =
-        ["d", "d/inner", "link", "secret"].map(|name| format!("{}/{name}", stage.closed));
+        ["d", "d/inner", "link", "secret"].map(|name| format!("{}/{name}", folder.closed));
     assert_eq!(paths, expected);
     assert_eq!(listed[2]["symlinkTarget"], fs::canonicalize(&secret).unwrap().to_str().unwrap());
     assert_eq!(listed[3]["metadata"], json!({"author": "me"}));
     // Root's link in root's directory is as good as the name it leads to.
-    let link = format!("{}/link", stage.closed);
+    let link = format!("{}/link", folder.closed);
     assert_eq!(download(&daemon, "nobody", &link).text(), "new");
     assert_eq!(upload(&daemon, "nobody", &link, b"through").status, 200);
     assert_eq!(fs::read_to_string(&secret).unwrap(), "through");
@@ -361,34 +362,34 @@ fn with_sudo_a_user_reaches_what_only_root_controls() {
     let answer = upload(&daemon, "nobody", &below, b"x");
     assert_eq!(answer.status, 500);
     assert!(!answer.text().contains("/proc/"), "{}", answer.text());
-    assert_eq!(download(&daemon, "nobody", &format!("{}/none", stage.closed)).status, 404);
-    let moved = json!({"source": secret, "destination": format!("{}/a/b", stage.closed)});
+    assert_eq!(download(&daemon, "nobody", &format!("{}/none", folder.closed)).status, 404);
+    let moved = json!({"source": secret, "destination": format!("{}/a/b", folder.closed)});
     // The directory is made for the user, who then controls its names.
-    refused("Move", &call(&daemon, "nobody", "Move", &moved), &format!("{}/a/b", stage.closed));
-    let moved = json!({"source": secret, "destination": format!("{}/moved", stage.closed)});
+    refused("Move", &call(&daemon, "nobody", "Move", &moved), &format!("{}/a/b", folder.closed));
+    let moved = json!({"source": secret, "destination": format!("{}/moved", folder.closed)});
     assert_eq!(call(&daemon, "nobody", "Move", &moved).status, 200);
-    let all = format!("{}/all", stage.closed);
-    let joined = compose(&daemon, "nobody", &format!("{}/moved", stage.closed), &all);
+    let all = format!("{}/all", folder.closed);
+    let joined = compose(&daemon, "nobody", &format!("{}/moved", folder.closed), &all);
     assert_eq!(joined.status, 200, "{}", joined.text());
     assert_eq!(fs::metadata(&all).unwrap().uid(), NOBODY);
-    let removed = call(&daemon, "nobody", "Remove", &json!({"path": stage.closed}));
+    let removed = call(&daemon, "nobody", "Remove", &json!({"path": folder.closed}));
     assert_eq!(removed.status, 200, "{}", removed.text());
-    assert!(!fs::exists(&stage.closed).unwrap());
+    assert!(!fs::exists(&folder.closed).unwrap());
 }
 
 #[test]
 fn with_sudo_nothing_is_changed_where_others_control_names() {
-    let daemon = Daemon::start();
-    let stage = Stage::new(&daemon);
+    let daemon = TestDaemon::start();
+    let folder = TestFolder::new(&daemon);
     for mode in [0o1777, 0o777, 0o775] {
         let public = daemon.path(&format!("public{mode:o}"));
         fs::create_dir(&public).unwrap();
         fs::set_permissions(&public, fs::Permissions::from_mode(mode)).unwrap();
         let at = |name: &str| format!("{public}/{name}");
-        symlink(format!("{}/secret", stage.closed), at("planted")).unwrap();
+        symlink(format!("{}/secret", folder.closed), at("planted")).unwrap();
         lchown(at("planted"), Some(NOBODY), Some(NOBODY)).unwrap();
         // Not even root's, since another may have put it there under this name.
-        symlink(format!("{}/secret", stage.closed), at("roots")).unwrap();
+        symlink(format!("{}/secret", folder.closed), at("roots")).unwrap();
         fs::write(at("file"), "kept").unwrap();
         fs::create_dir(at("d")).unwrap();
         fs::write(at("d/inner"), "kept").unwrap();
@@ -409,7 +410,7 @@ fn with_sudo_nothing_is_changed_where_others_control_names() {
             refused("Move", &call(&daemon, "nobody", "Move", &request), &at("other"));
         }
         assert_eq!(fs::read_to_string(at("file")).unwrap_or("kept".into()), "kept");
-        stage.check("public");
+        folder.check("public");
     }
 }
 
@@ -460,87 +461,10 @@ fn every_request_of_many_at_once_has_its_own_rights() {
     }
 }
 
-/// The events that a watcher collected, as short texts.
-fn told(daemon: &Daemon, watcher: &Value) -> Vec<String> {
-    let answer = call(daemon, "root", "GetWatcherEvents", watcher);
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    let events = answer.json()["events"].as_array().cloned().unwrap_or_default();
-    let short = |event: &Value| {
-        let kind = event["type"]
-            .as_str()
-            .expect("it is there, and ours")
-            .trim_start_matches("EVENT_TYPE_");
-        format!("{kind} {}", event["name"].as_str().expect("it is there, and ours"))
-    };
-    events.iter().map(short).collect()
-}
-
-fn watch(daemon: &Daemon, path: &str) -> Value {
-    let request = json!({"path": path, "recursive": true, "includeEntry": true});
-    let created = call(daemon, "nobody", "CreateWatcher", &request);
-    assert_eq!(created.status, 200, "{}", created.text());
-    json!({"watcherId": created.json()["watcherId"]})
-}
-
-#[test]
-fn a_users_work_is_seen_as_ever() {
-    // executor 5.4, the table; 11.26, 11.27
-    for (kind, daemon) in both() {
-        let stage = Stage::new(&daemon);
-        // With sudo also where the user itself may not write.
-        let root = if kind == "with sudo" { &stage.closed } else { &stage.home };
-        let watcher = watch(&daemon, root);
-        let all = |kinds: &[&str], name: &str| -> Vec<String> {
-            kinds.iter().map(|kind| format!("{kind} {name}")).collect()
-        };
-        let at = |name: &str| format!("{root}/{name}");
-        for round in 0..20 {
-            let name = format!("f{round}");
-            assert_eq!(upload(&daemon, "nobody", &at(&name), b"content").status, 200);
-            assert_eq!(
-                told(&daemon, &watcher),
-                all(&["CREATE", "CHMOD", "WRITE"], &name),
-                "{kind}"
-            );
-        }
-        let made = call(&daemon, "nobody", "MakeDir", &json!({"path": at("child")}));
-        assert_eq!(made.status, 200);
-        assert_eq!(told(&daemon, &watcher), all(&["CREATE", "CHMOD"], "child"), "{kind}");
-        if kind == "with sudo" {
-            continue;
-        }
-        assert_eq!(upload(&daemon, "nobody", &at("f0"), b"other").status, 200);
-        assert_eq!(told(&daemon, &watcher), all(&["CHMOD", "WRITE", "WRITE"], "f0"));
-        assert_eq!(upload(&daemon, "nobody", &at("child/a/b/file"), b"x").status, 200);
-        let events = told(&daemon, &watcher);
-        let file = all(&["CREATE", "CHMOD", "WRITE"], "child/a/b/file");
-        assert_eq!(events[events.len() - 3..], file);
-    }
-}
-
-#[test]
-fn a_watcher_sees_later_too_only_what_its_user_may() {
-    for (kind, daemon) in both() {
-        let stage = Stage::new(&daemon);
-        let watcher = watch(&daemon, &stage.home);
-        // A directory that nobody but root may look into, with a file in it.
-        let secret = daemon.path("moved");
-        fs::create_dir_all(format!("{secret}/below")).unwrap();
-        fs::write(format!("{secret}/below/file"), "").unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
-        fs::rename(&secret, stage.at("moved")).unwrap();
-        assert_eq!(told(&daemon, &watcher), ["CREATE moved"], "{kind}");
-        fs::write(stage.at("moved/below/other"), "").unwrap();
-        // Whoever works there.
-        assert_eq!(upload(&daemon, "root", &stage.at("moved/by-root"), b"x").status, 200);
-        assert_eq!(told(&daemon, &watcher), [""; 0], "{kind}");
-    }
-}
-
 #[test]
 fn rights_that_cannot_be_taken_are_an_error_and_no_more() {
     // No other user than root is mapped, and no group can be set.
-    let daemon = Daemon::start_within("true");
+    let daemon = TestDaemon::start_within("true");
     for _ in 0..3 {
         let answer = download(&daemon, "nobody", "/etc/hosts");
         assert_eq!((answer.status, &answer.json()["code"]), (500, &json!(500)));
@@ -553,9 +477,9 @@ fn rights_that_cannot_be_taken_are_an_error_and_no_more() {
 #[test]
 fn what_the_daemon_has_open_for_others_is_theirs() {
     let daemon = without_sudo();
-    let stage = Stage::new(&daemon);
+    let folder = TestFolder::new(&daemon);
     // Everybody may read it, and nobody may go there.
-    let path = format!("{}/open", stage.closed);
+    let path = format!("{}/open", folder.closed);
     fs::write(&path, vec![b'x'; 50 << 20]).unwrap();
     let reading = daemon.send("GET", &format!("/files?username=root&path={path}"), &[], b"");
     until("it reads", || daemon.open_files(&path) == 1);
@@ -575,8 +499,8 @@ fn what_the_daemon_has_open_for_others_is_theirs() {
 #[test]
 fn a_working_directory_tells_nothing_that_the_user_may_not_know() {
     // executor 4.2
-    let daemon = Daemon::start();
-    let stage = Stage::new(&daemon);
+    let daemon = TestDaemon::start();
+    let folder = TestFolder::new(&daemon);
     let nobody = basic("nobody");
     let refusal = |path: &str| {
         let mut message = shell("true");
@@ -586,7 +510,7 @@ fn a_working_directory_tells_nothing_that_the_user_may_not_know() {
         assert_eq!(error["code"], "invalid_argument");
         error["message"].as_str().unwrap().replace(path, "")
     };
-    let (there, missing) = (format!("{}/secret/x", stage.closed), format!("{}/x", stage.closed));
+    let (there, missing) = (format!("{}/secret/x", folder.closed), format!("{}/x", folder.closed));
     assert_eq!(refusal(&there), refusal(&missing));
-    assert_eq!(refusal(&stage.at("x")), "cwd '' does not exist");
+    assert_eq!(refusal(&folder.at("x")), "cwd '' does not exist");
 }

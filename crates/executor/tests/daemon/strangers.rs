@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use super::support::{Daemon, TOKEN, until};
+use super::support::{TOKEN, TestDaemon, until};
 
 /// Connects from an address of the loopback network of its own.
 fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
@@ -30,7 +30,7 @@ fn is_closed(stream: &TcpStream) -> bool {
 // The attack: 57 unsigned calls with long heads and bodies end a sandbox of 512 MiB by out-of-memory.
 #[test]
 fn a_flood_without_credentials_costs_little_memory() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     let before = daemon.resident_kib();
     let mut flood = Vec::new();
     for source in 1..=20 {
@@ -53,7 +53,7 @@ fn a_flood_without_credentials_costs_little_memory() {
 
 #[test]
 fn a_stranger_takes_the_place_of_its_own_connections_only() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     // Not the address that the claim came from: that one is trusted.
     let mut neighbour = connect_from(1, daemon.address);
     let flood: Vec<_> = (0..100).map(|_| connect_from(2, daemon.address)).collect();
@@ -76,7 +76,7 @@ fn a_stranger_takes_the_place_of_its_own_connections_only() {
 
 #[test]
 fn a_stranger_that_says_nothing_is_not_waited_for() {
-    let daemon = Daemon::start_unclaimed();
+    let daemon = TestDaemon::start_unclaimed();
     let silent = connect_from(1, daemon.address);
     let mut slow = connect_from(2, daemon.address);
     write!(slow, "GET /health HT").expect("sent");

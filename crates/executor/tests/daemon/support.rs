@@ -29,7 +29,7 @@ pub(crate) const TOKEN_LINE: &str = "X-Access-Token: tok\r\n";
 pub(crate) const CLAIMED_AT: &str = "2026-01-01T00:00:00Z";
 
 /// A running daemon, ended on drop, with a directory of its own.
-pub(crate) struct Daemon {
+pub(crate) struct TestDaemon {
     child: Child,
     pub(crate) address: SocketAddr,
     pub(crate) instance: InstanceId,
@@ -41,13 +41,13 @@ pub(crate) struct Daemon {
 
 /// An answer as it came.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct DaemonAnswer {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Daemon {
+impl TestDaemon {
     /// Starts one and claims it.
     pub(crate) fn start() -> Self {
         Self::start_with(json!({}))
@@ -168,8 +168,8 @@ impl Daemon {
         target: &str,
         headers: &[(&str, &str)],
         body: &[u8],
-    ) -> Answer {
-        Answer::read(&mut self.send(method, target, headers, body))
+    ) -> DaemonAnswer {
+        DaemonAnswer::read(&mut self.send(method, target, headers, body))
     }
 
     /// Sends one request; the answer is still to be read.
@@ -198,12 +198,12 @@ impl Daemon {
         stream
     }
 
-    pub(crate) fn get(&self, target: &str) -> Answer {
+    pub(crate) fn get(&self, target: &str) -> DaemonAnswer {
         self.call("GET", target, &[], b"")
     }
 
     /// A unary procedure in JSON.
-    pub(crate) fn unary(&self, procedure: &str, message: &Value) -> Answer {
+    pub(crate) fn unary(&self, procedure: &str, message: &Value) -> DaemonAnswer {
         self.unary_with(procedure, message, &[])
     }
 
@@ -212,7 +212,7 @@ impl Daemon {
         procedure: &str,
         message: &Value,
         headers: &[(&str, &str)],
-    ) -> Answer {
+    ) -> DaemonAnswer {
         let headers = [&[("Content-Type", "application/json")], headers].concat();
         self.call("POST", procedure, &headers, message.to_string().as_bytes())
     }
@@ -223,15 +223,15 @@ impl Daemon {
         procedure: &str,
         message: &Value,
         headers: &[(&str, &str)],
-    ) -> Stream {
+    ) -> RpcStream {
         let headers = [&[("Content-Type", "application/connect+json")], headers].concat();
         let body = envelope(message.to_string().as_bytes());
         let socket = self.send("POST", procedure, &headers, &body);
-        Stream::open(socket)
+        RpcStream::open(socket)
     }
 
     /// Starts a shell command as root, without stdin.
-    pub(crate) fn start_command(&self, script: &str) -> Stream {
+    pub(crate) fn start_command(&self, script: &str) -> RpcStream {
         let mut message = shell(script);
         message["stdin"] = json!(false);
         self.stream("/process.Process/Start", &message, &[])
@@ -243,7 +243,7 @@ impl Daemon {
     }
 
     /// A signed call to `/init`.
-    pub(crate) fn init(&self, body: &Value) -> Answer {
+    pub(crate) fn init(&self, body: &Value) -> DaemonAnswer {
         let body = body.to_string();
         let headers = self.signed(body.as_bytes());
         let headers = headers.each_ref().map(|(name, value)| (*name, &**value));
@@ -264,14 +264,14 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
+impl Drop for TestDaemon {
     fn drop(&mut self) {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("it is ours");
     }
 }
 
-impl Answer {
+impl DaemonAnswer {
     pub(crate) fn read(stream: &mut TcpStream) -> Self {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).expect("the answer comes in time");
@@ -321,13 +321,13 @@ impl Answer {
 }
 
 /// A stream of envelopes, read one by one.
-pub(crate) struct Stream {
+pub(crate) struct RpcStream {
     pub(crate) head: String,
     reader: BufReader<TcpStream>,
     buffered: Vec<u8>,
 }
 
-impl Stream {
+impl RpcStream {
     fn open(socket: TcpStream) -> Self {
         let mut reader = BufReader::new(socket);
         let mut head = String::new();
@@ -417,11 +417,11 @@ impl Stream {
     /// Reads start and everything after it.
     pub(crate) fn finish(mut self) -> (String, String, Value) {
         self.pid();
-        self.rest()
+        self.remaining()
     }
 
     /// Reads data, the one end, and the end of the stream.
-    pub(crate) fn rest(mut self) -> (String, String, Value) {
+    pub(crate) fn remaining(mut self) -> (String, String, Value) {
         let (mut stdout, mut stderr) = (String::new(), String::new());
         loop {
             let (flags, message) = self.next();

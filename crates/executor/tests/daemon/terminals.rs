@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, Stream, basic, shell};
+use super::support::{DaemonAnswer, RpcStream, TestDaemon, basic, shell};
 
 const START: &str = "/process.Process/Start";
 const CONNECT: &str = "/process.Process/Connect";
@@ -13,8 +13,8 @@ const UPDATE: &str = "/process.Process/Update";
 
 /// An interactive shell, and what its terminal has shown since the last look.
 struct Terminal<'a> {
-    daemon: &'a Daemon,
-    stream: Stream,
+    daemon: &'a TestDaemon,
+    stream: RpcStream,
     pid: u64,
     shown: String,
 }
@@ -31,11 +31,11 @@ fn size(cols: u32, rows: u32) -> Value {
 }
 
 impl<'a> Terminal<'a> {
-    fn open(daemon: &'a Daemon, pty: &Value) -> Self {
+    fn open(daemon: &'a TestDaemon, pty: &Value) -> Self {
         Self::open_as(daemon, pty, &[])
     }
 
-    fn open_as(daemon: &'a Daemon, pty: &Value, headers: &[(&str, &str)]) -> Self {
+    fn open_as(daemon: &'a TestDaemon, pty: &Value, headers: &[(&str, &str)]) -> Self {
         let stream = daemon.stream(START, &bash(pty), headers);
         let mut terminal = Self { daemon, stream, pid: 0, shown: String::new() };
         terminal.pid = terminal.stream.pid();
@@ -43,7 +43,7 @@ impl<'a> Terminal<'a> {
         terminal
     }
 
-    fn input(&self, kind: &str, bytes: &[u8]) -> Answer {
+    fn input(&self, kind: &str, bytes: &[u8]) -> DaemonAnswer {
         let input = json!({kind: STANDARD.encode(bytes)});
         self.daemon.unary(INPUT, &json!({"process": {"pid": self.pid}, "input": input}))
     }
@@ -52,7 +52,7 @@ impl<'a> Terminal<'a> {
         assert_eq!(self.input("pty", keys.as_bytes()).text(), "{}");
     }
 
-    fn update(&self, pty: &Value) -> Answer {
+    fn update(&self, pty: &Value) -> DaemonAnswer {
         self.daemon.unary(UPDATE, &json!({"process": {"pid": self.pid}, "pty": pty}))
     }
 
@@ -106,7 +106,7 @@ impl<'a> Terminal<'a> {
 // executor 4.3: a session of its own with the terminal in control, everything merged into `pty`.
 #[test]
 fn a_shell_has_a_terminal_that_controls_its_session() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(100, 30));
     let device = terminal.run("tty");
     assert!(device.starts_with("/dev/pts/"), "{device}");
@@ -125,7 +125,7 @@ fn a_shell_has_a_terminal_that_controls_its_session() {
 // executor 4.3: a missing size is 0 × 0, and values keep their lower 16 bits. 4.8: `Update`.
 #[test]
 fn sizes_are_set_truncated_and_told() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &json!({}));
     assert_eq!(terminal.run("stty size"), "0 0\n");
     assert_eq!(terminal.update(&size(0x1_0000 + 80, 24)).text(), "{}");
@@ -151,9 +151,9 @@ fn sizes_are_set_truncated_and_told() {
 // executor 4.8: the table of inputs.
 #[test]
 fn input_goes_where_it_belongs() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(80, 24));
-    let code = |answer: Answer| (answer.status, answer.json()["code"].clone());
+    let code = |answer: DaemonAnswer| (answer.status, answer.json()["code"].clone());
     assert_eq!(code(terminal.input("stdin", b"x")), (500, json!("internal")));
     assert_eq!(terminal.input("pty", b"").text(), "{}");
     let process = json!({"process": {"pid": terminal.pid}});
@@ -176,7 +176,7 @@ fn input_goes_where_it_belongs() {
 // executor 4.3: the controlling terminal is what makes job control work.
 #[test]
 fn jobs_are_interrupted_stopped_and_brought_back() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(80, 24));
     terminal.cat();
     terminal.press("\x03");
@@ -200,7 +200,7 @@ fn jobs_are_interrupted_stopped_and_brought_back() {
 // executor 11 (14): disconnect, connect and more input continue the same shell; 2.7.
 #[test]
 fn a_shell_goes_on_without_its_client_and_with_the_next() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(80, 24));
     terminal.run("kept=value");
     let pid = terminal.pid;
@@ -216,7 +216,7 @@ fn a_shell_goes_on_without_its_client_and_with_the_next() {
 // executor 4.4 and 11 (2): a killed shell is over and reaped at once, whoever else has its terminal.
 #[test]
 fn a_killed_shell_is_gone_at_once() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(80, 24));
     let left = terminal.run("(trap '' HUP; exec sleep 30) & echo $!");
     let left = left.lines().last().expect("its number").to_owned();
@@ -233,7 +233,7 @@ fn a_killed_shell_is_gone_at_once() {
 // its name.
 #[test]
 fn the_terminal_belongs_to_its_user() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let nobody = basic("nobody");
     let headers = [("Authorization", nobody.as_str())];
     let mut terminal = Terminal::open_as(&daemon, &size(80, 24), &headers);
@@ -246,7 +246,7 @@ fn the_terminal_belongs_to_its_user() {
 // executor 4.5: nothing is lost on the way through a terminal either.
 #[test]
 fn long_output_arrives_whole_and_in_order() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let mut terminal = Terminal::open(&daemon, &size(80, 24));
     let expected: String = (1..=60_000).map(|n| format!("{n}\n")).collect();
     assert!(terminal.run("seq 60000") == expected, "the output arrived changed");
@@ -261,7 +261,7 @@ fn terminals_in_the_binary_codec() {
     use sandyard_contract::rpc::process::{ProcessConfig, Pty, StartRequest, StartResponse, pty};
 
     use super::support::envelope;
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let config = ProcessConfig {
         cmd: "/bin/sh".into(),
         args: vec!["-c".into(), "stty size; tty >/dev/null".into()],

@@ -6,28 +6,29 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use super::support::{Answer, Daemon, Stream, envelope, find, until};
+use super::support::{DaemonAnswer, TestDaemon, until};
+use super::watch_streams::watch_stream;
 
 const OCTETS: (&str, &str) = ("Content-Type", "application/octet-stream");
 
-fn call(daemon: &Daemon, method: &str, request: &Value) -> Answer {
+pub(super) fn call(daemon: &TestDaemon, method: &str, request: &Value) -> DaemonAnswer {
     daemon.unary(&format!("/filesystem.Filesystem/{method}"), request)
 }
 
 #[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str) {
+fn refused(answer: &DaemonAnswer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)));
 }
 
 /// A watcher with an id.
-struct Watcher<'a> {
-    daemon: &'a Daemon,
+struct TestWatcher<'a> {
+    daemon: &'a TestDaemon,
     request: Value,
 }
 
-impl<'a> Watcher<'a> {
+impl<'a> TestWatcher<'a> {
     #[track_caller]
-    fn create(daemon: &'a Daemon, request: &Value) -> Self {
+    fn create(daemon: &'a TestDaemon, request: &Value) -> Self {
         let created = call(daemon, "CreateWatcher", request);
         assert_eq!(created.status, 200, "{}", created.text());
         let id = created.json()["watcherId"].as_str().expect("an id").to_owned();
@@ -52,12 +53,12 @@ impl<'a> Watcher<'a> {
 }
 
 /// `CREATE name`
-fn short(event: &Value) -> String {
+pub(super) fn short(event: &Value) -> String {
     let kind = event["type"].as_str().expect("a type").trim_start_matches("EVENT_TYPE_");
     format!("{kind} {}", event["name"].as_str().expect("a name"))
 }
 
-fn upload(daemon: &Daemon, path: &str, headers: &[(&str, &str)], content: &[u8]) {
+pub(super) fn upload(daemon: &TestDaemon, path: &str, headers: &[(&str, &str)], content: &[u8]) {
     let headers = [&[OCTETS], headers].concat();
     let answer = daemon.call("POST", &format!("/files?path={path}"), &headers, content);
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -69,31 +70,18 @@ fn in_memory() -> tempfile::TempDir {
 }
 
 /// The daemon's inotify descriptors.
-fn descriptors(daemon: &Daemon) -> usize {
+pub(super) fn descriptors(daemon: &TestDaemon) -> usize {
     daemon.open_files("anon_inode:inotify")
-}
-
-fn watch_stream(daemon: &Daemon, request: &Value, headers: &[(&str, &str)]) -> Stream {
-    let mut stream = daemon.stream("/filesystem.Filesystem/WatchDir", request, headers);
-    // executor 2.2, 5.4: the first message, flushed alone.
-    assert_eq!(stream.next(), (0, json!({"start": {}})));
-    stream
-}
-
-fn next_event(stream: &mut Stream) -> Value {
-    let (flags, message) = stream.next();
-    assert_eq!(flags, 0, "{message}");
-    message["filesystem"].clone()
 }
 
 #[test]
 fn uploads_are_exact_sequences_and_there_at_once() {
     // executor 5.4, the table; 11.26
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir_all(format!("{root}/nested")).unwrap();
-    let flat = Watcher::create(&daemon, &json!({"path": root}));
-    let deep = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+    let flat = TestWatcher::create(&daemon, &json!({"path": root}));
+    let deep = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
     for round in 0..50 {
         let name = format!("f{round}");
         upload(&daemon, &format!("{root}/{name}"), &[], b"content");
@@ -120,10 +108,10 @@ fn uploads_are_exact_sequences_and_there_at_once() {
 #[test]
 fn an_upload_of_up_to_a_quarter_mebibyte_is_one_write() {
     // executor 11.26, 12: several chunks of a request are one write.
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir(&root).unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root}));
     upload(&daemon, &format!("{root}/f"), &[], &vec![b'x'; 200 << 10]);
     assert_eq!(watcher.told(), ["CREATE f", "CHMOD f", "WRITE f"]);
 }
@@ -131,7 +119,7 @@ fn an_upload_of_up_to_a_quarter_mebibyte_is_one_write() {
 #[test]
 fn checks_come_in_order() {
     // executor 5.4, 11.28
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let file = daemon.path("file");
     fs::write(&file, "").unwrap();
     for method in ["CreateWatcher", "WatchDir"] {
@@ -158,10 +146,10 @@ fn checks_come_in_order() {
 #[test]
 fn a_removed_watcher_is_gone_with_all_it_held() {
     // executor 5.4, 11.30
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir(&root).unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root}));
     assert_eq!(descriptors(&daemon), 1);
     let removed = call(&daemon, "RemoveWatcher", &watcher.request);
     assert_eq!((removed.status, removed.text()), (200, "{}"));
@@ -173,13 +161,13 @@ fn a_removed_watcher_is_gone_with_all_it_held() {
 #[test]
 fn every_kind_by_its_name() {
     // executor 5.4: mapping, names, moves in, within and out
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir(&root).unwrap();
     let outside = daemon.path("outside");
     fs::write(&outside, "1").unwrap();
     let at = |name: &str| format!("{root}/{name}");
-    let watcher = Watcher::create(&daemon, &json!({"path": root}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root}));
     fs::rename(&outside, at("in")).unwrap();
     assert_eq!(watcher.told(), ["CREATE in"]);
     fs::rename(at("in"), at("other")).unwrap();
@@ -209,10 +197,10 @@ fn every_kind_by_its_name() {
 
 #[test]
 fn a_directory_that_is_moved_away_says_so_and_nothing_after() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (root, away) = (daemon.path("w"), daemon.path("away"));
     fs::create_dir_all(format!("{root}/d")).unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
     fs::rename(&root, &away).unwrap();
     fs::write(format!("{away}/x"), "").unwrap();
     fs::write(format!("{away}/d/x"), "").unwrap();
@@ -224,10 +212,10 @@ fn a_directory_that_is_moved_away_says_so_and_nothing_after() {
 #[test]
 fn new_directories_are_watched_from_their_first_moment() {
     // executor 5.4, 11.27
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir(&root).unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
     for round in 0..50 {
         let name = format!("d{round}");
         let made = call(&daemon, "MakeDir", &json!({"path": format!("{root}/{name}")}));
@@ -260,14 +248,14 @@ fn new_directories_are_watched_from_their_first_moment() {
 #[test]
 fn trees_moved_in_within_and_out_are_followed() {
     // executor 5.4: "A directory renamed inside the tree keeps being watched under its new name."
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     let outside = daemon.path("outside");
     fs::create_dir(&root).unwrap();
     fs::create_dir_all(format!("{outside}/sub")).unwrap();
     fs::write(format!("{outside}/sub/file"), "1").unwrap();
     let at = |name: &str| format!("{root}/{name}");
-    let watcher = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
     fs::rename(&outside, at("in")).unwrap();
     assert_eq!(watcher.told(), ["CREATE in", "CREATE in/sub", "CREATE in/sub/file"]);
     fs::create_dir(at("target")).unwrap();
@@ -292,10 +280,10 @@ fn trees_moved_in_within_and_out_are_followed() {
 
 #[test]
 fn many_renames_in_a_row_end_in_the_right_names() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir_all(format!("{root}/d0/sub")).unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
     for round in 0..200 {
         let (before, now) = (format!("{root}/d{round}"), format!("{root}/d{}", round + 1));
         fs::create_dir(format!("{before}/new{round}")).unwrap();
@@ -312,11 +300,11 @@ fn many_renames_in_a_row_end_in_the_right_names() {
 #[test]
 fn entries_come_with_events_that_leave_something_to_look_at() {
     // executor 5.4, 11.29
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir_all(format!("{root}/d")).unwrap();
     let request = json!({"path": root, "recursive": true, "includeEntry": true});
-    let watcher = Watcher::create(&daemon, &request);
+    let watcher = TestWatcher::create(&daemon, &request);
     upload(&daemon, &format!("{root}/d/file"), &[], b"12345");
     let events = watcher.events();
     assert_eq!(events.len(), 3);
@@ -335,20 +323,20 @@ fn entries_come_with_events_that_leave_something_to_look_at() {
     assert_eq!(events[2].get("entry"), None);
     assert_eq!(events[3]["entry"]["path"], root);
     // Without being asked for there is none.
-    let plain = Watcher::create(&daemon, &json!({"path": root}));
+    let plain = TestWatcher::create(&daemon, &json!({"path": root}));
     fs::write(format!("{root}/x"), "").unwrap();
     assert_eq!(plain.events()[0].get("entry"), None);
 }
 
 #[test]
 fn a_link_to_a_directory_is_watched_as_the_directory() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let (root, link) = (daemon.path("w"), daemon.path("link"));
     fs::create_dir_all(format!("{root}/real")).unwrap();
     std::os::unix::fs::symlink(&root, &link).unwrap();
     std::os::unix::fs::symlink("real", format!("{root}/below")).unwrap();
     let request = json!({"path": link, "recursive": true, "includeEntry": true});
-    let watcher = Watcher::create(&daemon, &request);
+    let watcher = TestWatcher::create(&daemon, &request);
     fs::write(format!("{root}/real/x"), "").unwrap();
     let events = watcher.events();
     assert_eq!(short(&events[0]), "CREATE real/x");
@@ -356,72 +344,9 @@ fn a_link_to_a_directory_is_watched_as_the_directory() {
 }
 
 #[test]
-fn a_stream_tells_one_event_a_message_and_is_kept_alive() {
-    // executor 2.6, 5.4
-    let daemon = Daemon::start();
-    let root = daemon.path("w");
-    fs::create_dir(&root).unwrap();
-    let mut stream =
-        watch_stream(&daemon, &json!({"path": root}), &[("Keepalive-Ping-Interval", "1")]);
-    assert!(stream.head.contains("application/connect+json"), "{}", stream.head);
-    upload(&daemon, &format!("{root}/f"), &[], b"x");
-    let told: Vec<String> = (0..3).map(|_| short(&next_event(&mut stream))).collect();
-    assert_eq!(told, ["CREATE f", "CHMOD f", "WRITE f"]);
-    assert_eq!(stream.next(), (0, json!({"keepalive": {}})));
-    fs::remove_file(format!("{root}/f")).unwrap();
-    assert_eq!(short(&next_event(&mut stream)), "REMOVE f");
-    assert_eq!(descriptors(&daemon), 1);
-    // executor 2.7: torn down with its client.
-    drop(stream);
-    until("the watcher is torn down", || descriptors(&daemon) == 0);
-}
-
-#[test]
-fn a_stream_ends_at_its_deadline() {
-    // executor 2.5
-    let daemon = Daemon::start();
-    let root = daemon.path("w");
-    fs::create_dir(&root).unwrap();
-    let mut stream =
-        watch_stream(&daemon, &json!({"path": root}), &[("Connect-Timeout-Ms", "300")]);
-    let (flags, end) = stream.next();
-    assert_eq!((flags, &end["error"]["code"]), (2, &json!("deadline_exceeded")));
-    until("the watcher is torn down", || descriptors(&daemon) == 0);
-}
-
-#[test]
-fn the_binary_codec_watches_too() {
-    use prost::Message as _;
-    use sandyard_contract::rpc::filesystem::{
-        CreateWatcherRequest, CreateWatcherResponse, EventType, GetWatcherEventsRequest,
-        GetWatcherEventsResponse, WatchDirRequest,
-    };
-    let daemon = Daemon::start();
-    let root = daemon.path("w");
-    fs::create_dir(&root).unwrap();
-    let proto = ("Content-Type", "application/proto");
-    let call = |method: &str, body: &[u8]| {
-        daemon.call("POST", &format!("/filesystem.Filesystem/{method}"), &[proto], body).body
-    };
-    let request = CreateWatcherRequest { path: root.clone(), ..CreateWatcherRequest::default() };
-    let created = call("CreateWatcher", &request.encode_to_vec());
-    let watcher_id = CreateWatcherResponse::decode(&created[..]).unwrap().watcher_id;
-    fs::write(format!("{root}/f"), "x").unwrap();
-    let events = call("GetWatcherEvents", &GetWatcherEventsRequest { watcher_id }.encode_to_vec());
-    let events = GetWatcherEventsResponse::decode(&events[..]).unwrap().events;
-    let kinds: Vec<i32> = events.iter().map(|event| event.r#type).collect();
-    assert_eq!(kinds, [EventType::Create as i32, EventType::Write as i32]);
-    let missing = WatchDirRequest { path: "/none".into(), ..WatchDirRequest::default() };
-    let kind = ("Content-Type", "application/connect+proto");
-    let target = "/filesystem.Filesystem/WatchDir";
-    let refused = daemon.call("POST", target, &[kind], &envelope(&missing.encode_to_vec()));
-    assert!(find(&refused.body, b"\"not_found\"").is_some());
-}
-
-#[test]
 fn ten_thousand_directories_are_watched_and_released() {
     // issue 4, "Bad input": 10,000 watch entries
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let memory = in_memory();
     let root = memory.path().to_str().unwrap();
     for outer in 0..100 {
@@ -431,7 +356,7 @@ fn ten_thousand_directories_are_watched_and_released() {
     }
     let before = daemon.resident_kib();
     for _ in 0..3 {
-        let watcher = Watcher::create(&daemon, &json!({"path": root, "recursive": true}));
+        let watcher = TestWatcher::create(&daemon, &json!({"path": root, "recursive": true}));
         fs::write(format!("{root}/99/99/x"), "1").unwrap();
         fs::remove_file(format!("{root}/99/99/x")).unwrap();
         assert_eq!(watcher.told(), ["CREATE 99/99/x", "WRITE 99/99/x", "REMOVE 99/99/x"]);
@@ -445,10 +370,10 @@ fn ten_thousand_directories_are_watched_and_released() {
 #[test]
 fn more_events_than_the_kernels_queue_holds_are_collected() {
     // executor 5.4: "Buffer is unbounded."
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let memory = in_memory();
     let root = memory.path().to_str().unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root}));
     let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let files = queue.trim().parse::<usize>().unwrap();
     for number in 0..files {
@@ -464,10 +389,10 @@ fn more_events_than_the_kernels_queue_holds_are_collected() {
 #[test]
 fn what_was_lost_is_an_error_that_stays() {
     // executor 5.4: "Overflow of the kernel queue is an error." "A watcher failure is sticky."
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let memory = in_memory();
     let root = memory.path().to_str().unwrap();
-    let watcher = Watcher::create(&daemon, &json!({"path": root}));
+    let watcher = TestWatcher::create(&daemon, &json!({"path": root}));
     let mut stream = watch_stream(&daemon, &json!({"path": root}), &[]);
     let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     // Stopped, it reads nothing.
@@ -496,7 +421,7 @@ fn what_was_lost_is_an_error_that_stays() {
 #[test]
 fn the_limits_of_inotify_are_errors_with_nothing_left() {
     // issue 4, "Bad input"
-    let daemon = Daemon::start_within(
+    let daemon = TestDaemon::start_within(
         "echo 2 > /proc/sys/user/max_inotify_instances; \
         echo 20 > /proc/sys/user/max_inotify_watches",
     );
@@ -512,7 +437,7 @@ fn the_limits_of_inotify_are_errors_with_nothing_left() {
     assert!(refusal.text().contains("max_user_watches"), "{}", refusal.text());
     until("nothing is left", || descriptors(&daemon) == 0);
     // A directory too many later on is a failure of the watcher.
-    let grown = Watcher::create(&daemon, &json!({"path": small, "recursive": true}));
+    let grown = TestWatcher::create(&daemon, &json!({"path": small, "recursive": true}));
     fs::rename(&large, format!("{small}/in")).unwrap();
     for _ in 0..2 {
         let answer = call(&daemon, "GetWatcherEvents", &grown.request);
@@ -521,7 +446,7 @@ fn the_limits_of_inotify_are_errors_with_nothing_left() {
     }
     assert_eq!(call(&daemon, "RemoveWatcher", &grown.request).status, 200);
     let flat = json!({"path": small});
-    let watchers = [Watcher::create(&daemon, &flat), Watcher::create(&daemon, &flat)];
+    let watchers = [TestWatcher::create(&daemon, &flat), TestWatcher::create(&daemon, &flat)];
     let refusal = create(&small);
     refused(&refusal, 500, "internal");
     assert!(refusal.text().contains("max_user_instances"), "{}", refusal.text());
@@ -529,45 +454,16 @@ fn the_limits_of_inotify_are_errors_with_nothing_left() {
     for watcher in &watchers {
         assert_eq!(call(&daemon, "RemoveWatcher", &watcher.request).status, 200);
     }
-    Watcher::create(&daemon, &flat);
-}
-
-#[test]
-fn a_stream_keeps_no_event_back() {
-    // Requests that collect for a stream must wake it. Nothing else happens here that could.
-    let daemon = Daemon::start();
-    let root = daemon.path("w");
-    fs::create_dir(&root).unwrap();
-    let flat = watch_stream(&daemon, &json!({"path": root}), &[]);
-    let deep = watch_stream(&daemon, &json!({"path": root, "recursive": true}), &[]);
-    let mut streams = [flat, deep];
-    let mut told = |event: &str| {
-        for stream in &mut streams {
-            while short(&next_event(stream)) != event {}
-        }
-    };
-    for number in 0..1000 {
-        let made = call(&daemon, "MakeDir", &json!({"path": format!("{root}/d{number}")}));
-        assert_eq!(made.status, 200, "{}", made.text());
-        told(&format!("CREATE d{number}"));
-    }
-    for number in 0..100 {
-        upload(&daemon, &format!("{root}/f{number}"), &[], b"");
-        told(&format!("CREATE f{number}"));
-        let (source, destination) = (format!("{root}/d{number}"), format!("{root}/m{number}"));
-        let moved = call(&daemon, "Move", &json!({"source": source, "destination": destination}));
-        assert_eq!(moved.status, 200, "{}", moved.text());
-        told(&format!("CREATE m{number}"));
-    }
+    TestWatcher::create(&daemon, &flat);
 }
 
 #[test]
 fn many_watchers_and_writers_lose_nothing() {
-    let daemon = Daemon::start();
+    let daemon = TestDaemon::start();
     let root = daemon.path("w");
     fs::create_dir(&root).unwrap();
     let watchers: Vec<_> = (0..4)
-        .map(|_| Watcher::create(&daemon, &json!({"path": root, "recursive": true})))
+        .map(|_| TestWatcher::create(&daemon, &json!({"path": root, "recursive": true})))
         .collect();
     std::thread::scope(|scope| {
         for writer in 0..4 {

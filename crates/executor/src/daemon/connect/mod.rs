@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::accounts::User;
-use super::body::{Body, Chunks};
+use super::body::{Chunks, DaemonBody};
 use super::tasks::lock;
 use super::{Daemon, filesystem, process};
 
@@ -98,9 +98,9 @@ impl Procedure {
     }
 }
 
-/// What a procedure knows besides its request.
+/// The context of a call: what a procedure knows in addition to its request.
 #[derive(Clone)]
-pub(super) struct Call {
+pub(super) struct RpcCall {
     pub daemon: Arc<Daemon>,
     /// The user the request names.
     pub named_user: Option<User>,
@@ -111,7 +111,7 @@ pub(super) struct Call {
     keepalive: Duration,
 }
 
-impl Call {
+impl RpcCall {
     /// The user this call acts for: the named one, else the default (executor 3.1). Blocks.
     pub(super) fn user(&self) -> Result<User, ConnectError> {
         if let Some(user) = &self.named_user {
@@ -135,14 +135,14 @@ pub(super) fn unauthenticated(name: &str) -> ConnectError {
 }
 
 /// Where a stream's messages go.
-pub(super) struct Sink {
+pub(super) struct MessageSink {
     codec: Codec,
     chunks: Arc<Chunks>,
     /// The longest silence this client wants.
     pub keepalive: Duration,
 }
 
-impl Sink {
+impl MessageSink {
     /// Sends one message, flushed at once.
     pub(super) async fn send<M: Message + Serialize>(
         &self,
@@ -168,7 +168,7 @@ pub(super) async fn answer(
     daemon: &Arc<Daemon>,
     named_user: Option<User>,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let form = procedure.form();
     if request.method() != Method::POST {
         return bare(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST");
@@ -189,7 +189,8 @@ pub(super) async fn answer(
     let result = async {
         let deadline = read_deadline(request.headers())?;
         let keepalive = read_keepalive(request.headers());
-        let call = Call { daemon: Arc::clone(daemon), named_user, deadline, is_legacy, keepalive };
+        let call =
+            RpcCall { daemon: Arc::clone(daemon), named_user, deadline, is_legacy, keepalive };
         within(deadline, serve(procedure, codec, call, request)).await
     };
     let mut response = result.await.unwrap_or_else(|error| refuse(form, codec, error));
@@ -199,8 +200,8 @@ pub(super) async fn answer(
     response
 }
 
-fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<DaemonBody> {
+    let mut response = Response::new(DaemonBody::empty());
     *response.status_mut() = status;
     response.headers_mut().insert(name, HeaderValue::from_static(value));
     response
@@ -209,9 +210,9 @@ fn bare(status: StatusCode, name: HeaderName, value: &'static str) -> Response<B
 async fn serve(
     procedure: Procedure,
     codec: Codec,
-    call: Call,
+    call: RpcCall,
     request: Request<Inbound>,
-) -> Result<Response<Body>, ConnectError> {
+) -> Result<Response<DaemonBody>, ConnectError> {
     use Procedure::*;
     match procedure {
         ProcessList => unary(codec, call, request, process::list).await,
@@ -223,7 +224,7 @@ async fn serve(
             let answer = process::stream_input(call, Messages::read(codec, request)?).await?;
             let message = wire::message_envelope(codec, &answer)?;
             let end = end_envelope(None).map_err(unwritable)?;
-            Ok(respond(Form::Stream, codec, Body::full([message, end].concat())))
+            Ok(respond(Form::Stream, codec, DaemonBody::full([message, end].concat())))
         }
         ProcessStart => {
             let events =
@@ -252,10 +253,10 @@ async fn serve(
 
 async fn unary<Req, Res, F>(
     codec: Codec,
-    call: Call,
+    call: RpcCall,
     request: Request<Inbound>,
-    method: impl FnOnce(Call, Req) -> F,
-) -> Result<Response<Body>, ConnectError>
+    method: impl FnOnce(RpcCall, Req) -> F,
+) -> Result<Response<DaemonBody>, ConnectError>
 where
     Req: Message + Default + DeserializeOwned,
     Res: Message + Serialize,
@@ -263,18 +264,22 @@ where
 {
     let message = wire::unary_message(request).await?;
     let answer = method(call, wire::decode(codec, &message)?).await?;
-    Ok(respond(Form::Unary, codec, Body::full(wire::encode(codec, &answer)?)))
+    Ok(respond(Form::Unary, codec, DaemonBody::full(wire::encode(codec, &answer)?)))
 }
 
 /// A stream's answer: what `make` sends, then how it ended.
-fn stream<F>(codec: Codec, call: &Call, make: impl FnOnce(Sink) -> F) -> Response<Body>
+fn stream<F>(
+    codec: Codec,
+    call: &RpcCall,
+    make: impl FnOnce(MessageSink) -> F,
+) -> Response<DaemonBody>
 where
     F: Future<Output = Result<(), ConnectError>> + Send + 'static,
 {
     let (deadline, keepalive) = (call.deadline, call.keepalive);
-    let body = Body::events(|chunks| {
+    let body = DaemonBody::events(|chunks| {
         let chunks = Arc::new(chunks);
-        let sink = Sink { codec, chunks: Arc::clone(&chunks), keepalive };
+        let sink = MessageSink { codec, chunks: Arc::clone(&chunks), keepalive };
         let sending = make(sink);
         async move {
             let error = within(deadline, sending).await.err();
@@ -293,7 +298,7 @@ fn unwritable(error: io::Error) -> ConnectError {
     ConnectError::new(Code::Internal, format!("failed to write the answer: {error}"))
 }
 
-fn respond(form: Form, codec: Codec, body: Body) -> Response<Body> {
+fn respond(form: Form, codec: Codec, body: DaemonBody) -> Response<DaemonBody> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(codec.content_type(form)));
@@ -306,27 +311,30 @@ fn respond(form: Form, codec: Codec, body: Body) -> Response<Body> {
 }
 
 /// An error in the form of the call: a status and JSON, or the end of a stream without messages.
-fn refuse(form: Form, codec: Codec, error: ConnectError) -> Response<Body> {
+fn refuse(form: Form, codec: Codec, error: ConnectError) -> Response<DaemonBody> {
     match form {
         Form::Unary => refuse_unary(&error),
         Form::Stream => match end_envelope(Some(error)) {
-            Ok(envelope) => respond(form, codec, Body::full(envelope)),
+            Ok(envelope) => respond(form, codec, DaemonBody::full(envelope)),
             Err(error) => refuse_unary(&unwritable(error)),
         },
     }
 }
 
-fn refuse_unary(error: &ConnectError) -> Response<Body> {
+fn refuse_unary(error: &ConnectError) -> Response<DaemonBody> {
     // Two strings always serialize.
     let body = serde_json::to_vec(error).unwrap_or_default();
-    let mut response = respond(Form::Unary, Codec::Json, Body::full(body));
+    let mut response = respond(Form::Unary, Codec::Json, DaemonBody::full(body));
     *response.status_mut() =
         StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
 }
 
 /// An error before any procedure was looked for, in the form of the content type (executor 3.1).
-pub(super) fn refuse_by_content_type(headers: &HeaderMap, error: ConnectError) -> Response<Body> {
+pub(super) fn refuse_by_content_type(
+    headers: &HeaderMap,
+    error: ConnectError,
+) -> Response<DaemonBody> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     match content_type.and_then(Codec::from_content_type) {
         Some((Form::Stream, codec)) => refuse(Form::Stream, codec, error),

@@ -9,17 +9,17 @@ use rustix::fs::OFlags;
 use sandyard_http::Inbound;
 use serde::Deserialize;
 
-use super::super::body::Body;
+use super::super::body::DaemonBody;
 use super::super::trusted::LastLink;
 use super::super::{Daemon, access, paths, plain, pool};
 use super::write::Written;
-use super::{Owner, Refusal};
+use super::{FileRefusal, Owner};
 
 /// The longest body.
 const LIMIT: usize = 4 << 20;
 
 #[derive(Deserialize)]
-struct Order {
+struct ComposeRequest {
     #[serde(default)]
     source_paths: Vec<String>,
     #[serde(default)]
@@ -31,20 +31,23 @@ struct Order {
 pub(in super::super) async fn compose(
     daemon: &Arc<Daemon>,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     match carry_out(daemon, request).await {
         Ok(written) => plain::json(StatusCode::OK, &written),
         Err(refusal) => refusal.response(),
     }
 }
 
-async fn carry_out(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<Written, Refusal> {
+async fn carry_out(
+    daemon: &Arc<Daemon>,
+    request: Request<Inbound>,
+) -> Result<Written, FileRefusal> {
     let body = Limited::new(request.into_body(), LIMIT).collect().await;
-    let body = body.map_err(|error| Refusal::invalid(format!("failed to read it: {error}")))?;
-    let order: Order = serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| Refusal::invalid(format!("failed to read the JSON: {error}")))?;
+    let body = body.map_err(|error| FileRefusal::invalid(format!("failed to read it: {error}")))?;
+    let order: ComposeRequest = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| FileRefusal::invalid(format!("failed to read the JSON: {error}")))?;
     if order.source_paths.is_empty() || order.destination.is_empty() {
-        return Err(Refusal::invalid("'source_paths' and 'destination' must not be empty"));
+        return Err(FileRefusal::invalid("'source_paths' and 'destination' must not be empty"));
     }
     let owner = Owner::find(daemon, order.username.as_deref()).await?;
     let destination = owner.resolve(&order.destination)?;
@@ -53,19 +56,19 @@ async fn carry_out(daemon: &Arc<Daemon>, request: Request<Inbound>) -> Result<Wr
     pool::run(move || owner.act(|| join(&sources, destination, &owner))).await
 }
 
-fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Written, Refusal> {
+fn join(sources: &[String], destination: String, owner: &Owner) -> Result<Written, FileRefusal> {
     for source in sources {
         if paths::clean(source) == paths::clean(&destination) {
-            return Err(Refusal::invalid(format!("'{source}' is source and destination")));
+            return Err(FileRefusal::invalid(format!("'{source}' is source and destination")));
         }
         match access::metadata(source) {
             Ok(found) if found.is_file() => {}
             Ok(_) => {
-                return Err(Refusal::invalid(format!("'{source}' is not a regular file")));
+                return Err(FileRefusal::invalid(format!("'{source}' is not a regular file")));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let message = format!("path '{source}' does not exist");
-                return Err(Refusal::new(StatusCode::NOT_FOUND, message));
+                return Err(FileRefusal::new(StatusCode::NOT_FOUND, message));
             }
             Err(error) => return Err(owner.refused("look for", source, &error)),
         }
@@ -101,7 +104,7 @@ fn unique() -> u128 {
     (since.as_nanos() << 16) | u128::from(NEXT.fetch_add(1, Ordering::Relaxed) & 0xffff)
 }
 
-fn write(sources: &[String], path: &str, owner: &Owner) -> Result<(), Refusal> {
+fn write(sources: &[String], path: &str, owner: &Owner) -> Result<(), FileRefusal> {
     let failed = |what: &str, error: &io::Error| owner.refused(what, path, error);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mut file = access::changing(path, LastLink::Keep, |place| place.open(flags, 0o666))

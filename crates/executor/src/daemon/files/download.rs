@@ -15,16 +15,16 @@ use rustix::fs::OFlags;
 use sandyard_http::Inbound;
 
 use super::super::auth::Operation;
-use super::super::body::{Body, Chunks};
+use super::super::body::{Chunks, DaemonBody};
 use super::super::trusted::LastLink;
 use super::super::{Daemon, access, paths, plain, pool};
 use super::buffers::Buffers;
 use super::encoding::{self, Encoding};
 use super::gzip::{self, Encoder, Gzip};
 use super::handle::Handle;
-use super::preconditions::{self, Outcome};
-use super::ranges::{self, Part};
-use super::{CHUNK_BYTES, Owner, Query, Refusal, content};
+use super::preconditions::{self, PreconditionOutcome};
+use super::ranges::{self, ByteRange};
+use super::{CHUNK_BYTES, FileQuery, FileRefusal, Owner, content};
 
 /// Up to here a file is read when it is opened.
 const SMALL_BYTES: u64 = 64 << 10;
@@ -33,17 +33,17 @@ const SMALL_BYTES: u64 = 64 << 10;
 pub(in super::super) async fn download(
     daemon: &Arc<Daemon>,
     request: &Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let found = find(daemon, request).await;
-    found.unwrap_or_else(Refusal::response)
+    found.unwrap_or_else(FileRefusal::response)
 }
 
 /// What a compressed chunk gave, and with what and where to go on, unless the file has ended.
 type Compressed = (Bytes, Option<(Encoder, u64)>);
 
 /// An open file and what is known of it.
-struct Source {
-    content: Content,
+struct DownloadSource {
+    content: FileContent,
     name: String,
     /// `None` for one that does not tell: the kernel makes its content as it is read, as of `/proc/meminfo`.
     size: Option<u64>,
@@ -53,16 +53,19 @@ struct Source {
     gzip: Gzip,
 }
 
-impl Source {
+impl DownloadSource {
     /// The content type of its bytes as they are.
     fn kind(&self) -> &'static str {
         content::by_extension(&self.name).unwrap_or_else(|| content::sniff(&self.start))
     }
 }
 
-async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Response<Body>, Refusal> {
+async fn find(
+    daemon: &Arc<Daemon>,
+    request: &Request<Inbound>,
+) -> Result<Response<DaemonBody>, FileRefusal> {
     let headers = request.headers();
-    let query = Query::parse(request.uri())?;
+    let query = FileQuery::parse(request.uri())?;
     query.check(Operation::Read, daemon, headers)?;
     let owner = Owner::find(daemon, query.username.as_deref()).await?;
     let path = owner.resolve(query.path.as_deref().unwrap_or(""))?;
@@ -73,7 +76,7 @@ async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Respon
             check_is_file(&owner, &path)?;
             // After the file's own checks (executor 6.4).
             if let Err(error) = &encoding {
-                return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, error.to_string()));
+                return Err(FileRefusal::new(StatusCode::NOT_ACCEPTABLE, error.to_string()));
             }
             open(&path, wants_gzip).map_err(|error| owner.refused("read", &path, &error))
         })
@@ -94,21 +97,21 @@ async fn find(daemon: &Arc<Daemon>, request: &Request<Inbound>) -> Result<Respon
     Ok(response)
 }
 
-fn check_is_file(owner: &Owner, path: &str) -> Result<(), Refusal> {
+fn check_is_file(owner: &Owner, path: &str) -> Result<(), FileRefusal> {
     match access::metadata(path) {
         Ok(found) if found.is_dir() => {
-            Err(Refusal::invalid(format!("path '{path}' is a directory")))
+            Err(FileRefusal::invalid(format!("path '{path}' is a directory")))
         }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Refusal::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist")))
+            Err(FileRefusal::new(StatusCode::NOT_FOUND, format!("path '{path}' does not exist")))
         }
         Err(error) => Err(owner.refused("look for", path, &error)),
     }
 }
 
 /// Blocks, but not on a pipe that nobody writes to.
-fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
+fn open(path: &str, wants_gzip: bool) -> io::Result<DownloadSource> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let file = access::reading(path, LastLink::Follow, |place| place.open(flags, 0))?;
     let found = file.metadata()?;
@@ -141,8 +144,8 @@ fn open(path: &str, wants_gzip: bool) -> io::Result<Source> {
         // Such are texts.
         (true, None) => Gzip::Worth,
     };
-    Ok(Source {
-        content: Content { file: Arc::new(Handle::new(file)), buffers: Arc::default() },
+    Ok(DownloadSource {
+        content: FileContent { file: Arc::new(Handle::new(file)), buffers: Arc::default() },
         name: paths::base_name(path).to_owned(),
         size,
         modified_seconds: found.mtime(),
@@ -172,24 +175,26 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 /// The file, or parts of it, as it is.
-fn plain_bytes(source: &Source, size: u64, asked: &HeaderMap) -> Response<Body> {
+fn plain_bytes(source: &DownloadSource, size: u64, asked: &HeaderMap) -> Response<DaemonBody> {
     let modified = preconditions::last_modified(source.modified_seconds);
     let outcome = preconditions::check(asked, modified);
     let range = asked.get(RANGE).and_then(|value| value.to_str().ok());
     let kind = source.kind();
     let mut response = match (outcome, range) {
-        (Outcome::NotModified, _) => plain::status(StatusCode::NOT_MODIFIED),
-        (Outcome::Failed, _) => plain::status(StatusCode::PRECONDITION_FAILED),
-        (Outcome::Send { ranges: true }, Some(range)) => match ranges::parse(range, size) {
-            Ok(parts) => answer_parts(source, size, &parts, kind),
-            Err(error) => {
-                let mut response =
-                    plain::text(StatusCode::RANGE_NOT_SATISFIABLE, format!("{error}\n"));
-                set(response.headers_mut(), CONTENT_RANGE, &format!("bytes */{size}"));
-                response
+        (PreconditionOutcome::NotModified, _) => plain::status(StatusCode::NOT_MODIFIED),
+        (PreconditionOutcome::Failed, _) => plain::status(StatusCode::PRECONDITION_FAILED),
+        (PreconditionOutcome::Send { ranges: true }, Some(range)) => {
+            match ranges::parse(range, size) {
+                Ok(parts) => answer_parts(source, size, &parts, kind),
+                Err(error) => {
+                    let mut response =
+                        plain::text(StatusCode::RANGE_NOT_SATISFIABLE, format!("{error}\n"));
+                    set(response.headers_mut(), CONTENT_RANGE, &format!("bytes */{size}"));
+                    response
+                }
             }
-        },
-        (Outcome::Send { .. }, _) => answer_parts(source, size, &[], kind),
+        }
+        (PreconditionOutcome::Send { .. }, _) => answer_parts(source, size, &[], kind),
     };
     let headers = response.headers_mut();
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -200,8 +205,13 @@ fn plain_bytes(source: &Source, size: u64, asked: &HeaderMap) -> Response<Body> 
 }
 
 /// No part: the whole file. Several: a body of parts, each with its own headers.
-fn answer_parts(source: &Source, size: u64, parts: &[Part], kind: &'static str) -> Response<Body> {
-    let whole = Part { start: 0, length: size };
+fn answer_parts(
+    source: &DownloadSource,
+    size: u64,
+    parts: &[ByteRange],
+    kind: &'static str,
+) -> Response<DaemonBody> {
+    let whole = ByteRange { start: 0, length: size };
     let content = source.content.clone();
     match *parts {
         [] | [_] => {
@@ -209,9 +219,9 @@ fn answer_parts(source: &Source, size: u64, parts: &[Part], kind: &'static str) 
             let body = if source.start.len() as u64 == size {
                 // Parts lie in the file, and its size is that of memory here.
                 let (start, end) = (part.start as usize, (part.start + part.length) as usize);
-                Body::full(source.start.slice(start..end))
+                DaemonBody::full(source.start.slice(start..end))
             } else {
-                Body::made(|chunks| async move { content.send(part, &chunks).await })
+                DaemonBody::made(|chunks| async move { content.send(part, &chunks).await })
             };
             let mut response = Response::new(body);
             let headers = response.headers_mut();
@@ -225,16 +235,17 @@ fn answer_parts(source: &Source, size: u64, parts: &[Part], kind: &'static str) 
         }
         _ => {
             let boundary = format!("sandyard-{:x}-{size:x}", source.modified_seconds);
-            let head = |part: &Part| {
+            let head = |part: &ByteRange| {
                 let range = part.content_range(size);
                 format!("--{boundary}\r\nContent-Range: {range}\r\nContent-Type: {kind}\r\n\r\n")
             };
-            let heads: Vec<(String, Part)> = parts.iter().map(|part| (head(part), *part)).collect();
+            let heads: Vec<(String, ByteRange)> =
+                parts.iter().map(|part| (head(part), *part)).collect();
             let end = format!("--{boundary}--\r\n");
             let length: u64 =
                 heads.iter().map(|(head, part)| head.len() as u64 + part.length + 2).sum::<u64>()
                     + end.len() as u64;
-            let mut response = Response::new(Body::made(|chunks| async move {
+            let mut response = Response::new(DaemonBody::made(|chunks| async move {
                 for (head, part) in heads {
                     chunks.send(head.into()).await?;
                     content.send(part, &chunks).await?;
@@ -253,9 +264,9 @@ fn answer_parts(source: &Source, size: u64, parts: &[Part], kind: &'static str) 
 }
 
 /// The whole of a file that does not tell its size. It has no parts that anybody could ask for.
-fn until_its_end(source: &Source) -> Response<Body> {
+fn until_its_end(source: &DownloadSource) -> Response<DaemonBody> {
     let content = source.content.clone();
-    let body = Body::made(|chunks| async move {
+    let body = DaemonBody::made(|chunks| async move {
         let mut offset = 0;
         loop {
             let chunk = content.read(offset, u64::MAX).await?;
@@ -273,14 +284,14 @@ fn until_its_end(source: &Source) -> Response<Body> {
 
 /// What is in a file, and the memory it is read into.
 #[derive(Clone)]
-struct Content {
+struct FileContent {
     file: Arc<Handle>,
     buffers: Arc<Buffers>,
 }
 
-impl Content {
+impl FileContent {
     /// Sends a part, reading ahead by one chunk.
-    async fn send(&self, part: Part, chunks: &Chunks) -> io::Result<()> {
+    async fn send(&self, part: ByteRange, chunks: &Chunks) -> io::Result<()> {
         let end = part.start + part.length;
         let mut offset = part.start;
         let mut next = self.read(offset, end);
@@ -298,7 +309,7 @@ impl Content {
     }
 
     /// Begins to read a chunk; nothing at the end.
-    fn read(&self, offset: u64, end: u64) -> pool::Running<io::Result<Bytes>> {
+    fn read(&self, offset: u64, end: u64) -> pool::RunningJob<io::Result<Bytes>> {
         // Never longer than a chunk.
         let length = end.saturating_sub(offset).min(CHUNK_BYTES as u64) as usize;
         let Self { file, buffers } = self.clone();
@@ -306,7 +317,11 @@ impl Content {
     }
 
     /// Begins to read and compress a chunk.
-    fn compress(&self, mut encoder: Encoder, offset: u64) -> pool::Running<io::Result<Compressed>> {
+    fn compress(
+        &self,
+        mut encoder: Encoder,
+        offset: u64,
+    ) -> pool::RunningJob<io::Result<Compressed>> {
         let Self { file, buffers } = self.clone();
         pool::run(move || {
             let chunk = buffers.fill(CHUNK_BYTES, |buffer| read_full(&file, buffer, offset))?;
@@ -336,12 +351,12 @@ impl Content {
 }
 
 /// The whole file, gzipped.
-fn compressed(source: &mut Source) -> Response<Body> {
+fn compressed(source: &mut DownloadSource) -> Response<DaemonBody> {
     let body = match std::mem::replace(&mut source.gzip, Gzip::NotWorth) {
-        Gzip::Done(packed) => Body::full(packed),
+        Gzip::Done(packed) => DaemonBody::full(packed),
         Gzip::Worth | Gzip::NotWorth => {
             let content = source.content.clone();
-            Body::made(|chunks| async move { content.send_compressed(&chunks).await })
+            DaemonBody::made(|chunks| async move { content.send_compressed(&chunks).await })
         }
     };
     let mut response = Response::new(body);

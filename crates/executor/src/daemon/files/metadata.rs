@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hyper::header::HeaderMap;
 
 use super::super::filesystem::metadata::PREFIX;
-use super::Refusal;
+use super::FileRefusal;
 
 const HEADER_PREFIX: &str = "x-metadata-";
 
@@ -16,7 +16,7 @@ const KEY_LIMIT: usize = 246;
 const TOTAL_LIMIT: usize = 4096;
 
 /// Reads `X-Metadata-<key>` headers: keys in lower case, the first of repeated ones.
-pub(super) fn read(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
+pub(super) fn read(headers: &HeaderMap) -> Result<BTreeMap<String, String>, FileRefusal> {
     let mut metadata = BTreeMap::new();
     let mut total = 0;
     for name in headers.keys() {
@@ -29,20 +29,20 @@ pub(super) fn read(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refu
         };
         if key.len() > KEY_LIMIT {
             let message = format!("metadata key '{key}' is longer than {KEY_LIMIT} bytes");
-            return Err(Refusal::invalid(message));
+            return Err(FileRefusal::invalid(message));
         }
         let value =
             value.to_str().ok().filter(|text| text.bytes().all(|b| (b' '..=b'~').contains(&b)));
         let Some(value) = value else {
             let message = format!("the value of metadata '{key}' is not printable ASCII");
-            return Err(Refusal::invalid(message));
+            return Err(FileRefusal::invalid(message));
         };
         total += PREFIX.len() + key.len() + value.len();
         metadata.insert(key.to_owned(), value.to_owned());
     }
     if total > TOTAL_LIMIT {
         let message = format!("the metadata has {total} bytes, more than {TOTAL_LIMIT}");
-        return Err(Refusal::invalid(message));
+        return Err(FileRefusal::invalid(message));
     }
     Ok(metadata)
 }

@@ -23,7 +23,7 @@ use hyper::{Response, StatusCode, Uri};
 
 use super::accounts::User;
 use super::auth::{Operation, Signed};
-use super::body::Body;
+use super::body::DaemonBody;
 use super::filesystem::directories;
 use super::rights::{Rights, as_user};
 use super::tasks::lock;
@@ -38,14 +38,14 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// A refusal: status and message.
 #[derive(Debug, PartialEq, Eq)]
-struct Refusal {
+struct FileRefusal {
     status: StatusCode,
     message: String,
     /// Whether the body is the message alone instead of the error's JSON.
     bare: bool,
 }
 
-impl Refusal {
+impl FileRefusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), bare: false }
     }
@@ -65,7 +65,7 @@ impl Refusal {
         Self::new(status, format!("failed to {what} '{path}': {error}"))
     }
 
-    fn response(self) -> Response<Body> {
+    fn response(self) -> Response<DaemonBody> {
         match self.bare {
             true => plain::text(self.status, self.message),
             false => plain::error(self.status, self.message),
@@ -75,15 +75,15 @@ impl Refusal {
 
 /// A file request's query; the first of repeated names counts.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Query {
+struct FileQuery {
     path: Option<String>,
     username: Option<String>,
     signature: Option<String>,
     expiration: Option<i64>,
 }
 
-impl Query {
-    fn parse(uri: &Uri) -> Result<Self, Refusal> {
+impl FileQuery {
+    fn parse(uri: &Uri) -> Result<Self, FileRefusal> {
         let mut query = Self::default();
         let mut expiration = None;
         for (name, value) in form_urlencoded::parse(uri.query().unwrap_or("").as_bytes()) {
@@ -97,7 +97,7 @@ impl Query {
             place.get_or_insert_with(|| value.into_owned());
         }
         if let Some(text) = expiration {
-            query.expiration = Some(text.parse().map_err(|_| Refusal {
+            query.expiration = Some(text.parse().map_err(|_| FileRefusal {
                 status: StatusCode::BAD_REQUEST,
                 message: format!("signature_expiration '{text}' is not a number of seconds\n"),
                 bare: true,
@@ -111,7 +111,7 @@ impl Query {
         operation: Operation,
         daemon: &Daemon,
         headers: &HeaderMap,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FileRefusal> {
         let signed = Signed {
             operation,
             path: self.path.as_deref().unwrap_or(""),
@@ -122,7 +122,7 @@ impl Query {
         let settings = lock(&daemon.settings);
         signed
             .check(settings.access_token.as_ref(), headers, now())
-            .map_err(|message| Refusal::new(StatusCode::UNAUTHORIZED, message))
+            .map_err(|message| FileRefusal::new(StatusCode::UNAUTHORIZED, message))
     }
 }
 
@@ -157,49 +157,50 @@ impl OwnerName {
     }
 
     /// Looks the user up. Blocks.
-    fn find(&self) -> Result<Owner, Refusal> {
+    fn find(&self) -> Result<Owner, FileRefusal> {
         match User::find(&self.name) {
             Ok(Some(user)) => {
-                let rights = Rights::of(&user)
-                    .map_err(|error| Refusal::system("find the groups of", &self.name, &error))?;
+                let rights = Rights::of(&user).map_err(|error| {
+                    FileRefusal::system("find the groups of", &self.name, &error)
+                })?;
                 let (daemon, workdir) = (Arc::clone(&self.daemon), self.workdir.clone());
                 Ok(Owner { daemon, user, rights, workdir })
             }
             Ok(None) => {
                 let message = format!("invalid username: '{}'", self.name);
-                Err(Refusal::new(StatusCode::UNAUTHORIZED, message))
+                Err(FileRefusal::new(StatusCode::UNAUTHORIZED, message))
             }
-            Err(error) => Err(Refusal::system("look up the user", &self.name, &error)),
+            Err(error) => Err(FileRefusal::system("look up the user", &self.name, &error)),
         }
     }
 }
 
 impl Owner {
     /// The user of the query, else the default user.
-    async fn find(daemon: &Arc<Daemon>, username: Option<&str>) -> Result<Self, Refusal> {
+    async fn find(daemon: &Arc<Daemon>, username: Option<&str>) -> Result<Self, FileRefusal> {
         let name = OwnerName::new(daemon, username);
         pool::run(move || name.find()).await
     }
 
     /// Works with the user's rights. Blocks.
-    fn act<T>(&self, work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    fn act<T>(&self, work: impl FnOnce() -> Result<T, FileRefusal>) -> Result<T, FileRefusal> {
         let done = as_user(&self.rights, work);
-        done.map_err(|error| Refusal::system("take the rights of", &self.user.name, &error))?
+        done.map_err(|error| FileRefusal::system("take the rights of", &self.user.name, &error))?
     }
 
     /// What the operating system refused this user.
-    fn refused(&self, what: &str, path: &str, error: &io::Error) -> Refusal {
+    fn refused(&self, what: &str, path: &str, error: &io::Error) -> FileRefusal {
         match access::is_refusal(error) {
-            true => Refusal::new(
+            true => FileRefusal::new(
                 StatusCode::FORBIDDEN,
                 format!("user '{}' may not {what} '{path}': {error}", self.user.name),
             ),
-            false => Refusal::system(what, path, error),
+            false => FileRefusal::system(what, path, error),
         }
     }
 
     /// Makes what is missing above a file, seen by watchers before the file itself is made. Blocks.
-    fn make_parents(&self, path: &str) -> Result<(), Refusal> {
+    fn make_parents(&self, path: &str) -> Result<(), FileRefusal> {
         let made = directories::make_parents(path, &self.user)
             .map_err(|error| self.refused("make the directories of", path, &error))?;
         if made {
@@ -215,9 +216,9 @@ impl Owner {
         }
     }
 
-    fn resolve(&self, path: &str) -> Result<String, Refusal> {
+    fn resolve(&self, path: &str) -> Result<String, FileRefusal> {
         paths::resolve(path, &self.user.home, self.workdir.as_deref())
-            .map_err(|error| Refusal::invalid(error.to_string()))
+            .map_err(|error| FileRefusal::invalid(error.to_string()))
     }
 }
 
@@ -225,8 +226,8 @@ impl Owner {
 mod tests {
     use super::*;
 
-    fn query(text: &str) -> Result<Query, Refusal> {
-        Query::parse(&format!("/files?{text}").parse().unwrap())
+    fn query(text: &str) -> Result<FileQuery, FileRefusal> {
+        FileQuery::parse(&format!("/files?{text}").parse().unwrap())
     }
 
     #[test]
@@ -235,6 +236,6 @@ mod tests {
         assert_eq!(read.path.as_deref(), Some("a b/c d"));
         assert_eq!(read.expiration, Some(-3));
         assert!(query("signature_expiration=soon").unwrap_err().bare);
-        assert_eq!(query("").unwrap(), Query::default());
+        assert_eq!(query("").unwrap(), FileQuery::default());
     }
 }

@@ -9,7 +9,7 @@ use hyper::header::{
 
 /// What conditions make of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum PreconditionOutcome {
     /// Answer it; parts may be asked for if `ranges`.
     Send {
         ranges: bool,
@@ -24,30 +24,30 @@ pub(super) fn last_modified(seconds: i64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-pub(super) fn check(headers: &HeaderMap, modified: Option<SystemTime>) -> Outcome {
+pub(super) fn check(headers: &HeaderMap, modified: Option<SystemTime>) -> PreconditionOutcome {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let date = |name| text(name).and_then(|text| httpdate::parse_http_date(text).ok());
     if let Some(tags) = text(IF_MATCH) {
         if !tags.split(',').any(|tag| tag.trim() == "*") {
-            return Outcome::Failed;
+            return PreconditionOutcome::Failed;
         }
     } else if let (Some(limit), Some(modified)) = (date(IF_UNMODIFIED_SINCE), modified)
         && modified > limit
     {
-        return Outcome::Failed;
+        return PreconditionOutcome::Failed;
     }
     if let Some(tags) = text(IF_NONE_MATCH) {
         if tags.split(',').any(|tag| tag.trim() == "*") {
-            return Outcome::NotModified;
+            return PreconditionOutcome::NotModified;
         }
     } else if let (Some(known), Some(modified)) = (date(IF_MODIFIED_SINCE), modified)
         && modified <= known
     {
-        return Outcome::NotModified;
+        return PreconditionOutcome::NotModified;
     }
     // A tag there matches nothing of ours; a date must be exactly the file's.
     let ranges = text(IF_RANGE).is_none() || (modified.is_some() && date(IF_RANGE) == modified);
-    Outcome::Send { ranges }
+    PreconditionOutcome::Send { ranges }
 }
 
 #[cfg(test)]
@@ -61,16 +61,16 @@ mod tests {
 
     #[test]
     fn the_time_decides_unless_a_tag_does() {
-        let send = |ranges| Outcome::Send { ranges };
+        let send = |ranges| PreconditionOutcome::Send { ranges };
         for (name, value, expected) in [
-            (IF_MODIFIED_SINCE, THEN, Outcome::NotModified),
+            (IF_MODIFIED_SINCE, THEN, PreconditionOutcome::NotModified),
             (IF_MODIFIED_SINCE, BEFORE, send(true)),
             (IF_MODIFIED_SINCE, "nonsense", send(true)),
-            (IF_UNMODIFIED_SINCE, BEFORE, Outcome::Failed),
+            (IF_UNMODIFIED_SINCE, BEFORE, PreconditionOutcome::Failed),
             (IF_UNMODIFIED_SINCE, THEN, send(true)),
-            (IF_NONE_MATCH, "*", Outcome::NotModified),
+            (IF_NONE_MATCH, "*", PreconditionOutcome::NotModified),
             (IF_NONE_MATCH, "\"x\"", send(true)),
-            (IF_MATCH, "\"x\"", Outcome::Failed),
+            (IF_MATCH, "\"x\"", PreconditionOutcome::Failed),
             (IF_MATCH, "*", send(true)),
             (IF_RANGE, THEN, send(true)),
             (IF_RANGE, BEFORE, send(false)),

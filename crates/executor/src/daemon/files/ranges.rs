@@ -2,12 +2,12 @@
 
 /// A part of a file: first byte and length, which is not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct ByteRange {
     pub start: u64,
     pub length: u64,
 }
 
-impl Part {
+impl ByteRange {
     /// The value of `Content-Range`.
     pub(super) fn content_range(self, size: u64) -> String {
         format!("bytes {}-{}/{size}", self.start, self.start + self.length - 1)
@@ -20,7 +20,7 @@ impl Part {
 pub(super) struct Unsatisfiable;
 
 /// Reads a range header for a file of `size` bytes. No parts: the whole file is the answer.
-pub(super) fn parse(header: &str, size: u64) -> Result<Vec<Part>, Unsatisfiable> {
+pub(super) fn parse(header: &str, size: u64) -> Result<Vec<ByteRange>, Unsatisfiable> {
     let list = header.strip_prefix("bytes=").ok_or(Unsatisfiable)?;
     let mut parts = Vec::new();
     let mut beyond = false;
@@ -30,7 +30,7 @@ pub(super) fn parse(header: &str, size: u64) -> Result<Vec<Part>, Unsatisfiable>
         let part = if first.is_empty() {
             // The last so many bytes.
             let length = number(last)?.min(size);
-            Part { start: size - length, length }
+            ByteRange { start: size - length, length }
         } else {
             let start = number(first)?;
             if start >= size {
@@ -45,7 +45,7 @@ pub(super) fn parse(header: &str, size: u64) -> Result<Vec<Part>, Unsatisfiable>
             if length == 0 {
                 return Err(Unsatisfiable);
             }
-            Part { start, length }
+            ByteRange { start, length }
         };
         if part.length == 0 {
             beyond = true;

@@ -15,11 +15,11 @@ use sandyard_http::Inbound;
 use tokio::sync::Mutex;
 
 use super::super::auth::Operation;
-use super::super::body::Body;
+use super::super::body::DaemonBody;
 use super::super::{Daemon, plain, pool};
 use super::metadata;
-use super::write::{Target, Writer, Written};
-use super::{OwnerName, Query, Refusal};
+use super::write::{FileWriter, WriteTarget, Written};
+use super::{FileQuery, FileRefusal, OwnerName};
 
 /// How long the bytes after an upload's last part may take, which nobody needs.
 const EPILOGUE: Duration = Duration::from_secs(10);
@@ -28,12 +28,12 @@ const EPILOGUE: Duration = Duration::from_secs(10);
 pub(in super::super) async fn upload(
     daemon: &Arc<Daemon>,
     request: Request<Inbound>,
-) -> Response<Body> {
+) -> Response<DaemonBody> {
     let (head, body) = request.into_parts();
     // Shared, since the reader of parts keeps what it reads from and goes no further than the last part.
     let body = Arc::new(Mutex::new(body));
     let result = async {
-        let query = Query::parse(&head.uri)?;
+        let query = FileQuery::parse(&head.uri)?;
         receive(daemon, query, &head.headers, &body).await
     };
     match result.await {
@@ -49,18 +49,18 @@ pub(in super::super) async fn upload(
 
 async fn receive(
     daemon: &Arc<Daemon>,
-    query: Query,
+    query: FileQuery,
     headers: &HeaderMap,
     body: &Arc<Mutex<Inbound>>,
-) -> Result<Vec<Written>, Refusal> {
+) -> Result<Vec<Written>, FileRefusal> {
     query.check(Operation::Write, daemon, headers)?;
-    let source = Source {
+    let source = UploadSource {
         body: Arc::clone(body),
         decoder: is_gzip(headers)?.then(|| MultiGzDecoder::new(Vec::new())),
         ended: false,
     };
     let owner = OwnerName::new(daemon, query.username.as_deref());
-    let target = Arc::new(Target::new(owner));
+    let target = Arc::new(WriteTarget::new(owner));
     match files(source, &target, query.path, headers).await {
         Ok(written) if !written.is_empty() => Ok(written),
         // That there is no such user comes before what else is wrong with an upload, or missing.
@@ -69,11 +69,11 @@ async fn receive(
 }
 
 async fn files(
-    source: Source,
-    target: &Arc<Target>,
+    source: UploadSource,
+    target: &Arc<WriteTarget>,
     query_path: Option<String>,
     headers: &HeaderMap,
-) -> Result<Vec<Written>, Refusal> {
+) -> Result<Vec<Written>, FileRefusal> {
     let metadata = Arc::new(metadata::read(headers)?);
     let upload = Upload { target: Arc::clone(target), query_path, metadata };
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -83,37 +83,37 @@ async fn files(
     }
     if media_type.starts_with("multipart/") {
         let boundary = boundary(kind)
-            .ok_or_else(|| Refusal::invalid(format!("'{kind}' names no boundary")))?;
+            .ok_or_else(|| FileRefusal::invalid(format!("'{kind}' names no boundary")))?;
         return upload.parts(source, boundary).await;
     }
-    Err(Refusal::invalid(format!(
+    Err(FileRefusal::invalid(format!(
         "content type '{kind}' cannot be uploaded: send application/octet-stream or multipart"
     )))
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
+fn is_gzip(headers: &HeaderMap) -> Result<bool, FileRefusal> {
     let Some(value) = headers.get(CONTENT_ENCODING) else {
         return Ok(false);
     };
     match value.to_str().map(|text| text.trim().to_ascii_lowercase()).as_deref() {
         Ok("" | "identity") => Ok(false),
         Ok("gzip") => Ok(true),
-        _ => Err(Refusal::invalid("unsupported Content-Encoding: send gzip or identity")),
+        _ => Err(FileRefusal::invalid("unsupported Content-Encoding: send gzip or identity")),
     }
 }
 
 /// An upload's bytes, decompressed.
-struct Source {
+struct UploadSource {
     body: Arc<Mutex<Inbound>>,
     decoder: Option<MultiGzDecoder<Vec<u8>>>,
     ended: bool,
 }
 
-impl Source {
+impl UploadSource {
     /// The next bytes; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+    async fn next(&mut self) -> Result<Option<Bytes>, FileRefusal> {
         let broken =
-            |error: &dyn std::fmt::Display| Refusal::invalid(format!("broken upload: {error}"));
+            |error: &dyn std::fmt::Display| FileRefusal::invalid(format!("broken upload: {error}"));
         while !self.ended {
             let frame = self.body.lock().await.frame().await;
             let data = match frame {
@@ -150,17 +150,18 @@ impl Source {
 
 /// The files of one request.
 struct Upload {
-    target: Arc<Target>,
+    target: Arc<WriteTarget>,
     query_path: Option<String>,
     metadata: Arc<BTreeMap<String, String>>,
 }
 
 impl Upload {
     /// The whole body is one file.
-    async fn whole(self, mut source: Source) -> Result<Vec<Written>, Refusal> {
+    async fn whole(self, mut source: UploadSource) -> Result<Vec<Written>, FileRefusal> {
         let path = self.query_path.as_deref().filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| Refusal::invalid("the query parameter 'path' is missing"))?;
-        let mut writer = Writer::new(&self.target, path);
+        let path =
+            path.ok_or_else(|| FileRefusal::invalid("the query parameter 'path' is missing"))?;
+        let mut writer = FileWriter::new(&self.target, path);
         let gathered = async {
             while let Some(bytes) = source.next().await? {
                 writer.write(bytes).await?;
@@ -172,19 +173,23 @@ impl Upload {
     }
 
     /// Every part named `file` is one file.
-    async fn parts(self, source: Source, boundary: &str) -> Result<Vec<Written>, Refusal> {
-        let broken = |error: multer::Error| Refusal::invalid(format!("broken upload: {error}"));
+    async fn parts(
+        self,
+        source: UploadSource,
+        boundary: &str,
+    ) -> Result<Vec<Written>, FileRefusal> {
+        let broken = |error: multer::Error| FileRefusal::invalid(format!("broken upload: {error}"));
         let mut parts = multer::Multipart::new(stream(source), boundary);
         let mut written = Vec::new();
         let query_path = self.query_path.as_deref();
         while let Some(mut part) = parts.next_field().await.map_err(broken)? {
             let name = path_of_part(query_path, part.name(), part.file_name()).map_err(|_| {
-                Refusal::invalid("a part 'file' has no filename and the query has no 'path'")
+                FileRefusal::invalid("a part 'file' has no filename and the query has no 'path'")
             })?;
             let Some(name) = name else {
                 continue;
             };
-            let mut writer = Writer::new(&self.target, name);
+            let mut writer = FileWriter::new(&self.target, name);
             let gathered = async {
                 while let Some(bytes) = part.chunk().await.map_err(broken)? {
                     writer.write(bytes).await?;
@@ -200,7 +205,7 @@ impl Upload {
 
 /// The bytes as the stream that the multipart reader wants.
 fn stream(
-    source: Source,
+    source: UploadSource,
 ) -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
     futures_util::stream::try_unfold(source, |mut source| async move {
         match source.next().await {

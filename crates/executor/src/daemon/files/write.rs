@@ -14,7 +14,7 @@ use super::super::tasks::lock;
 use super::super::trusted::LastLink;
 use super::super::{access, paths, pool};
 use super::handle::Handle;
-use super::{CHUNK_BYTES, Owner, OwnerName, Refusal};
+use super::{CHUNK_BYTES, FileRefusal, Owner, OwnerName};
 
 /// What the answer tells of a written file.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +35,7 @@ impl Written {
 }
 
 /// Where the files of one request go.
-pub(super) struct Target {
+pub(super) struct WriteTarget {
     name: OwnerName,
     owner: OnceLock<Owner>,
     paths: Mutex<BTreeSet<String>>,
@@ -44,8 +44,8 @@ pub(super) struct Target {
 /// A file that is being written. Bytes are gathered, so that a small file is one write and its
 /// watchers hear of one, and all that may block for it is one job of the pool. They are copied for it:
 /// the connection can then use its own memory again, which costs less than new memory for every read.
-pub(super) struct Writer {
-    target: Arc<Target>,
+pub(super) struct FileWriter {
+    target: Arc<WriteTarget>,
     name: String,
     gathered: Vec<u8>,
     file: Option<Opened>,
@@ -54,7 +54,7 @@ pub(super) struct Writer {
 }
 
 /// A write; it gives file and memory back.
-type Writing = pool::Running<Result<(Opened, Vec<u8>), Refusal>>;
+type Writing = pool::RunningJob<Result<(Opened, Vec<u8>), FileRefusal>>;
 
 /// A file that was made or emptied, and belongs to its owner.
 struct Opened {
@@ -62,13 +62,13 @@ struct Opened {
     file: Handle,
 }
 
-impl Target {
+impl WriteTarget {
     pub(super) fn new(name: OwnerName) -> Self {
         Self { name, owner: OnceLock::new(), paths: Mutex::default() }
     }
 
     /// Blocks.
-    pub(super) fn owner(&self) -> Result<&Owner, Refusal> {
+    pub(super) fn owner(&self) -> Result<&Owner, FileRefusal> {
         match self.owner.get() {
             Some(owner) => Ok(owner),
             None => {
@@ -79,25 +79,25 @@ impl Target {
     }
 
     /// Makes the file or empties it; either way it belongs to the owner afterwards. Blocks.
-    fn open(&self, name: &str) -> Result<Opened, Refusal> {
+    fn open(&self, name: &str) -> Result<Opened, FileRefusal> {
         let owner = self.owner()?;
         let path = owner.resolve(name)?;
         if !lock(&self.paths).insert(path.clone()) {
-            return Err(Refusal::invalid(format!("two parts of the upload are for '{path}'")));
+            return Err(FileRefusal::invalid(format!("two parts of the upload are for '{path}'")));
         }
         let file = Handle::new(owner.act(|| open(&path, owner))?);
         Ok(Opened { path, file })
     }
 }
 
-impl Writer {
+impl FileWriter {
     /// One for the file with this name, which is looked at once 256 KiB are gathered or at the end.
-    pub(super) fn new(target: &Arc<Target>, name: &str) -> Self {
+    pub(super) fn new(target: &Arc<WriteTarget>, name: &str) -> Self {
         let (target, name) = (Arc::clone(target), name.to_owned());
         Self { target, name, gathered: Vec::new(), file: None, writing: None }
     }
 
-    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Refusal> {
+    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), FileRefusal> {
         self.gathered.extend_from_slice(&bytes);
         if self.gathered.len() >= CHUNK_BYTES {
             let spare = self.settle().await?;
@@ -108,7 +108,7 @@ impl Writer {
     }
 
     /// Waits for the write under way; its memory.
-    async fn settle(&mut self) -> Result<Vec<u8>, Refusal> {
+    async fn settle(&mut self) -> Result<Vec<u8>, FileRefusal> {
         let Some(writing) = self.writing.take() else {
             return Ok(Vec::new());
         };
@@ -131,9 +131,9 @@ impl Writer {
     /// was begun: nothing is done to a file after its request was refused.
     pub(super) async fn finish(
         mut self,
-        gathered: Result<(), Refusal>,
+        gathered: Result<(), FileRefusal>,
         metadata: Arc<BTreeMap<String, String>>,
-    ) -> Result<Written, Refusal> {
+    ) -> Result<Written, FileRefusal> {
         let settled = self.settle().await;
         // The first failure is the one to tell.
         gathered?;
@@ -152,8 +152,10 @@ impl Writer {
 }
 
 impl Opened {
-    fn write(&self, bytes: &[u8]) -> Result<(), Refusal> {
-        (&*self.file).write_all(bytes).map_err(|error| Refusal::system("write", &self.path, &error))
+    fn write(&self, bytes: &[u8]) -> Result<(), FileRefusal> {
+        (&*self.file)
+            .write_all(bytes)
+            .map_err(|error| FileRefusal::system("write", &self.path, &error))
     }
 
     /// Sets the metadata and closes the file.
@@ -161,13 +163,13 @@ impl Opened {
         self,
         owner: &Owner,
         metadata: &BTreeMap<String, String>,
-    ) -> Result<Written, Refusal> {
+    ) -> Result<Written, FileRefusal> {
         let stored = owner.act(|| {
             // The file is the one that was opened, whoever may change its name.
             let replaced = access::reading_below(|| metadata::replace(&self.file, metadata));
             replaced.map_err(|error| match error.raw_os_error() {
                 // The kernel's words for "does not fit".
-                Some(libc::E2BIG | libc::ERANGE) => Refusal::new(
+                Some(libc::E2BIG | libc::ERANGE) => FileRefusal::new(
                     hyper::StatusCode::INSUFFICIENT_STORAGE,
                     format!("the metadata of '{}' does not fit: {error}", self.path),
                 ),
@@ -182,12 +184,12 @@ impl Opened {
 }
 
 /// Makes a file or empties it, with the rights that the thread has.
-fn open(path: &str, owner: &Owner) -> Result<File, Refusal> {
+fn open(path: &str, owner: &Owner) -> Result<File, FileRefusal> {
     let (uid, gid) = (owner.user.uid, owner.user.gid);
     owner.make_parents(path)?;
     let is_new = match access::metadata(path) {
         Ok(found) if found.is_dir() => {
-            return Err(Refusal::invalid(format!("path '{path}' is a directory")));
+            return Err(FileRefusal::invalid(format!("path '{path}' is a directory")));
         }
         Ok(found) => {
             access::take_file(path, &found, uid, gid)

@@ -19,27 +19,30 @@ use sandyard_contract::rpc::filesystem::{
 };
 
 use super::accounts::{Names, User};
-use super::connect::Call;
+use super::connect::RpcCall;
 use super::rights::{Rights, as_user};
 use super::tasks::lock;
 use super::{Daemon, access, paths, pool};
 
 pub(super) use watch::{Watchers, create_watcher, remove_watcher, watch_dir, watcher_events};
 
-pub(super) async fn stat(call: Call, request: StatRequest) -> Result<StatResponse, ConnectError> {
-    with_user(call, move |scope| {
-        let path = scope.resolve(&request.path)?;
-        Ok(StatResponse { entry: Some(scope.describe(&path)?) })
+pub(super) async fn stat(
+    call: RpcCall,
+    request: StatRequest,
+) -> Result<StatResponse, ConnectError> {
+    with_user(call, move |context| {
+        let path = context.resolve(&request.path)?;
+        Ok(StatResponse { entry: Some(context.describe(&path)?) })
     })
     .await
 }
 
 pub(super) async fn make_dir(
-    call: Call,
+    call: RpcCall,
     request: MakeDirRequest,
 ) -> Result<MakeDirResponse, ConnectError> {
-    with_user(call, move |scope| {
-        let path = scope.resolve(&request.path)?;
+    with_user(call, move |context| {
+        let path = context.resolve(&request.path)?;
         match access::metadata(&path) {
             Ok(found) if found.is_dir() => {
                 let message = format!("directory '{path}' already exists");
@@ -50,45 +53,48 @@ pub(super) async fn make_dir(
                 return Err(ConnectError::new(Code::InvalidArgument, message));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(scope.failed("look for", &path, &error)),
+            Err(error) => return Err(context.failed("look for", &path, &error)),
         }
-        directories::make(&path, &scope.user)
-            .map_err(|error| scope.failed("make directory", &path, &error))?;
-        scope.daemon.watchers.catch_up(Path::new(&path));
-        Ok(MakeDirResponse { entry: Some(scope.describe(&path)?) })
+        directories::make(&path, &context.user)
+            .map_err(|error| context.failed("make directory", &path, &error))?;
+        context.daemon.watchers.catch_up(Path::new(&path));
+        Ok(MakeDirResponse { entry: Some(context.describe(&path)?) })
     })
     .await
 }
 
-pub(super) async fn rename(call: Call, request: MoveRequest) -> Result<MoveResponse, ConnectError> {
-    with_user(call, move |scope| {
-        let source = scope.resolve(&request.source)?;
-        let destination = scope.resolve(&request.destination)?;
-        directories::make_parents(&destination, &scope.user)
-            .map_err(|error| scope.failed("make the parents of", &destination, &error))?;
+pub(super) async fn rename(
+    call: RpcCall,
+    request: MoveRequest,
+) -> Result<MoveResponse, ConnectError> {
+    with_user(call, move |context| {
+        let source = context.resolve(&request.source)?;
+        let destination = context.resolve(&request.destination)?;
+        directories::make_parents(&destination, &context.user)
+            .map_err(|error| context.failed("make the parents of", &destination, &error))?;
         access::rename(&source, &destination).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => missing(&source),
-            _ => scope.failed(&format!("move '{source}' to"), &destination, &error),
+            _ => context.failed(&format!("move '{source}' to"), &destination, &error),
         })?;
-        scope.daemon.watchers.catch_up(Path::new(&destination));
-        Ok(MoveResponse { entry: Some(scope.describe(&destination)?) })
+        context.daemon.watchers.catch_up(Path::new(&destination));
+        Ok(MoveResponse { entry: Some(context.describe(&destination)?) })
     })
     .await
 }
 
 pub(super) async fn list_dir(
-    call: Call,
+    call: RpcCall,
     request: ListDirRequest,
 ) -> Result<ListDirResponse, ConnectError> {
-    with_user(call, move |scope| {
-        let path = scope.resolve(&request.path)?;
+    with_user(call, move |context| {
+        let path = context.resolve(&request.path)?;
         let found = access::metadata(&path).map_err(|error| match error.raw_os_error() {
             Some(libc::ELOOP) => {
                 let message = format!("'{path}' is a loop of symbolic links");
                 ConnectError::new(Code::FailedPrecondition, message)
             }
             Some(libc::ENOENT) => missing(&path),
-            _ => scope.failed("look for", &path, &error),
+            _ => context.failed("look for", &path, &error),
         })?;
         if !found.is_dir() {
             let message = format!("'{path}' is not a directory");
@@ -96,27 +102,27 @@ pub(super) async fn list_dir(
         }
         let names = Names::load().map_err(|error| failed("read the users for", &path, &error))?;
         let entries = walk::list(&path, request.depth.max(1), &names)
-            .map_err(|error| scope.failed("list", &path, &error))?;
-        let entries = entries.into_iter().map(|entry| scope.told(entry)).collect();
+            .map_err(|error| context.failed("list", &path, &error))?;
+        let entries = entries.into_iter().map(|entry| context.told(entry)).collect();
         Ok(ListDirResponse { entries })
     })
     .await
 }
 
 pub(super) async fn remove(
-    call: Call,
+    call: RpcCall,
     request: RemoveRequest,
 ) -> Result<RemoveResponse, ConnectError> {
-    with_user(call, move |scope| {
-        let path = scope.resolve(&request.path)?;
-        remove::remove_all(&path).map_err(|error| scope.failed("remove", &path, &error))?;
+    with_user(call, move |context| {
+        let path = context.resolve(&request.path)?;
+        remove::remove_all(&path).map_err(|error| context.failed("remove", &path, &error))?;
         Ok(RemoveResponse {})
     })
     .await
 }
 
-/// For whom, and where paths without a place begin.
-struct Scope {
+/// The context of a file system call: for which user, and where relative paths begin.
+struct FilesystemContext {
     daemon: Arc<Daemon>,
     user: User,
     rights: Rights,
@@ -124,7 +130,7 @@ struct Scope {
     is_legacy: bool,
 }
 
-impl Scope {
+impl FilesystemContext {
     fn describe(&self, path: &str) -> Result<EntryInfo, ConnectError> {
         let entry = Names::load().and_then(|names| entry::describe(path, &names));
         let entry = entry.map_err(|error| match error.kind() {
@@ -164,8 +170,8 @@ impl Scope {
 
 /// Works on the pool, with the rights of the call's user.
 async fn with_user<T: Send + 'static>(
-    call: Call,
-    work: impl FnOnce(Scope) -> Result<T, ConnectError> + Send + 'static,
+    call: RpcCall,
+    work: impl FnOnce(FilesystemContext) -> Result<T, ConnectError> + Send + 'static,
 ) -> Result<T, ConnectError> {
     pool::run(move || {
         let user = call.user()?;
@@ -174,8 +180,9 @@ async fn with_user<T: Send + 'static>(
         let rights = Rights::of(&user).map_err(failed)?;
         let workdir = lock(&call.daemon.settings).default_workdir.clone();
         let (daemon, is_legacy) = (Arc::clone(&call.daemon), call.is_legacy);
-        let scope = Scope { daemon, user, rights: rights.clone(), workdir, is_legacy };
-        as_user(&rights, || work(scope)).map_err(failed)?
+        let context =
+            FilesystemContext { daemon, user, rights: rights.clone(), workdir, is_legacy };
+        as_user(&rights, || work(context)).map_err(failed)?
     })
     .await
 }

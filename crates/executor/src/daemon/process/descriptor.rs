@@ -18,9 +18,9 @@ thread_local! {
 }
 
 /// A descriptor of ours that the runtime watches.
-pub(super) struct Descriptor(AsyncFd<OwnedFd>);
+pub(super) struct AsyncDescriptor(AsyncFd<OwnedFd>);
 
-impl Descriptor {
+impl AsyncDescriptor {
     pub(super) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         // SAFETY: an `OwnedFd` is open, and the same, as long as it lives, and it lives in there.
@@ -50,7 +50,7 @@ impl Descriptor {
     }
 }
 
-impl AsFd for Descriptor {
+impl AsFd for AsyncDescriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.get_ref().as_fd()
     }

@@ -8,22 +8,22 @@ use sandyard_contract::rpc::process::process_input::Input as Data;
 use tokio::sync::watch;
 
 use super::super::tasks::lock;
-use super::descriptor::Descriptor;
+use super::descriptor::AsyncDescriptor;
 use super::terminal;
 
 /// Writes to one process, in the order they were asked for.
-pub(super) struct Input {
-    target: Mutex<Target>,
+pub(super) struct InputWriter {
+    target: Mutex<InputTarget>,
     turn: tokio::sync::Mutex<()>,
     closed: watch::Sender<bool>,
 }
 
 /// Where input goes.
-pub(super) enum Target {
+pub(super) enum InputTarget {
     /// It was never there, or is closed.
     Nowhere,
-    Pipe(Arc<Descriptor>),
-    Terminal(Arc<Descriptor>),
+    Pipe(Arc<AsyncDescriptor>),
+    Terminal(Arc<AsyncDescriptor>),
 }
 
 /// Why nothing was written.
@@ -41,8 +41,8 @@ pub(super) enum InputError {
     Resize(#[source] io::Error),
 }
 
-impl Input {
-    pub(super) fn new(target: Target) -> Self {
+impl InputWriter {
+    pub(super) fn new(target: InputTarget) -> Self {
         Self {
             target: Mutex::new(target),
             turn: tokio::sync::Mutex::default(),
@@ -53,11 +53,11 @@ impl Input {
     /// Writes all of it, as fast as the process reads.
     pub(super) async fn write(&self, data: &Data) -> Result<(), InputError> {
         let (descriptor, bytes) = match (&*lock(&self.target), data) {
-            (Target::Pipe(pipe), Data::Stdin(bytes)) => (Arc::clone(pipe), bytes),
-            (Target::Terminal(terminal), Data::Pty(bytes)) => (Arc::clone(terminal), bytes),
-            (Target::Terminal(_), Data::Stdin(_)) => return Err(InputError::IsTerminal),
-            (Target::Nowhere, Data::Stdin(_)) => return Err(InputError::NotOpen),
-            (Target::Nowhere | Target::Pipe(_), Data::Pty(_)) => {
+            (InputTarget::Pipe(pipe), Data::Stdin(bytes)) => (Arc::clone(pipe), bytes),
+            (InputTarget::Terminal(terminal), Data::Pty(bytes)) => (Arc::clone(terminal), bytes),
+            (InputTarget::Terminal(_), Data::Stdin(_)) => return Err(InputError::IsTerminal),
+            (InputTarget::Nowhere, Data::Stdin(_)) => return Err(InputError::NotOpen),
+            (InputTarget::Nowhere | InputTarget::Pipe(_), Data::Pty(_)) => {
                 return Err(InputError::NoTerminal);
             }
         };
@@ -73,7 +73,7 @@ impl Input {
     /// Closes standard input; a write that waits for the process ends. Again, or without a pipe: nothing
     /// happens. A terminal has no end to close.
     pub(super) fn close_stdin(&self) -> Result<(), InputError> {
-        if matches!(*lock(&self.target), Target::Terminal(_)) {
+        if matches!(*lock(&self.target), InputTarget::Terminal(_)) {
             return Err(InputError::IsTerminal);
         }
         self.close();
@@ -83,16 +83,16 @@ impl Input {
     /// Closes whatever there is, since the process is over.
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
-        *lock(&self.target) = Target::Nowhere;
+        *lock(&self.target) = InputTarget::Nowhere;
     }
 
     /// Sets the size of the process's terminal.
     pub(super) fn resize(&self, wanted: &Pty) -> Result<(), InputError> {
         match &*lock(&self.target) {
-            Target::Terminal(terminal) => {
+            InputTarget::Terminal(terminal) => {
                 terminal::resize(terminal, wanted).map_err(InputError::Resize)
             }
-            Target::Nowhere | Target::Pipe(_) => Err(InputError::NoTerminal),
+            InputTarget::Nowhere | InputTarget::Pipe(_) => Err(InputError::NoTerminal),
         }
     }
 }

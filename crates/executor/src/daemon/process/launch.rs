@@ -15,14 +15,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::accounts::User;
-use super::super::connect::Call;
+use super::super::connect::RpcCall;
 use super::super::rights::{Rights, as_user};
 use super::super::tasks::lock;
 use super::super::{Daemon, log, paths, pool};
-use super::descriptor::Descriptor;
-use super::input::{Input, Target};
-use super::output::{Output, Source, Subscription};
-use super::spawn::{Command, DEFAULT_PATH, Identity, SpawnError, Streams};
+use super::descriptor::AsyncDescriptor;
+use super::input::{InputTarget, InputWriter};
+use super::output::{OutputSource, ProcessOutput, Subscription};
+use super::spawn::{Command, DEFAULT_PATH, ProcessIdentity, SpawnError, Streams};
 use super::status::ExitStatus;
 use super::{Process, retire, terminal};
 
@@ -34,13 +34,13 @@ enum Ends {
 
 /// What comes from a process; with a terminal there is one stream.
 struct Outlets {
-    first: (Source, Arc<Descriptor>),
-    second: Option<(Source, Arc<Descriptor>)>,
+    first: (OutputSource, Arc<AsyncDescriptor>),
+    second: Option<(OutputSource, Arc<AsyncDescriptor>)>,
 }
 
 /// Starts a process and everything that follows it, and subscribes before it writes anything.
 pub(super) async fn launch(
-    call: Call,
+    call: RpcCall,
     request: StartRequest,
 ) -> Result<(u32, Subscription), ConnectError> {
     let (deadline, daemon) = (call.deadline, Arc::clone(&call.daemon));
@@ -66,8 +66,8 @@ pub(super) async fn launch(
         pid,
         tag: request.tag,
         config: request.process.unwrap_or_default(),
-        output: Arc::new(Output::default()),
-        input: Input::new(target),
+        output: Arc::new(ProcessOutput::default()),
+        input: InputWriter::new(target),
         killed: watch::Sender::new(false),
     });
     let subscription = process.output.subscribe(deadline);
@@ -89,22 +89,23 @@ pub(super) async fn launch(
 
 impl Ends {
     /// Gives them to the runtime.
-    fn watch(self) -> io::Result<(Target, Outlets)> {
-        let watched = |fd, interest| Ok::<_, io::Error>(Arc::new(Descriptor::new(fd, interest)?));
+    fn watch(self) -> io::Result<(InputTarget, Outlets)> {
+        let watched =
+            |fd, interest| Ok::<_, io::Error>(Arc::new(AsyncDescriptor::new(fd, interest)?));
         match self {
             Self::Pipes { stdin, stdout, stderr } => {
                 let target = match stdin {
-                    Some(stdin) => Target::Pipe(watched(stdin, Interest::WRITABLE)?),
-                    None => Target::Nowhere,
+                    Some(stdin) => InputTarget::Pipe(watched(stdin, Interest::WRITABLE)?),
+                    None => InputTarget::Nowhere,
                 };
-                let first = (Source::Stdout, watched(stdout, Interest::READABLE)?);
-                let second = Some((Source::Stderr, watched(stderr, Interest::READABLE)?));
+                let first = (OutputSource::Stdout, watched(stdout, Interest::READABLE)?);
+                let second = Some((OutputSource::Stderr, watched(stderr, Interest::READABLE)?));
                 Ok((target, Outlets { first, second }))
             }
             Self::Terminal(terminal) => {
                 let terminal = watched(terminal, Interest::READABLE | Interest::WRITABLE)?;
-                let first = (Source::Terminal, Arc::clone(&terminal));
-                Ok((Target::Terminal(terminal), Outlets { first, second: None }))
+                let first = (OutputSource::Terminal, Arc::clone(&terminal));
+                Ok((InputTarget::Terminal(terminal), Outlets { first, second: None }))
             }
         }
     }
@@ -161,7 +162,7 @@ fn prepare(daemon: &Daemon, user: User, config: &ProcessConfig) -> Result<Comman
     if let Some(name) = environment.keys().find(|name| name.is_empty() || name.contains('=')) {
         return Err(invalid(format!("'{name}' cannot be the name of a variable")));
     }
-    let identity = Identity { uid: user.uid, gid: user.gid, groups };
+    let identity = ProcessIdentity { uid: user.uid, gid: user.gid, groups };
     Command::new(&config.cmd, &config.args, &environment, &directory, identity)
         .map_err(|_| invalid("command, arguments and variables must not hold a NUL character"))
 }
@@ -194,7 +195,7 @@ async fn follow(
 ) -> ExitStatus {
     let (cut, cuts) = watch::channel(false);
     let mut killed = process.killed.subscribe();
-    let pump = |(source, descriptor): (Source, Arc<Descriptor>)| {
+    let pump = |(source, descriptor): (OutputSource, Arc<AsyncDescriptor>)| {
         let cuts = cuts.clone();
         async move { process.output.pump(source, &descriptor, cuts).await }
     };

@@ -22,15 +22,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::tasks::lock;
-use super::{Daemon, give_memory_back};
-use input::Input;
-use output::Output;
+use super::{Daemon, trim_memory};
+use input::InputWriter;
+use output::ProcessOutput;
 
 pub(super) use reaper::{Left, Reaper};
 pub(super) use service::{
     close_stdin, connect, list, send_input, send_signal, start, stream_input, update,
 };
-pub(super) use spawn::{Command, DEFAULT_PATH, Identity, Streams};
+pub(super) use spawn::{Command, DEFAULT_PATH, ProcessIdentity, Streams};
 pub(super) use status::ExitStatus;
 
 /// How long the end of a process can be asked for after it (executor 4.6).
@@ -42,8 +42,8 @@ struct Process {
     tag: Option<String>,
     /// As it came in the request.
     config: ProcessConfig,
-    output: Arc<Output>,
-    input: Input,
+    output: Arc<ProcessOutput>,
+    input: InputWriter,
     /// True once it was sent TERM or KILL: then nobody waits for its pipes to close (executor 4.4).
     killed: watch::Sender<bool>,
 }
@@ -58,7 +58,7 @@ impl Process {
 }
 
 /// What is left of a process that is over: of a thousand commands a second little must stay.
-struct Ended {
+struct EndedProcess {
     pid: u32,
     tag: Option<String>,
     status: ExitStatus,
@@ -66,7 +66,7 @@ struct Ended {
 }
 
 /// What a selector means.
-enum Found {
+enum FoundProcess {
     Live(Arc<Process>),
     Ended(u32, ExitStatus),
 }
@@ -89,7 +89,7 @@ pub(super) struct ProcessTable {
 #[derive(Default)]
 struct Lists {
     live: Vec<Arc<Process>>,
-    ended: VecDeque<Ended>,
+    ended: VecDeque<EndedProcess>,
     /// Whether a task forgets those whose time is over.
     forgetting: bool,
 }
@@ -101,7 +101,7 @@ impl ProcessTable {
 
     fn add(&self, process: &Arc<Process>) {
         let mut lists = lock(&self.lists);
-        let same_tag = |old: &Ended| old.tag.is_some() && old.tag == process.tag;
+        let same_tag = |old: &EndedProcess| old.tag.is_some() && old.tag == process.tag;
         lists.ended.retain(|old| old.pid != process.pid && !same_tag(old));
         lists.live.push(Arc::clone(process));
     }
@@ -116,13 +116,13 @@ impl ProcessTable {
         lists.live.iter().rev().find(matches).cloned()
     }
 
-    fn find(&self, selector: &Selector) -> Option<Found> {
+    fn find(&self, selector: &Selector) -> Option<FoundProcess> {
         if let Some(process) = self.find_live(selector) {
-            return Some(Found::Live(process));
+            return Some(FoundProcess::Live(process));
         }
         let lists = lock(&self.lists);
         let ended = lists.ended.iter().rev().find(|e| matches(selector, e.pid, e.tag.as_ref()))?;
-        Some(Found::Ended(ended.pid, ended.status))
+        Some(FoundProcess::Ended(ended.pid, ended.status))
     }
 
     /// Forgets ends whose time is over. When the next one is, or `None` if none is left.
@@ -147,7 +147,7 @@ fn retire(daemon: &Arc<Daemon>, process: &Arc<Process>, status: ExitStatus) {
         let mut lists = lock(&daemon.processes.lists);
         lists.live.retain(|other| !Arc::ptr_eq(other, process));
         let (pid, tag) = (process.pid, process.tag.clone());
-        lists.ended.push_back(Ended { pid, tag, status, until: Instant::now() + RETENTION });
+        lists.ended.push_back(EndedProcess { pid, tag, status, until: Instant::now() + RETENTION });
         !std::mem::replace(&mut lists.forgetting, true)
     };
     if begin {
@@ -157,7 +157,7 @@ fn retire(daemon: &Arc<Daemon>, process: &Arc<Process>, status: ExitStatus) {
                 tokio::time::sleep_until(next).await;
             }
             // Nothing has ended for a while.
-            give_memory_back();
+            trim_memory();
         });
     }
 }

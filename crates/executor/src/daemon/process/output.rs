@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::super::log;
 use super::super::tasks::lock;
-use super::descriptor::{self, Descriptor};
+use super::descriptor::{self, AsyncDescriptor};
 use super::status::ExitStatus;
 use super::terminal;
 
@@ -22,13 +22,13 @@ const QUEUE_CHUNKS: usize = 64;
 
 /// Where output comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum OutputSource {
     Stdout,
     Stderr,
     Terminal,
 }
 
-impl Source {
+impl OutputSource {
     fn chunk(self, bytes: Bytes) -> Chunk {
         match self {
             Self::Stdout => Chunk::Stdout(bytes),
@@ -45,7 +45,7 @@ impl Source {
     }
 
     /// How much there may be to read now.
-    fn readable(self, descriptor: &Descriptor) -> io::Result<u64> {
+    fn readable(self, descriptor: &AsyncDescriptor) -> io::Result<u64> {
         match self {
             Self::Stdout | Self::Stderr => Ok(rustix::io::ioctl_fionread(descriptor)?),
             // The kernel counts only a part of it.
@@ -57,25 +57,25 @@ impl Source {
 /// The output of one process that not all subscribers have taken yet and, once it is over, how the
 /// process ended.
 #[derive(Default)]
-pub(super) struct Output {
-    state: Mutex<State>,
+pub(super) struct ProcessOutput {
+    state: Mutex<OutputState>,
     grown: Notify,
     shrunk: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct OutputState {
     chunks: VecDeque<Chunk>,
     bytes: usize,
     /// Number of the first chunk here, counted from the first ever.
     first: u64,
-    readers: Vec<Reader>,
+    readers: Vec<OutputReader>,
     /// Number of the next subscription.
     next: u64,
     end: Option<ExitStatus>,
 }
 
-struct Reader {
+struct OutputReader {
     subscription: u64,
     /// Number of the chunk to take next.
     at: u64,
@@ -85,19 +85,19 @@ struct Reader {
 
 /// Somebody who reads all output from one moment on; dropping it ends that.
 pub(super) struct Subscription {
-    output: Arc<Output>,
+    output: Arc<ProcessOutput>,
     number: u64,
 }
 
 /// What a subscriber gets.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Item {
+pub(super) enum OutputItem {
     Chunk(Chunk),
     /// The last one.
     End(ExitStatus),
 }
 
-impl State {
+impl OutputState {
     /// Drops what all have taken; true if that was something.
     fn release(&mut self) -> bool {
         let end = self.first + self.chunks.len() as u64;
@@ -112,16 +112,16 @@ impl State {
         self.first > begun
     }
 
-    fn take(&mut self, subscription: u64) -> Option<Item> {
+    fn take(&mut self, subscription: u64) -> Option<OutputItem> {
         let end = self.end;
         let reader = self.readers.iter_mut().find(|r| r.subscription == subscription)?;
         let index = usize::try_from(reader.at - self.first).ok()?;
         match self.chunks.get(index) {
             Some(chunk) => {
                 reader.at += 1;
-                Some(Item::Chunk(chunk.clone()))
+                Some(OutputItem::Chunk(chunk.clone()))
             }
-            None => end.map(Item::End),
+            None => end.map(OutputItem::End),
         }
     }
 }
@@ -132,14 +132,14 @@ fn length(chunk: &Chunk) -> usize {
     }
 }
 
-impl Output {
+impl ProcessOutput {
     /// From now on everything the process writes, and its end. At `until` the subscriber's call is over:
     /// from then on nobody waits for it.
     pub(super) fn subscribe(self: &Arc<Self>, until: Option<Instant>) -> Subscription {
         let mut state = lock(&self.state);
         let (number, at) = (state.next, state.first + state.chunks.len() as u64);
         state.next += 1;
-        state.readers.push(Reader { subscription: number, at, until });
+        state.readers.push(OutputReader { subscription: number, at, until });
         Subscription { output: Arc::clone(self), number }
     }
 
@@ -189,8 +189,8 @@ impl Output {
     /// it at that moment is out.
     pub(super) async fn pump(
         &self,
-        source: Source,
-        descriptor: &Descriptor,
+        source: OutputSource,
+        descriptor: &AsyncDescriptor,
         mut cut: watch::Receiver<bool>,
     ) {
         loop {
@@ -217,7 +217,7 @@ impl Output {
 
     /// Publishes what is there now, and waits for no room: it is little, and the end must not wait for
     /// whoever does not read. Processes that outlived the killed one may go on writing.
-    fn drain(&self, source: Source, descriptor: &Descriptor) -> io::Result<()> {
+    fn drain(&self, source: OutputSource, descriptor: &AsyncDescriptor) -> io::Result<()> {
         let mut left = source.readable(descriptor)?;
         while left > 0 {
             match descriptor.read_now(source.most()) {
@@ -236,7 +236,7 @@ impl Output {
 
 impl Subscription {
     /// The next chunk, or the end after all of them.
-    pub(super) async fn next(&mut self) -> Item {
+    pub(super) async fn next(&mut self) -> OutputItem {
         loop {
             let grown = self.output.grown.notified();
             let (item, released) = {
@@ -277,14 +277,14 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
-    fn piped() -> (std::io::PipeWriter, Descriptor) {
+    fn piped() -> (std::io::PipeWriter, AsyncDescriptor) {
         let (reader, writer) = std::io::pipe().unwrap();
-        (writer, Descriptor::new(reader.into(), Interest::READABLE).unwrap())
+        (writer, AsyncDescriptor::new(reader.into(), Interest::READABLE).unwrap())
     }
 
-    fn stdout(item: Item) -> Bytes {
+    fn stdout(item: OutputItem) -> Bytes {
         match item {
-            Item::Chunk(Chunk::Stdout(bytes)) => bytes,
+            OutputItem::Chunk(Chunk::Stdout(bytes)) => bytes,
             other => panic!("{other:?}"),
         }
     }
@@ -295,14 +295,14 @@ mod tests {
 
     #[tokio::test]
     async fn every_subscriber_gets_everything_and_one_that_leaves_stops_nobody() {
-        let output = Arc::new(Output::default());
+        let output = Arc::new(ProcessOutput::default());
         let (mut first, left) = (output.subscribe(None), output.subscribe(None));
         let (mut writer, reader) = piped();
         let (_never, cut) = watch::channel(false);
         let text: Vec<u8> = (0..4_000_000u32).map(|n| n as u8).collect();
         let expected = text.clone();
         let writing = std::thread::spawn(move || writer.write_all(&text).unwrap());
-        let pumping = output.pump(Source::Stdout, &reader, cut);
+        let pumping = output.pump(OutputSource::Stdout, &reader, cut);
         let reading = async {
             let mut left = Some(left);
             let mut all = Vec::new();
@@ -321,20 +321,20 @@ mod tests {
 
     #[tokio::test]
     async fn output_that_nobody_wants_is_read_and_dropped() {
-        let output = Arc::new(Output::default());
+        let output = Arc::new(ProcessOutput::default());
         let (mut writer, reader) = piped();
         let (_never, cut) = watch::channel(false);
         let writing = std::thread::spawn(move || writer.write_all(&[0; 1 << 20]).unwrap());
-        within(output.pump(Source::Stdout, &reader, cut)).await;
+        within(output.pump(OutputSource::Stdout, &reader, cut)).await;
         writing.join().unwrap();
         let status = ExitStatus::from_raw(0);
         output.finish(status);
-        assert_eq!(within(output.subscribe(None).next()).await, Item::End(status));
+        assert_eq!(within(output.subscribe(None).next()).await, OutputItem::End(status));
     }
 
     #[tokio::test]
     async fn whoever_does_not_read_holds_a_bounded_amount_and_only_until_its_call_is_over() {
-        let output = Arc::new(Output::default());
+        let output = Arc::new(ProcessOutput::default());
         let over = Instant::now() + Duration::from_millis(200);
         let (_stuck, mut reads) = (output.subscribe(Some(over)), output.subscribe(None));
         let (mut writer, reader) = piped();
@@ -349,9 +349,10 @@ mod tests {
             }
             most
         };
-        let ((), most) =
-            within(async { tokio::join!(output.pump(Source::Stdout, &reader, cut), reading) })
-                .await;
+        let ((), most) = within(async {
+            tokio::join!(output.pump(OutputSource::Stdout, &reader, cut), reading)
+        })
+        .await;
         writing.join().unwrap();
         assert!(Instant::now() >= over, "the subscriber that does not read was overtaken");
         assert!(most <= QUEUE_BYTES + descriptor::READ_BYTES, "{most} bytes waited");
@@ -359,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_delivers_what_is_there_and_waits_for_neither_an_end_nor_a_reader() {
-        let output = Arc::new(Output::default());
+        let output = Arc::new(ProcessOutput::default());
         let mut subscriber = output.subscribe(None);
         let (mut writer, reader) = piped();
         writer.write_all(b"last words").unwrap();
@@ -367,13 +368,13 @@ mod tests {
         while lock(&output.state).bytes < QUEUE_BYTES {
             output.publish(Chunk::Stdout(Bytes::from_static(&[0; 1024])));
         }
-        within(output.pump(Source::Stderr, &reader, cut)).await;
+        within(output.pump(OutputSource::Stderr, &reader, cut)).await;
         output.finish(ExitStatus::from_raw(9));
         let mut last = None;
         loop {
             match within(subscriber.next()).await {
-                Item::Chunk(chunk) => last = Some(chunk),
-                Item::End(status) => break assert_eq!(status, ExitStatus::from_raw(9)),
+                OutputItem::Chunk(chunk) => last = Some(chunk),
+                OutputItem::End(status) => break assert_eq!(status, ExitStatus::from_raw(9)),
             }
         }
         assert_eq!(last, Some(Chunk::Stderr(Bytes::from_static(b"last words"))));
@@ -384,13 +385,13 @@ mod tests {
     async fn a_terminal_without_programs_is_at_its_end() {
         let size = sandyard_contract::rpc::process::Pty::default();
         let (ours, theirs) = terminal::open(&size, rustix::process::getuid().as_raw()).unwrap();
-        let ours = Descriptor::new(ours, Interest::READABLE).unwrap();
+        let ours = AsyncDescriptor::new(ours, Interest::READABLE).unwrap();
         std::fs::File::from(theirs).write_all(b"bye").unwrap();
-        let output = Arc::new(Output::default());
+        let output = Arc::new(ProcessOutput::default());
         let mut subscriber = output.subscribe(None);
         let (_never, cut) = watch::channel(false);
-        within(output.pump(Source::Terminal, &ours, cut)).await;
-        let chunk = Item::Chunk(Chunk::Pty(Bytes::from_static(b"bye")));
+        within(output.pump(OutputSource::Terminal, &ours, cut)).await;
+        let chunk = OutputItem::Chunk(Chunk::Pty(Bytes::from_static(b"bye")));
         assert_eq!(within(subscriber.next()).await, chunk);
     }
 }

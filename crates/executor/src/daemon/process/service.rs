@@ -15,15 +15,15 @@ use sandyard_contract::rpc::process::{
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::connect::{Call, Messages, Sink};
+use super::super::connect::{MessageSink, Messages, RpcCall};
 use super::input::InputError;
 use super::launch::launch;
-use super::output::{Item, Subscription};
+use super::output::{OutputItem, Subscription};
 use super::status::ExitStatus;
-use super::{Found, Process};
+use super::{FoundProcess, Process};
 
 /// What a stream has to tell of one process.
-pub(in super::super) struct Events {
+pub(in super::super) struct ProcessEvents {
     pid: u32,
     what: Telling,
 }
@@ -34,7 +34,7 @@ enum Telling {
 }
 
 pub(in super::super) async fn list(
-    call: Call,
+    call: RpcCall,
     _: ListRequest,
 ) -> Result<ListResponse, ConnectError> {
     let info = |process: &Arc<Process>| ProcessInfo {
@@ -47,9 +47,9 @@ pub(in super::super) async fn list(
 
 /// Starts a process. It starts, and stays, also if the caller leaves meanwhile (executor 2.7).
 pub(in super::super) async fn start(
-    call: &Call,
+    call: &RpcCall,
     request: StartRequest,
-) -> Result<Events, ConnectError> {
+) -> Result<ProcessEvents, ConnectError> {
     let (sender, receiver) = oneshot::channel();
     let owned = call.clone();
     call.daemon.tasks.spawn(async move {
@@ -60,27 +60,27 @@ pub(in super::super) async fn start(
     let (pid, subscription) = receiver.await.map_err(|_| {
         ConnectError::new(Code::Internal, "the process's start was given up; see the log")
     })??;
-    Ok(Events { pid, what: Telling::Live(subscription) })
+    Ok(ProcessEvents { pid, what: Telling::Live(subscription) })
 }
 
 /// Subscribes to a process that runs or just ended (executor 4.6).
 pub(in super::super) fn connect(
-    call: &Call,
+    call: &RpcCall,
     request: ConnectRequest,
-) -> Result<Events, ConnectError> {
+) -> Result<ProcessEvents, ConnectError> {
     let selector = selector(request.process)?;
     match call.daemon.processes.find(&selector).ok_or_else(|| not_found(&selector))? {
-        Found::Live(process) => {
+        FoundProcess::Live(process) => {
             let what = Telling::Live(process.output.subscribe(call.deadline));
-            Ok(Events { pid: process.pid, what })
+            Ok(ProcessEvents { pid: process.pid, what })
         }
-        Found::Ended(pid, status) => Ok(Events { pid, what: Telling::Ended(status) }),
+        FoundProcess::Ended(pid, status) => Ok(ProcessEvents { pid, what: Telling::Ended(status) }),
     }
 }
 
-impl Events {
+impl ProcessEvents {
     /// Sends start, output and end, with keepalives in between (executor 2.6, 4.4).
-    pub(in super::super) async fn send(self, sink: Sink) -> Result<(), ConnectError> {
+    pub(in super::super) async fn send(self, sink: MessageSink) -> Result<(), ConnectError> {
         sink.send(&event(Event::Start(StartEvent { pid: self.pid }))).await?;
         let status = match self.what {
             Telling::Live(subscription) => send_output(subscription, &sink).await?,
@@ -92,13 +92,13 @@ impl Events {
 
 async fn send_output(
     mut subscription: Subscription,
-    sink: &Sink,
+    sink: &MessageSink,
 ) -> Result<ExitStatus, ConnectError> {
     loop {
         let next = Instant::now() + sink.keepalive;
         match tokio::time::timeout_at(next, subscription.next()).await {
-            Ok(Item::Chunk(chunk)) => sink.send_output(chunk).await?,
-            Ok(Item::End(status)) => return Ok(status),
+            Ok(OutputItem::Chunk(chunk)) => sink.send_output(chunk).await?,
+            Ok(OutputItem::End(status)) => return Ok(status),
             Err(_) => sink.send(&event(Event::Keepalive(KeepAlive {}))).await?,
         }
     }
@@ -110,7 +110,7 @@ fn event(event: Event) -> StartResponse {
 }
 
 pub(in super::super) async fn send_input(
-    call: Call,
+    call: RpcCall,
     request: SendInputRequest,
 ) -> Result<SendInputResponse, ConnectError> {
     let process = find_live(&call, request.process)?;
@@ -120,7 +120,7 @@ pub(in super::super) async fn send_input(
 
 /// Writes each message as it comes; the first says to which process (executor 4.8).
 pub(in super::super) async fn stream_input(
-    call: Call,
+    call: RpcCall,
     mut messages: Messages,
 ) -> Result<StreamInputResponse, ConnectError> {
     let mut selected = None;
@@ -154,7 +154,7 @@ fn internal(error: &InputError) -> ConnectError {
 }
 
 pub(in super::super) async fn close_stdin(
-    call: Call,
+    call: RpcCall,
     request: CloseStdinRequest,
 ) -> Result<CloseStdinResponse, ConnectError> {
     let process = find_live(&call, request.process)?;
@@ -167,7 +167,7 @@ pub(in super::super) async fn close_stdin(
 
 /// Sets the size of a process's terminal.
 pub(in super::super) async fn update(
-    call: Call,
+    call: RpcCall,
     request: UpdateRequest,
 ) -> Result<UpdateResponse, ConnectError> {
     let process = find_live(&call, request.process)?;
@@ -178,7 +178,7 @@ pub(in super::super) async fn update(
 }
 
 pub(in super::super) async fn send_signal(
-    call: Call,
+    call: RpcCall,
     request: SendSignalRequest,
 ) -> Result<SendSignalResponse, ConnectError> {
     let process = find_live(&call, request.process)?;
@@ -199,7 +199,10 @@ pub(in super::super) async fn send_signal(
     Ok(SendSignalResponse {})
 }
 
-fn find_live(call: &Call, process: Option<ProcessSelector>) -> Result<Arc<Process>, ConnectError> {
+fn find_live(
+    call: &RpcCall,
+    process: Option<ProcessSelector>,
+) -> Result<Arc<Process>, ConnectError> {
     let selector = selector(process)?;
     call.daemon.processes.find_live(&selector).ok_or_else(|| not_found(&selector))
 }

@@ -50,7 +50,7 @@ pub(in super::super) enum Streams {
 }
 
 /// Who the program runs as.
-pub(in super::super) struct Identity {
+pub(in super::super) struct ProcessIdentity {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
@@ -86,7 +86,7 @@ impl Command {
         arguments: &[String],
         environment: &BTreeMap<String, String>,
         directory: &str,
-        identity: Identity,
+        identity: ProcessIdentity,
     ) -> Result<Self, NulError> {
         let all = std::iter::once(program).chain(arguments.iter().map(String::as_str));
         let path = environment.get("PATH").map_or("", String::as_str);

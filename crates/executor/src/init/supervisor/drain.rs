@@ -1,5 +1,6 @@
-//! The two ends of a freeze by the engine: [`Call::Drain`](sandyard_contract::control::Call::Drain) before it and
-//! [`Call::Resume`](sandyard_contract::control::Call::Resume) after it.
+//! The two ends of a freeze by the engine:
+//! [`ControlCall::Drain`](sandyard_contract::control::ControlCall::Drain) before it and
+//! [`ControlCall::Resume`](sandyard_contract::control::ControlCall::Resume) after it.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -7,20 +8,20 @@ use std::time::{Duration, Instant};
 use sandyard_contract::budget::{
     FLUSH_WORKER_MARGIN, LONGEST_HALT, REFRESH, REFRESH_WORKER_MARGIN,
 };
-use sandyard_contract::control::{FailureKind, FlushReport, Reply};
+use sandyard_contract::control::{ControlReply, FailureKind, FlushReport};
 
 use super::super::control::ConnectionId;
 use super::super::flush::Flush;
-use super::super::worker::{Channel, Report, Worker};
+use super::super::worker::{Channel, Worker, WorkerReport};
 use super::super::{cgroup, halt, log};
-use super::{Job, Purpose, Supervisor, failed};
+use super::{Purpose, Supervisor, WorkerJob, failed};
 
 /// How often that is looked at. Time that passes without a look is time in which the container was frozen.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The user's side, halted or about to be.
 pub(super) struct Drained {
-    phase: Phase,
+    phase: DrainPhase,
     /// Since when it is drained.
     started: Instant,
     /// Processes that user code had halted itself.
@@ -33,11 +34,11 @@ pub(super) struct Drained {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum DrainPhase {
     /// A worker halts it and syncs the mounts.
     Draining,
     /// Nothing moves, and everything is in the store.
-    AtRest,
+    Halted,
     /// A worker drops what is cached of the store.
     Refreshing,
 }
@@ -45,12 +46,12 @@ enum Phase {
 impl Drained {
     /// When to look at it again, if nothing happens before.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        (self.phase == Phase::AtRest).then_some(self.last_look + LOOK_EVERY)
+        (self.phase == DrainPhase::Halted).then_some(self.last_look + LOOK_EVERY)
     }
 
     /// Counts the time since the last look. Returns whether it has been halted for too long.
     fn look(&mut self, now: Instant) -> bool {
-        if self.phase != Phase::AtRest {
+        if self.phase != DrainPhase::Halted {
             return false;
         }
         self.awake += now.saturating_duration_since(self.last_look).min(LOOK_EVERY);
@@ -72,7 +73,7 @@ impl Drain<'_> {
     fn run(&self, channel: &Channel) {
         let deadline = Instant::now() + self.flush.limit;
         let note_halted = |halted: &HashSet<i32>| {
-            channel.send(&Report::HaltedByUser(halted.iter().copied().collect()), &[]);
+            channel.send(&WorkerReport::HaltedByUser(halted.iter().copied().collect()), &[]);
         };
         let halted =
             if self.is_halted { Ok(true) } else { halt::halt(self.freezer, deadline, note_halted) };
@@ -88,17 +89,17 @@ impl Drain<'_> {
 
 impl Supervisor {
     pub(super) fn drain(&mut self, connection: ConnectionId, limit: Duration) {
-        let is_mounting = |job: &Job| matches!(job.purpose, Purpose::Mount { .. });
+        let is_mounting = |job: &WorkerJob| matches!(job.purpose, Purpose::Mount { .. });
         if self.jobs.iter().any(is_mounting) {
             return self.refuse(connection, "a mount call is being worked on");
         }
         match &mut self.drained {
-            Some(Drained { phase: Phase::Draining, waiting, .. }) => waiting.push(connection),
-            Some(Drained { phase: Phase::Refreshing, .. }) => {
+            Some(Drained { phase: DrainPhase::Draining, waiting, .. }) => waiting.push(connection),
+            Some(Drained { phase: DrainPhase::Refreshing, .. }) => {
                 self.refuse(connection, "the sandbox is being resumed");
             }
             // A program may have died since, so the mounts are synced again.
-            Some(Drained { phase: Phase::AtRest, .. }) => self.start_drain(connection, limit),
+            Some(Drained { phase: DrainPhase::Halted, .. }) => self.start_drain(connection, limit),
             None => self.start_drain(connection, limit),
         }
     }
@@ -108,7 +109,7 @@ impl Supervisor {
         let is_halted = self.drained.is_some();
         let halted_by_user = self.drained.take().map(|drained| drained.halted_by_user);
         self.drained = Some(Drained {
-            phase: Phase::Draining,
+            phase: DrainPhase::Draining,
             started: now,
             halted_by_user: halted_by_user.unwrap_or_default(),
             waiting: vec![connection],
@@ -116,7 +117,8 @@ impl Supervisor {
             awake: Duration::ZERO,
         });
         let flush = self.mounts.flush(false, limit);
-        let drain = Drain { freezer: self.user_side.fence.freezer.as_ref(), is_halted, flush };
+        let drain =
+            Drain { freezer: self.user_side.cgroup_limits.freezer.as_ref(), is_halted, flush };
         let started = Worker::start(&drain.flush.descriptors(), |channel| drain.run(channel));
         drop(drain);
         self.employ(started, Purpose::Drain, limit + FLUSH_WORKER_MARGIN);
@@ -133,7 +135,7 @@ impl Supervisor {
         let Some(drained) = &mut self.drained else { return };
         flush.millis = u64::try_from(drained.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let waiting = std::mem::take(&mut drained.waiting);
-        drained.phase = Phase::AtRest;
+        drained.phase = DrainPhase::Halted;
         drained.last_look = Instant::now();
         if !flush.complete {
             log!(
@@ -142,25 +144,27 @@ impl Supervisor {
             self.let_user_side_go();
         }
         for connection in waiting {
-            self.control.reply(connection, &Reply::Drained { flush: flush.clone() });
+            self.control.reply(connection, &ControlReply::Drained { flush: flush.clone() });
         }
     }
 
     pub(super) fn resume(&mut self, connection: ConnectionId) {
         match &mut self.drained {
-            None => self.control.reply(connection, &Reply::Resumed),
-            Some(Drained { phase: Phase::Refreshing, waiting, .. }) => waiting.push(connection),
-            Some(Drained { phase: Phase::Draining, .. }) => {
-                self.abort_drain("the sandbox is being resumed");
-                self.control.reply(connection, &Reply::Resumed);
+            None => self.control.reply(connection, &ControlReply::Resumed),
+            Some(Drained { phase: DrainPhase::Refreshing, waiting, .. }) => {
+                waiting.push(connection)
             }
-            Some(Drained { phase: Phase::AtRest, .. }) => self.start_resume(Some(connection)),
+            Some(Drained { phase: DrainPhase::Draining, .. }) => {
+                self.abort_drain("the sandbox is being resumed");
+                self.control.reply(connection, &ControlReply::Resumed);
+            }
+            Some(Drained { phase: DrainPhase::Halted, .. }) => self.start_resume(Some(connection)),
         }
     }
 
     fn start_resume(&mut self, connection: Option<ConnectionId>) {
         let Some(drained) = &mut self.drained else { return };
-        drained.phase = Phase::Refreshing;
+        drained.phase = DrainPhase::Refreshing;
         drained.waiting.extend(connection);
         let refresh = self.mounts.refresh();
         let started = Worker::start(&[], |channel| refresh.run(channel));
@@ -173,7 +177,7 @@ impl Supervisor {
         let waiting = std::mem::take(&mut drained.waiting);
         self.let_user_side_go();
         for connection in waiting {
-            self.control.reply(connection, &Reply::Resumed);
+            self.control.reply(connection, &ControlReply::Resumed);
         }
     }
 
@@ -183,14 +187,16 @@ impl Supervisor {
             .into_iter()
             .partition(|job| matches!(job.purpose, Purpose::Drain | Purpose::Resume));
         self.jobs = others;
-        let ours: Vec<Job> = ours;
+        let ours: Vec<WorkerJob> = ours;
         for job in ours {
             job.worker.kill();
         }
         let Some(drained) = &mut self.drained else { return };
         let reply = match drained.phase {
-            Phase::Draining | Phase::AtRest => Reply::Drained { flush: FlushReport::default() },
-            Phase::Refreshing => failed(FailureKind::BadCall, why),
+            DrainPhase::Draining | DrainPhase::Halted => {
+                ControlReply::Drained { flush: FlushReport::default() }
+            }
+            DrainPhase::Refreshing => failed(FailureKind::BadCall, why),
         };
         let waiting = std::mem::take(&mut drained.waiting);
         self.let_user_side_go();
@@ -201,7 +207,7 @@ impl Supervisor {
 
     fn let_user_side_go(&mut self) {
         let Some(drained) = self.drained.take() else { return };
-        let freezer = self.user_side.fence.freezer.as_ref();
+        let freezer = self.user_side.cgroup_limits.freezer.as_ref();
         if let Err(error) = halt::release(freezer, &drained.halted_by_user) {
             log!("cannot let the user's side go on: {error}; trying again");
             halt::release_all();
@@ -225,7 +231,7 @@ mod tests {
     fn time_in_which_the_container_is_frozen_does_not_count() {
         let start = Instant::now();
         let mut drained = Drained {
-            phase: Phase::AtRest,
+            phase: DrainPhase::Halted,
             started: start,
             halted_by_user: HashSet::new(),
             waiting: Vec::new(),
@@ -234,10 +240,10 @@ mod tests {
         };
         assert!(!drained.look(start + Duration::from_secs(86_400)), "frozen for a day");
         for _ in 2..LONGEST_HALT.as_secs() {
-            let next = drained.next_look().expect("at rest");
+            let next = drained.next_look().expect("halted");
             assert!(!drained.look(next));
         }
-        let last = drained.next_look().expect("at rest");
+        let last = drained.next_look().expect("halted");
         assert!(drained.look(last), "halted for a minute");
     }
 }

@@ -20,12 +20,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::super::connect::{Call, Sink};
+use super::super::connect::{MessageSink, RpcCall};
 use super::super::rights::{Rights, as_user};
 use super::super::tasks::lock;
 use super::super::{access, pool};
-use super::{Scope, missing, with_user};
-use tree::{Options, Tree, WatchError};
+use super::{FilesystemContext, missing, with_user};
+use tree::{WatchError, WatchOptions, WatchTree};
 
 /// File systems whose other users make changes that the kernel here does not see: NFS, CIFS, SMB,
 /// SMB 2, FUSE.
@@ -87,24 +87,24 @@ struct Watch {
     is_recursive: bool,
     /// What is watched later is watched with them too.
     rights: Rights,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     /// Told when somebody else than its own task has collected.
     collected: Notify,
 }
 
-struct State {
-    tree: Tree,
+struct WatchState {
+    tree: WatchTree,
     events: Vec<FilesystemEvent>,
     failure: Option<WatchError>,
 }
 
 impl Watch {
-    async fn open(call: Call, path: String, options: Asked) -> Result<Arc<Self>, ConnectError> {
+    async fn open(call: RpcCall, path: String, options: Asked) -> Result<Arc<Self>, ConnectError> {
         let daemon = Arc::clone(&call.daemon);
         let is_recursive = options.recursive;
-        let (tree, place, rights) = with_user(call, move |scope| {
-            let (tree, place) = start(&scope, &path, &options)?;
-            Ok((tree, place, scope.rights))
+        let (tree, place, rights) = with_user(call, move |context| {
+            let (tree, place) = start(&context, &path, &options)?;
+            Ok((tree, place, context.rights))
         })
         .await?;
         let descriptor = tree.descriptor();
@@ -112,7 +112,7 @@ impl Watch {
         #[allow(unsafe_code)]
         let ready = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
             .map_err(|error| internal(&WatchError::Read(error.into())))?;
-        let state = Mutex::new(State { tree, events: Vec::new(), failure: None });
+        let state = Mutex::new(WatchState { tree, events: Vec::new(), failure: None });
         let collected = Notify::new();
         let watch = Arc::new(Self { ready, place, is_recursive, rights, state, collected });
         let mut all = lock(&daemon.watchers.all);
@@ -143,9 +143,9 @@ impl Watch {
     }
 
     /// Collects what happened until now, up to a failure, which stays. Blocks.
-    fn collect(&self) -> MutexGuard<'_, State> {
+    fn collect(&self) -> MutexGuard<'_, WatchState> {
         let mut state = lock(&self.state);
-        let State { tree, events, failure } = &mut *state;
+        let WatchState { tree, events, failure } = &mut *state;
         if failure.is_none() {
             let drained = as_user(&self.rights, || tree.drain(events));
             *failure = drained.unwrap_or_else(|error| Err(WatchError::Read(error))).err();
@@ -182,21 +182,25 @@ struct Asked {
 }
 
 /// Checks in the contract's order and begins to watch.
-fn start(scope: &Scope, path: &str, asked: &Asked) -> Result<(Tree, PathBuf), ConnectError> {
-    let path = scope.resolve(path)?;
+fn start(
+    context: &FilesystemContext,
+    path: &str,
+    asked: &Asked,
+) -> Result<(WatchTree, PathBuf), ConnectError> {
+    let path = context.resolve(path)?;
     let found = access::metadata(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => missing(&path),
-        _ => scope.failed("look for", &path, &error),
+        _ => context.failed("look for", &path, &error),
     })?;
     if !found.is_dir() {
         let message = format!("'{path}' is not a directory");
         return Err(ConnectError::new(Code::InvalidArgument, message));
     }
     let directory =
-        access::hold_directory(&path).map_err(|error| scope.failed("open", &path, &error))?;
+        access::hold_directory(&path).map_err(|error| context.failed("open", &path, &error))?;
     if !asked.allow_network_mounts {
         let system = rustix::fs::fstatfs(directory)
-            .map_err(|error| scope.failed("look at the file system of", &path, &error.into()))?;
+            .map_err(|error| context.failed("look at the file system of", &path, &error.into()))?;
         // Magic numbers have 32 bits, whatever the field's type.
         if NETWORK.contains(&(system.f_type as u32)) {
             let message = format!(
@@ -207,10 +211,10 @@ fn start(scope: &Scope, path: &str, asked: &Asked) -> Result<(Tree, PathBuf), Co
         }
     }
     let place = access::real_path(&path)
-        .map_err(|error| scope.failed("find the place of", &path, &error))?;
-    let options = Options { recursive: asked.recursive, include_entry: asked.include_entry };
-    let tree = Tree::watch(path, options).map_err(|error| match &error {
-        WatchError::Directory { path, source } => scope.failed("watch", path, source),
+        .map_err(|error| context.failed("find the place of", &path, &error))?;
+    let options = WatchOptions { recursive: asked.recursive, include_entry: asked.include_entry };
+    let tree = WatchTree::watch(path, options).map_err(|error| match &error {
+        WatchError::Directory { path, source } => context.failed("watch", path, source),
         _ => internal(&error),
     })?;
     Ok((tree, place.into()))
@@ -221,9 +225,9 @@ fn internal(error: &WatchError) -> ConnectError {
 }
 
 /// The watcher of a stream, torn down with it.
-pub(in super::super) struct Events(Option<Arc<Watch>>);
+pub(in super::super) struct WatchEvents(Option<Arc<Watch>>);
 
-impl Drop for Events {
+impl Drop for WatchEvents {
     fn drop(&mut self) {
         // Closing the descriptor waits in the kernel, the longer the more it watched.
         let watch = self.0.take();
@@ -232,17 +236,17 @@ impl Drop for Events {
 }
 
 pub(in super::super) async fn watch_dir(
-    call: &Call,
+    call: &RpcCall,
     request: WatchDirRequest,
-) -> Result<Events, ConnectError> {
+) -> Result<WatchEvents, ConnectError> {
     let WatchDirRequest { path, recursive, include_entry, allow_network_mounts } = request;
     let asked = Asked { recursive, include_entry, allow_network_mounts };
-    Ok(Events(Some(Watch::open(call.clone(), path, asked).await?)))
+    Ok(WatchEvents(Some(Watch::open(call.clone(), path, asked).await?)))
 }
 
-impl Events {
+impl WatchEvents {
     /// Sends start, then what happens, with keepalives in between (executor 2.6), until a failure.
-    pub(in super::super) async fn send(self, sink: Sink) -> Result<(), ConnectError> {
+    pub(in super::super) async fn send(self, sink: MessageSink) -> Result<(), ConnectError> {
         use watch_dir_response::{Event, KeepAlive, StartEvent};
         let message = |event| WatchDirResponse { event: Some(event) };
         sink.send(&message(Event::Start(StartEvent {}))).await?;
@@ -274,7 +278,7 @@ impl Events {
 }
 
 pub(in super::super) async fn create_watcher(
-    call: Call,
+    call: RpcCall,
     request: CreateWatcherRequest,
 ) -> Result<CreateWatcherResponse, ConnectError> {
     let CreateWatcherRequest { path, recursive, include_entry, allow_network_mounts } = request;
@@ -307,7 +311,7 @@ fn new_id() -> Result<String, ConnectError> {
 
 /// Tells and forgets what happened; all that a finished request did is among it.
 pub(in super::super) async fn watcher_events(
-    call: Call,
+    call: RpcCall,
     request: GetWatcherEventsRequest,
 ) -> Result<GetWatcherEventsResponse, ConnectError> {
     let watch = call.daemon.watchers.find(&request.watcher_id)?;
@@ -323,7 +327,7 @@ pub(in super::super) async fn watcher_events(
 
 /// Everything the watcher held is released when this returns.
 pub(in super::super) async fn remove_watcher(
-    call: Call,
+    call: RpcCall,
     request: RemoveWatcherRequest,
 ) -> Result<RemoveWatcherResponse, ConnectError> {
     let id = request.watcher_id;

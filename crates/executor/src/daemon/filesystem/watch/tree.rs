@@ -61,27 +61,27 @@ pub(super) enum WatchError {
 
 /// What a watcher is asked for.
 #[derive(Clone, Debug)]
-pub(super) struct Options {
+pub(super) struct WatchOptions {
     pub recursive: bool,
     pub include_entry: bool,
 }
 
 /// The directories that are watched and the descriptor that tells of them.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct WatchTree {
     inotify: Arc<OwnedFd>,
     root: String,
     /// Holds a root that the user cannot reach by its path.
     held: Option<File>,
     root_watch: i32,
-    options: Options,
+    options: WatchOptions,
     /// Where each watched directory lies below the root, which itself is the empty path.
     directories: HashMap<i32, PathBuf>,
 }
 
-impl Tree {
+impl WatchTree {
     /// Watches a directory. Whatever happens in it from here on is notified.
-    pub(super) fn watch(root: String, options: Options) -> Result<Self, WatchError> {
+    pub(super) fn watch(root: String, options: WatchOptions) -> Result<Self, WatchError> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)
             .map_err(|error| WatchError::Instance(error.into()))?;
         let begin = |place: FileLocation<'_>| {
@@ -386,8 +386,8 @@ mod tests {
     fn a_lost_notification_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_str().unwrap().to_owned();
-        let options = Options { recursive: false, include_entry: false };
-        let mut tree = Tree::watch(root, options).unwrap();
+        let options = WatchOptions { recursive: false, include_entry: false };
+        let mut tree = WatchTree::watch(root, options).unwrap();
         let mut lost = [0; HEAD_BYTES];
         lost[..4].copy_from_slice(&(-1i32).to_ne_bytes());
         lost[4..8].copy_from_slice(&ReadFlags::QUEUE_OVERFLOW.bits().to_ne_bytes());

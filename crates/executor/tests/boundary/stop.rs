@@ -10,10 +10,10 @@ use anyhow::ensure;
 use sandyard_contract::daemon::DAEMON_PORT;
 use serde_json::json;
 
-use super::control::Authority;
+use super::control::ControlAuthority;
 use super::docker::{Container, bundle, docker, halt, image, wait_for};
-use super::rpc::{Running, User, claim, start};
-use super::sandbox::Sandbox;
+use super::rpc::{RunningCommand, TestUser, claim, start};
+use super::sandbox::TestSandbox;
 
 /// Takes TERM for a reason to finish its work: says that it was asked, tries to answer in the daemon's
 /// place, waits for leave, writes its last words and calls all that a success.
@@ -31,7 +31,7 @@ while :; do sleep 0.02; done
 "#;
 
 /// Once the process of [`FINISHES_ON_TERM`] was asked to end, everything must be over for `client`.
-fn is_over_for_clients(container: &Container, client: Running) -> anyhow::Result<()> {
+fn is_over_for_clients(container: &Container, client: RunningCommand) -> anyhow::Result<()> {
     let root = container.root();
     wait_for("TERM", Duration::from_secs(5), || Ok(root.join("tmp/asked").exists()))?;
     client.until_cut()?;
@@ -49,8 +49,8 @@ fn let_go(root: &Path) -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_stop_is_over_for_clients_before_processes_hear_of_it() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    let mut client = sandbox.start_command(User::User, FINISHES_ON_TERM)?;
+    let sandbox = TestSandbox::mounted()?;
+    let mut client = sandbox.start_command(TestUser::User, FINISHES_ON_TERM)?;
     client.until("ready")?;
     let flush = std::thread::scope(|scope| {
         let stop = scope.spawn(|| sandbox.stop(30_000));
@@ -74,8 +74,8 @@ fn without_workspace() -> anyhow::Result<(std::sync::Arc<super::docker::Volume>,
 
 /// The same with who may claim it.
 pub(super) fn claimed_without_workspace()
--> anyhow::Result<(std::sync::Arc<super::docker::Volume>, Container, Authority)> {
-    let (bundle, authority) = (bundle()?, Authority::new());
+-> anyhow::Result<(std::sync::Arc<super::docker::Volume>, Container, ControlAuthority)> {
+    let (bundle, authority) = (bundle()?, ControlAuthority::new());
     let volume = format!("{}:/.sandyard:ro", bundle.0);
     let key = hex::encode(authority.key.verifying_key().as_bytes());
     let command = ["init", "--instance", authority.instance.as_str(), "--control-key", &key];
@@ -89,7 +89,7 @@ pub(super) fn command_in(
     container: &Container,
     login: &str,
     script: &str,
-) -> anyhow::Result<Running> {
+) -> anyhow::Result<RunningCommand> {
     let process = json!({"process": {"cmd": "/bin/bash", "args": ["-c", script]}});
     start(container.address, login, &process)
 }
@@ -136,10 +136,10 @@ fn without_a_workspace_root_cannot_trace_the_daemon_either() -> anyhow::Result<(
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_daemon_that_hangs_delays_a_stop_by_the_grace_and_no_longer() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/closed")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/closed")?.success()?;
     let mut writer = sandbox.start_command(
-        User::User,
+        TestUser::User,
         "exec 3> /workspace/open; head -c 5000000 /dev/zero >&3; echo ready; sleep 100",
     )?;
     writer.until("ready")?;

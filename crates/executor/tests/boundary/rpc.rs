@@ -14,13 +14,13 @@ use sandyard_contract::daemon::{
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::control::Authority;
+use super::control::ControlAuthority;
 use super::docker::wait_for;
-use super::sandbox::Sandbox;
+use super::sandbox::TestSandbox;
 
 /// Whom a command runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum User {
+pub(super) enum TestUser {
     User,
     Root,
 }
@@ -40,25 +40,29 @@ impl Finished {
     }
 }
 
-impl Sandbox {
+impl TestSandbox {
     /// Runs a shell command to its end.
-    pub(super) fn run(&self, user: User, script: &str) -> anyhow::Result<Finished> {
+    pub(super) fn run(&self, user: TestUser, script: &str) -> anyhow::Result<Finished> {
         self.start_command(user, script)?.finish()
     }
 
     /// Starts a shell command; it goes on when the result is dropped.
-    pub(super) fn start_command(&self, user: User, script: &str) -> anyhow::Result<Running> {
+    pub(super) fn start_command(
+        &self,
+        user: TestUser,
+        script: &str,
+    ) -> anyhow::Result<RunningCommand> {
         let process = json!({"cmd": "/bin/bash", "args": ["-c", script]});
         let login = match user {
-            User::User => "user:",
-            User::Root => "root:",
+            TestUser::User => "user:",
+            TestUser::Root => "root:",
         };
         start(self.container.address, login, &json!({ "process": process }))
     }
 }
 
 /// A command under way.
-pub(super) struct Running {
+pub(super) struct RunningCommand {
     stream: BufReader<Box<dyn std::io::Read>>,
 }
 
@@ -78,7 +82,7 @@ pub(super) fn connect(address: Ipv4Addr) -> anyhow::Result<TcpStream> {
 }
 
 /// Makes the claim of the daemon at `address`.
-pub(super) fn claim(address: Ipv4Addr, authority: &Authority) -> anyhow::Result<()> {
+pub(super) fn claim(address: Ipv4Addr, authority: &ControlAuthority) -> anyhow::Result<()> {
     let body = json!({
         "accessToken": TOKEN, "timestamp": "2026-01-01T00:00:00Z", "sandboxID": "sandbox",
     });
@@ -101,7 +105,11 @@ pub(super) fn claim(address: Ipv4Addr, authority: &Authority) -> anyhow::Result<
 }
 
 /// Calls `Process.Start` of the daemon at `address`, which has been claimed.
-pub(super) fn start(address: Ipv4Addr, login: &str, request: &Value) -> anyhow::Result<Running> {
+pub(super) fn start(
+    address: Ipv4Addr,
+    login: &str,
+    request: &Value,
+) -> anyhow::Result<RunningCommand> {
     let mut stream = connect(address)?;
     let message = request.to_string();
     let length = u32::try_from(message.len())?;
@@ -131,10 +139,10 @@ pub(super) fn start(address: Ipv4Addr, login: &str, request: &Value) -> anyhow::
     ensure!(first.contains(" 200 "), "{first}");
     let body: Box<dyn std::io::Read> =
         if chunked { Box::new(Chunked { inner: reader, left: 0 }) } else { Box::new(reader) };
-    Ok(Running { stream: BufReader::new(body) })
+    Ok(RunningCommand { stream: BufReader::new(body) })
 }
 
-impl Running {
+impl RunningCommand {
     /// The next event, or none at the end.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Value>> {
         let mut head = [0; 5];

@@ -1,16 +1,16 @@
-//! Giving memory back while nothing happens: `init` waits in every sandbox with a workspace, mostly for
-//! nothing.
+//! Trims the memory of `init` while nothing happens: `init` waits in every sandbox with a workspace, mostly
+//! for nothing.
 
 use std::ffi::c_void;
 use std::ptr;
 
 /// Takes this process's program text and constants out of its memory, and free heap as well. They stay in
 /// the page cache, which all sandboxes share, and come back at first use.
-pub(super) fn release() {
-    // SAFETY: `release_program` is a callback as dl_iterate_phdr wants it and ignores the data.
+pub(super) fn trim_memory() {
+    // SAFETY: `trim_program` is a callback as dl_iterate_phdr wants it and ignores the data.
     #[allow(unsafe_code)]
     unsafe {
-        libc::dl_iterate_phdr(Some(release_program), ptr::null_mut());
+        libc::dl_iterate_phdr(Some(trim_program), ptr::null_mut());
     }
     // SAFETY: it only gives back memory that nobody has allocated.
     #[allow(unsafe_code)]
@@ -22,7 +22,7 @@ pub(super) fn release() {
 
 /// Does it for the parts of one loaded object that are never written to.
 #[allow(unsafe_code)]
-unsafe extern "C" fn release_program(
+unsafe extern "C" fn trim_program(
     object: *mut libc::dl_phdr_info,
     _size: usize,
     _data: *mut c_void,

@@ -3,8 +3,8 @@
 use anyhow::ensure;
 
 use super::docker::docker;
-use super::rpc::{User, claim};
-use super::sandbox::Sandbox;
+use super::rpc::{TestUser, claim};
+use super::sandbox::TestSandbox;
 use super::stop::{claimed_without_workspace, command_in};
 
 /// What user code may leave where the executor will write.
@@ -14,17 +14,17 @@ const LEFTOVERS: &str =
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_workspace_is_there_again_after_stop_and_start() -> anyhow::Result<()> {
-    let mut sandbox = Sandbox::mounted()?;
-    sandbox.run(User::Root, LEFTOVERS)?.success()?;
+    let mut sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::Root, LEFTOVERS)?.success()?;
     for turn in 0..3 {
         let script = format!(
             "echo {turn} > /workspace/{turn}; echo {turn} > ~/{turn}; head -c 9000000 /dev/zero > /workspace/large"
         );
-        sandbox.run(User::User, &script)?.success()?;
+        sandbox.run(TestUser::User, &script)?.success()?;
         // A file that is open at the end is in the cache then.
         sandbox
             .start_command(
-                User::User,
+                TestUser::User,
                 "exec 3< /workspace/large; cat <&3 > /dev/null; echo ready; sleep 100",
             )?
             .until("ready")?;
@@ -37,10 +37,11 @@ fn a_workspace_is_there_again_after_stop_and_start() -> anyhow::Result<()> {
         assert_eq!(sandbox.status()?.len(), 1);
         for before in 0..=turn {
             let script = format!("cat /workspace/{before} ~/{before} /etc/mine/file");
-            let read = sandbox.run(User::User, &script)?.success()?.stdout;
+            let read = sandbox.run(TestUser::User, &script)?.success()?.stdout;
             assert_eq!(read, format!("{before}\n{before}\nkept\n"));
         }
-        let processes = sandbox.run(User::User, "pgrep -x sleep; cat /run/e2b/.E2B_SANDBOX_ID")?;
+        let processes =
+            sandbox.run(TestUser::User, "pgrep -x sleep; cat /run/e2b/.E2B_SANDBOX_ID")?;
         assert_eq!(
             processes.stdout, "sandbox",
             "nothing of before runs, and the identity is there"
@@ -55,14 +56,14 @@ fn a_workspace_is_there_again_after_stop_and_start() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_sandbox_that_was_drained_starts_again_too() -> anyhow::Result<()> {
-    let mut sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
+    let mut sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/x")?.success()?;
     ensure!(sandbox.drain(30_000)?.complete, "complete");
     docker(["pause", &sandbox.container.name])?;
     docker(["kill", &sandbox.container.name])?;
     sandbox.wait_for_end(std::time::Duration::from_secs(5))?;
     sandbox.start_again()?;
-    assert_eq!(sandbox.run(User::User, "cat /workspace/x")?.success()?.stdout, "x\n");
+    assert_eq!(sandbox.run(TestUser::User, "cat /workspace/x")?.success()?.stdout, "x\n");
     Ok(())
 }
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
-use super::control::Authority;
+use super::control::ControlAuthority;
 use super::docker::{Container, bundle, docker, name, run, wait_for};
 
 /// An image, removed on drop.
-struct Image(String);
+struct BusyboxImage(String);
 
-impl Drop for Image {
+impl Drop for BusyboxImage {
     fn drop(&mut self) {
         if let Err(error) = docker(["rmi", "-f", &self.0]) {
             eprintln!("{error:#}");
@@ -21,7 +21,7 @@ impl Drop for Image {
     }
 }
 
-fn image() -> anyhow::Result<Image> {
+fn image() -> anyhow::Result<BusyboxImage> {
     let busybox = std::fs::read("/bin/busybox").context("install Debian's busybox-static")?;
     let files = tempfile::tempdir()?;
     let root = files.path().join("root");
@@ -36,7 +36,7 @@ fn image() -> anyhow::Result<Image> {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(link))?;
     }
     let archive = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output()?;
-    let image = Image(name("busybox"));
+    let image = BusyboxImage(name("busybox"));
     let mut import = Command::new("docker")
         .args(["import", "-", &image.0])
         .stdin(Stdio::piped())
@@ -53,7 +53,7 @@ fn the_executor_needs_nothing_of_the_image() -> anyhow::Result<()> {
     let image = image()?;
     let bundle = bundle()?;
     let volume = format!("{}:/.sandyard:ro", bundle.0);
-    let authority = Authority::new();
+    let authority = ControlAuthority::new();
     let key = hex::encode(authority.key.verifying_key().as_bytes());
     let instance = authority.instance.to_string();
     let command = ["init", "--instance", &instance, "--control-key", &key];

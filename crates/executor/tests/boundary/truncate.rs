@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use sandyard_contract::control::{Call, Reply};
+use sandyard_contract::control::{ControlCall, ControlReply};
 use sandyard_types::{Access, Cache};
 use sha2::{Digest as _, Sha256};
 
 use super::docker::{changed_bundle, wait_for};
-use super::rpc::User;
-use super::sandbox::Sandbox;
+use super::rpc::TestUser;
+use super::sandbox::TestSandbox;
 
 /// Files that nobody has open, and files that somebody writes. The cache keeps nothing over a close, so
 /// every truncation of a closed file begins with a load.
@@ -87,11 +87,11 @@ os.truncate("both", 500_000)
 #[ignore = "needs docker and minio"]
 fn a_path_can_be_truncated_to_any_length() -> anyhow::Result<()> {
     for cache in [Cache::Disk { limit_mib: 1024 }, Cache::Tmpfs { size_mib: 300 }] {
-        let sandbox = Sandbox::start(&[])?;
+        let sandbox = TestSandbox::start(&[])?;
         let mut call = sandbox.workspace();
         call.cache = cache;
         sandbox.mount(vec![call])?;
-        sandbox.run(User::User, &format!("python3 - <<'END'{WORK}END"))?.success()?;
+        sandbox.run(TestUser::User, &format!("python3 - <<'END'{WORK}END"))?.success()?;
         for (file, expected) in [
             ("shrunk", &b"0123\0"[..]),
             ("extended", b"0123\0\0\0\0"),
@@ -110,7 +110,8 @@ fn a_path_can_be_truncated_to_any_length() -> anyhow::Result<()> {
         for (file, length) in [("big", 40_000_100), ("cut", 1_000_001), ("both", 500_000)] {
             let object = sandbox.store.get(&sandbox.key(file))?.expect("the object is there");
             assert_eq!(object.len(), length, "{file}");
-            let sum = sandbox.run(User::User, &format!("sha256sum < /workspace/{file}"))?.stdout;
+            let sum =
+                sandbox.run(TestUser::User, &format!("sha256sum < /workspace/{file}"))?.stdout;
             assert_eq!(sum.split(' ').next(), Some(&*hex::encode(Sha256::digest(&object))));
         }
         let pattern: Vec<u8> = (0..=255).cycle().take(500_000).collect();
@@ -126,17 +127,17 @@ fn a_path_can_be_truncated_to_any_length() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn what_the_store_wrote_is_not_truncated_unseen() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     sandbox.store.put(&sandbox.key("a"), b"from the store")?;
-    sandbox.run(User::User, "truncate -s 8 /workspace/a")?.success()?;
+    sandbox.run(TestUser::User, "truncate -s 8 /workspace/a")?.success()?;
     assert_eq!(sandbox.store.get(&sandbox.key("a"))?.as_deref(), Some(&b"from the"[..]));
     // Overwritten in the store after it was loaded: the new content shows, and it is what is cut.
-    sandbox.run(User::User, "cat /workspace/a")?.success()?;
+    sandbox.run(TestUser::User, "cat /workspace/a")?.success()?;
     sandbox.store.put(&sandbox.key("a"), b"overwritten")?;
     wait_for("the new content", Duration::from_secs(6), || {
-        Ok(sandbox.run(User::User, "cat /workspace/a")?.stdout == "overwritten")
+        Ok(sandbox.run(TestUser::User, "cat /workspace/a")?.stdout == "overwritten")
     })?;
-    sandbox.run(User::User, "truncate -s 4 /workspace/a")?.success()?;
+    sandbox.run(TestUser::User, "truncate -s 4 /workspace/a")?.success()?;
     assert_eq!(sandbox.store.get(&sandbox.key("a"))?.as_deref(), Some(&b"over"[..]));
     Ok(())
 }
@@ -144,14 +145,14 @@ fn what_the_store_wrote_is_not_truncated_unseen() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_read_only_mount_takes_no_truncation() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
+    let sandbox = TestSandbox::start(&[])?;
     sandbox.store.put(&sandbox.key("a"), b"content")?;
     let mut call = sandbox.workspace();
     call.access = Access::ReadOnly;
     sandbox.mount(vec![call])?;
-    let cut = sandbox.run(User::Root, "truncate -s 3 /workspace/a")?;
+    let cut = sandbox.run(TestUser::Root, "truncate -s 3 /workspace/a")?;
     ensure!(cut.exit_code != 0 && cut.stderr.contains("Read-only"), "{cut:?}");
-    assert_eq!(sandbox.run(User::User, "cat /workspace/a")?.stdout, "content");
+    assert_eq!(sandbox.run(TestUser::User, "cat /workspace/a")?.stdout, "content");
     assert_eq!(sandbox.store.get(&sandbox.key("a"))?.as_deref(), Some(&b"content"[..]));
     Ok(())
 }
@@ -164,9 +165,9 @@ fn no_mount_without_the_library() -> anyhow::Result<()> {
         (format!("rm {library}"), "bundle lacks"),
         (format!("echo no library > {library}"), "did not load"),
     ] {
-        let sandbox = Sandbox::start_from_bundle(changed_bundle(&change)?)?;
-        let reply = sandbox.call(&Call::Mount { mounts: vec![sandbox.workspace()] })?;
-        let Reply::Failed(failure) = reply else { anyhow::bail!("{reply:?}") };
+        let sandbox = TestSandbox::start_from_bundle(changed_bundle(&change)?)?;
+        let reply = sandbox.call(&ControlCall::Mount { mounts: vec![sandbox.workspace()] })?;
+        let ControlReply::Failed(failure) = reply else { anyhow::bail!("{reply:?}") };
         ensure!(failure.message.contains(why), "{failure:?}");
         ensure!(failure.message.contains("damage files"), "{failure:?}");
         ensure!(sandbox.container.processes("s3fs")?.is_empty(), "s3fs runs");

@@ -13,11 +13,11 @@ use sha2::{Digest as _, Sha256};
 use super::docker::{checkout, docker, wait_for};
 
 /// Access key of the tests' server.
-pub(super) const ACCESS_KEY: &str = "hulltest";
+pub(super) const ACCESS_KEY: &str = "boundarytest";
 /// Its secret: what no probe may find.
-pub(super) const SECRET_KEY: &str = "Wq7-hull-secret-Zr3";
+pub(super) const SECRET_KEY: &str = "Wq7-boundary-secret-Zr3";
 /// The bucket of all tests; each has a prefix of its own.
-pub(super) const BUCKET: &str = "hull";
+pub(super) const BUCKET: &str = "boundary";
 
 /// A running server; killed on drop.
 pub(super) struct Minio {

@@ -3,23 +3,25 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use sandyard_contract::control::{Call, FailureKind, Reply};
+use sandyard_contract::control::{ControlCall, ControlReply, FailureKind};
 
 use super::docker::{docker, halt, wait_for};
-use super::rpc::User;
-use super::sandbox::Sandbox;
+use super::rpc::TestUser;
+use super::sandbox::TestSandbox;
 
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox
+        .run(TestUser::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?
+        .success()?;
     // A process that writes its last words when it is asked to end, and one that holds a file open.
     let writer =
         "trap 'echo last > /workspace/last; exit' TERM; echo ready; while :; do sleep 0.1; done";
-    sandbox.start_command(User::User, writer)?.until("ready")?;
+    sandbox.start_command(TestUser::User, writer)?.until("ready")?;
     let holder = "exec 3> /workspace/open; head -c 5000000 /dev/zero >&3; echo ready; sleep 100";
-    sandbox.start_command(User::User, holder)?.until("ready")?;
+    sandbox.start_command(TestUser::User, holder)?.until("ready")?;
     let started = Instant::now();
     let flush = sandbox.stop(30_000)?;
     eprintln!("stopped after {:?}: {flush:?}", started.elapsed());
@@ -38,9 +40,9 @@ fn a_stop_brings_everything_into_the_store() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_process_that_ignores_term_is_killed_after_five_seconds() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 1; done";
-    sandbox.start_command(User::User, stubborn)?.until("ready")?;
+    sandbox.start_command(TestUser::User, stubborn)?.until("ready")?;
     let started = Instant::now();
     ensure!(sandbox.stop(30_000)?.complete, "complete");
     let took = started.elapsed();
@@ -51,8 +53,8 @@ fn a_process_that_ignores_term_is_killed_after_five_seconds() -> anyhow::Result<
 #[test]
 #[ignore = "needs docker and minio"]
 fn sigterm_is_a_stop() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/x")?.success()?;
     docker(["stop", "-t", "20", &sandbox.container.name])?;
     assert_eq!(sandbox.container.exit_code()?, 0);
     assert_eq!(sandbox.store.get(&sandbox.key("x"))?.as_deref(), Some(&b"x\n"[..]));
@@ -62,8 +64,10 @@ fn sigterm_is_a_stop() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_killed_sandbox_has_lost_no_closed_file() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox
+        .run(TestUser::User, "for i in $(seq 20); do echo $i > /workspace/$i; done")?
+        .success()?;
     docker(["kill", &sandbox.container.name])?;
     for number in 1..=20 {
         let object = sandbox.store.get(&sandbox.key(&number.to_string()))?;
@@ -75,10 +79,10 @@ fn a_killed_sandbox_has_lost_no_closed_file() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_program_that_hangs_delays_a_stop_to_its_limit_and_no_longer() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     halt(sandbox.program()?)?;
     // Someone waits for it already, where no signal reaches.
-    let _stuck = sandbox.start_command(User::User, "ls -l /workspace/nothing")?;
+    let _stuck = sandbox.start_command(TestUser::User, "ls -l /workspace/nothing")?;
     let started = Instant::now();
     let flush = sandbox.stop(3000)?;
     let took = started.elapsed();
@@ -92,9 +96,9 @@ fn a_program_that_hangs_delays_a_stop_to_its_limit_and_no_longer() -> anyhow::Re
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_program_that_hangs_does_not_keep_its_container() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     halt(sandbox.program()?)?;
-    let _stuck = sandbox.start_command(User::User, "ls -l /workspace/nothing")?;
+    let _stuck = sandbox.start_command(TestUser::User, "ls -l /workspace/nothing")?;
     wait_for("a process that the program keeps waiting", Duration::from_secs(5), || {
         let stuck = |process: &i32| {
             let waits_in = std::fs::read_to_string(format!("/proc/{process}/wchan"));
@@ -111,22 +115,22 @@ fn a_program_that_hangs_does_not_keep_its_container() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_stop_gets_through_while_a_mount_hangs() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
+    let sandbox = TestSandbox::start(&[])?;
     // An endpoint that takes connections and says nothing.
     let format = "{{.NetworkSettings.Gateway}}";
     let gateway = docker(["inspect", "--format", format, &sandbox.container.name])?;
     let silent = std::net::TcpListener::bind((gateway.as_str(), 0))?;
     let mut call = sandbox.workspace();
     call.endpoint = format!("http://{}", silent.local_addr()?);
-    let mut mounting = super::control::Connection::open(sandbox.container.address)?;
+    let mut mounting = super::control::ControlClient::open(sandbox.container.address)?;
     let nonce = mounting.nonce()?;
-    mounting.send(&sandbox.authority.sign(&nonce, &Call::Mount { mounts: vec![call] })?)?;
+    mounting.send(&sandbox.authority.sign(&nonce, &ControlCall::Mount { mounts: vec![call] })?)?;
     let _program = silent.accept()?;
     assert_eq!(sandbox.status()?.len(), 1, "init answers meanwhile");
     let started = Instant::now();
     sandbox.stop(5000)?;
     ensure!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
-    let Reply::Failed(failure) = mounting.reply()? else { anyhow::bail!("mounted?") };
+    let ControlReply::Failed(failure) = mounting.reply()? else { anyhow::bail!("mounted?") };
     assert_eq!(failure.kind, FailureKind::Program);
     sandbox.wait_for_end(Duration::from_secs(3))?;
     Ok(())
@@ -135,27 +139,28 @@ fn a_stop_gets_through_while_a_mount_hangs() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_sync_leaves_everything_running() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
-    let Reply::Synced { flush } = sandbox.call(&Call::Sync { limit_ms: 5000 })? else {
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/x")?.success()?;
+    let ControlReply::Synced { flush } = sandbox.call(&ControlCall::Sync { limit_ms: 5000 })?
+    else {
         anyhow::bail!("no sync")
     };
     ensure!(flush.complete, "{flush:?}");
     halt(sandbox.program()?)?;
-    let Reply::Synced { flush } = sandbox.call(&Call::Sync { limit_ms: 500 })? else {
+    let ControlReply::Synced { flush } = sandbox.call(&ControlCall::Sync { limit_ms: 500 })? else {
         anyhow::bail!("no sync")
     };
     ensure!(!flush.complete, "{flush:?}");
     sandbox.container.signal(sandbox.program()?, "CONT")?;
-    sandbox.run(User::User, "echo y > /workspace/y")?.success()?;
+    sandbox.run(TestUser::User, "echo y > /workspace/y")?.success()?;
     Ok(())
 }
 
 #[test]
 #[ignore = "needs docker and minio"]
 fn the_container_ends_with_the_users_side() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/x")?.success()?;
     sandbox.container.signal(sandbox.daemon()?, "KILL")?;
     wait_for("the end", Duration::from_secs(5), || Ok(!sandbox.container.running()?))?;
     assert_eq!(sandbox.container.exit_code()?, 1);

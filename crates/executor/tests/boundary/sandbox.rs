@@ -4,25 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use sandyard_contract::control::{Call, FlushReport, MountCall, MountStatus, Mounted, Reply};
-use sandyard_types::{Access, Cache, Driver, Secret};
+use sandyard_contract::control::{
+    ControlCall, ControlReply, FlushReport, MountCall, MountStatus, Mounted,
+};
+use sandyard_types::{Access, Cache, MountDriver, Secret};
 
-use super::control::{Authority, Connection};
+use super::control::{ControlAuthority, ControlClient};
 use super::docker::{Container, Volume, bundle, image, name, wait_for};
 use super::rpc;
 use super::s3::{ACCESS_KEY, BUCKET, Minio, SECRET_KEY};
 
 /// A container with `init` and, in most tests, a mount.
-pub(super) struct Sandbox {
+pub(super) struct TestSandbox {
     pub(super) container: Container,
-    pub(super) authority: Authority,
+    pub(super) authority: ControlAuthority,
     pub(super) store: Arc<Minio>,
     /// Its part of the bucket, without the last slash.
     pub(super) prefix: String,
     _bundle: Arc<Volume>,
 }
 
-impl Sandbox {
+impl TestSandbox {
     /// Starts a sandbox with a workspace and more arguments for `docker run`.
     pub(super) fn start(options: &[&str]) -> anyhow::Result<Self> {
         let mut all = vec!["--device", "/dev/fuse"];
@@ -57,7 +59,7 @@ impl Sandbox {
     }
 
     fn make(bundle: Arc<Volume>, options: &[&str], store: Arc<Minio>) -> anyhow::Result<Self> {
-        let authority = Authority::new();
+        let authority = ControlAuthority::new();
         let volume = format!("{}:/.sandyard:ro", bundle.0);
         let mut all = vec!["--cap-add", "SYS_ADMIN", "-v", &volume];
         all.extend(["-v", "/.sandyard/cache", "--memory", "512m", "--pids-limit", "512"]);
@@ -76,7 +78,7 @@ impl Sandbox {
 
     fn wait_for_init(&self) -> anyhow::Result<()> {
         wait_for("init", Duration::from_secs(10), || {
-            Ok(Connection::open(self.container.address).is_ok())
+            Ok(ControlClient::open(self.container.address).is_ok())
         })?;
         Ok(())
     }
@@ -112,7 +114,7 @@ impl Sandbox {
             prefix: format!("{}/", self.prefix).parse().expect("valid"),
             target: "/workspace".parse().expect("valid"),
             access: Access::ReadWrite,
-            driver: Driver::S3fs,
+            driver: MountDriver::S3fs,
             endpoint: self.store.endpoint(),
             access_key_id: ACCESS_KEY.to_owned(),
             secret_access_key: Secret::new(SECRET_KEY),
@@ -128,46 +130,46 @@ impl Sandbox {
     }
 
     /// Makes one call on a connection of its own.
-    pub(super) fn call(&self, call: &Call) -> anyhow::Result<Reply> {
-        Connection::open(self.container.address)?.call(&self.authority, call)
+    pub(super) fn call(&self, call: &ControlCall) -> anyhow::Result<ControlReply> {
+        ControlClient::open(self.container.address)?.call(&self.authority, call)
     }
 
     /// Mounts, or fails with what `init` said.
     pub(super) fn mount(&self, mounts: Vec<MountCall>) -> anyhow::Result<Vec<Mounted>> {
-        match self.call(&Call::Mount { mounts })? {
-            Reply::Mounted { mounts } => Ok(mounts),
+        match self.call(&ControlCall::Mount { mounts })? {
+            ControlReply::Mounted { mounts } => Ok(mounts),
             reply => bail!("{reply:?}; log: {}", self.container.logs()?),
         }
     }
 
     /// Stops the sandbox.
     pub(super) fn stop(&self, flush_limit_ms: u64) -> anyhow::Result<FlushReport> {
-        match self.call(&Call::Stop { flush_limit_ms })? {
-            Reply::Stopped { flush } => Ok(flush),
+        match self.call(&ControlCall::Stop { flush_limit_ms })? {
+            ControlReply::Stopped { flush } => Ok(flush),
             reply => bail!("{reply:?}"),
         }
     }
 
     /// Halts the user's side and syncs.
     pub(super) fn drain(&self, limit_ms: u64) -> anyhow::Result<FlushReport> {
-        match self.call(&Call::Drain { limit_ms })? {
-            Reply::Drained { flush } => Ok(flush),
+        match self.call(&ControlCall::Drain { limit_ms })? {
+            ControlReply::Drained { flush } => Ok(flush),
             reply => bail!("{reply:?}"),
         }
     }
 
     /// Lets the user's side go on.
     pub(super) fn resume(&self) -> anyhow::Result<()> {
-        match self.call(&Call::Resume)? {
-            Reply::Resumed => Ok(()),
+        match self.call(&ControlCall::Resume)? {
+            ControlReply::Resumed => Ok(()),
             reply => bail!("{reply:?}"),
         }
     }
 
     /// The state of its mounts.
     pub(super) fn status(&self) -> anyhow::Result<Vec<MountStatus>> {
-        match self.call(&Call::Status)? {
-            Reply::Status { mounts } => Ok(mounts),
+        match self.call(&ControlCall::Status)? {
+            ControlReply::Status { mounts } => Ok(mounts),
             reply => bail!("{reply:?}"),
         }
     }

@@ -6,24 +6,26 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ed25519_dalek::{Signer as _, SigningKey};
-use sandyard_contract::control::{CONTROL_PORT, Call, Hello, Reply, SignedCall, signing_input};
+use sandyard_contract::control::{
+    CONTROL_PORT, ControlCall, ControlReply, Hello, SignedCall, signing_input,
+};
 use sandyard_types::InstanceId;
 
 /// Who may give orders to one container.
 #[derive(Clone)]
-pub(super) struct Authority {
+pub(super) struct ControlAuthority {
     pub(super) key: SigningKey,
     pub(super) instance: InstanceId,
 }
 
-impl Authority {
+impl ControlAuthority {
     pub(super) fn new() -> Self {
         // Nothing is protected by this key.
         Self { key: SigningKey::from_bytes(&[42; 32]), instance: InstanceId::random() }
     }
 
     /// The call as a line without its end.
-    pub(super) fn sign(&self, nonce: &str, call: &Call) -> anyhow::Result<String> {
+    pub(super) fn sign(&self, nonce: &str, call: &ControlCall) -> anyhow::Result<String> {
         let body = serde_json::to_string(call)?;
         let signature = self.key.sign(&signing_input(&self.instance, nonce, &body));
         let signature = hex::encode(signature.to_bytes());
@@ -32,11 +34,11 @@ impl Authority {
 }
 
 /// One connection.
-pub(super) struct Connection {
+pub(super) struct ControlClient {
     stream: BufReader<TcpStream>,
 }
 
-impl Connection {
+impl ControlClient {
     pub(super) fn open(address: Ipv4Addr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((address, CONTROL_PORT)).context("connect to init")?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -59,12 +61,16 @@ impl Connection {
         Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?)
     }
 
-    pub(super) fn reply(&mut self) -> anyhow::Result<Reply> {
+    pub(super) fn reply(&mut self) -> anyhow::Result<ControlReply> {
         Ok(serde_json::from_str(&self.line()?)?)
     }
 
     /// Signs and makes a call, and waits for its reply.
-    pub(super) fn call(&mut self, authority: &Authority, call: &Call) -> anyhow::Result<Reply> {
+    pub(super) fn call(
+        &mut self,
+        authority: &ControlAuthority,
+        call: &ControlCall,
+    ) -> anyhow::Result<ControlReply> {
         let nonce = self.nonce()?;
         self.send(&authority.sign(&nonce, call)?)?;
         self.reply()

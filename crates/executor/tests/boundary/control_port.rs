@@ -4,17 +4,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use ed25519_dalek::SigningKey;
-use sandyard_contract::control::{Call, FailureKind, MAX_CALL_BYTES, Reply, SIGNED_CALL_LIMIT};
+use sandyard_contract::control::{
+    ControlCall, ControlReply, FailureKind, MAX_CALL_BYTES, SIGNED_CALL_LIMIT,
+};
 use sandyard_types::InstanceId;
 
-use super::control::{Authority, Connection};
+use super::control::{ControlAuthority, ControlClient};
 use super::docker::{Container, image, wait_for};
-use super::rpc::{self, User};
-use super::sandbox::Sandbox;
+use super::rpc::{self, TestUser};
+use super::sandbox::TestSandbox;
 
-fn kind(reply: Reply) -> Option<FailureKind> {
+fn kind(reply: ControlReply) -> Option<FailureKind> {
     match reply {
-        Reply::Failed(failure) => Some(failure.kind),
+        ControlReply::Failed(failure) => Some(failure.kind),
         _ => None,
     }
 }
@@ -22,19 +24,19 @@ fn kind(reply: Reply) -> Option<FailureKind> {
 #[test]
 #[ignore = "needs docker"]
 fn only_signed_fresh_calls_for_this_container_are_obeyed() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
-    let mut connection = Connection::open(sandbox.container.address)?;
+    let sandbox = TestSandbox::start(&[])?;
+    let mut connection = ControlClient::open(sandbox.container.address)?;
 
-    let other_key = Authority {
+    let other_key = ControlAuthority {
         key: SigningKey::from_bytes(&[43; 32]),
         instance: sandbox.authority.instance.clone(),
     };
-    let reply = connection.call(&other_key, &Call::Status)?;
+    let reply = connection.call(&other_key, &ControlCall::Status)?;
     assert_eq!(kind(reply), Some(FailureKind::Unauthorized), "another key");
 
     let other_instance =
-        Authority { key: sandbox.authority.key.clone(), instance: InstanceId::random() };
-    let reply = connection.call(&other_instance, &Call::Status)?;
+        ControlAuthority { key: sandbox.authority.key.clone(), instance: InstanceId::random() };
+    let reply = connection.call(&other_instance, &ControlCall::Status)?;
     assert_eq!(kind(reply), Some(FailureKind::Unauthorized), "for another container");
 
     let nonce = connection.nonce()?;
@@ -43,13 +45,13 @@ fn only_signed_fresh_calls_for_this_container_are_obeyed() -> anyhow::Result<()>
 
     // The nonce of the refused call is spent.
     connection.nonce()?;
-    connection.send(&sandbox.authority.sign(&nonce, &Call::Status)?)?;
+    connection.send(&sandbox.authority.sign(&nonce, &ControlCall::Status)?)?;
     assert_eq!(kind(connection.reply()?), Some(FailureKind::Unauthorized), "an old nonce");
 
     let nonce = connection.nonce()?;
-    let line = sandbox.authority.sign(&nonce, &Call::Status)?;
+    let line = sandbox.authority.sign(&nonce, &ControlCall::Status)?;
     connection.send(&line)?;
-    assert_eq!(connection.reply()?, Reply::Status { mounts: Vec::new() });
+    assert_eq!(connection.reply()?, ControlReply::Status { mounts: Vec::new() });
     connection.nonce()?;
     connection.send(&line)?;
     assert_eq!(kind(connection.reply()?), Some(FailureKind::Unauthorized), "a replay");
@@ -59,11 +61,11 @@ fn only_signed_fresh_calls_for_this_container_are_obeyed() -> anyhow::Result<()>
 #[test]
 #[ignore = "needs docker"]
 fn connections_that_do_nothing_are_in_nobodys_way() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
+    let sandbox = TestSandbox::start(&[])?;
     // More than one address may have; the oldest of them make room.
     let mut idle = Vec::new();
     for _ in 0..40 {
-        idle.push(Connection::open(sandbox.container.address)?);
+        idle.push(ControlClient::open(sandbox.container.address)?);
     }
     // Half a line, and a line without an end.
     idle[39].send(&"x".repeat(4096))?;
@@ -83,17 +85,20 @@ fn connections_that_do_nothing_are_in_nobodys_way() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker"]
 fn who_shows_no_signed_call_is_closed_within_moments() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
-    let mut silent = Connection::open(sandbox.container.address)?;
+    let sandbox = TestSandbox::start(&[])?;
+    let mut silent = ControlClient::open(sandbox.container.address)?;
     silent.nonce()?;
     let started = Instant::now();
     ensure!(silent.nonce().is_err(), "it is closed");
     ensure!(started.elapsed() < SIGNED_CALL_LIMIT * 3, "after {:?}", started.elapsed());
     // Who has shown one stays.
-    let mut known = Connection::open(sandbox.container.address)?;
-    known.call(&sandbox.authority, &Call::Status)?;
+    let mut known = ControlClient::open(sandbox.container.address)?;
+    known.call(&sandbox.authority, &ControlCall::Status)?;
     std::thread::sleep(SIGNED_CALL_LIMIT * 2);
-    assert_eq!(known.call(&sandbox.authority, &Call::Status)?, Reply::Status { mounts: vec![] });
+    assert_eq!(
+        known.call(&sandbox.authority, &ControlCall::Status)?,
+        ControlReply::Status { mounts: vec![] }
+    );
     Ok(())
 }
 
@@ -127,7 +132,7 @@ time.sleep(60)
 #[ignore = "needs docker and python in the image"]
 fn a_neighbours_flood_ends_nothing_and_keeps_no_call_from_arriving() -> anyhow::Result<()> {
     for round in 0..3 {
-        let sandbox = Sandbox::start(&["--memory", "512m", "--memory-swap", "512m"])?;
+        let sandbox = TestSandbox::start(&["--memory", "512m", "--memory-swap", "512m"])?;
         let address = sandbox.container.address.to_string();
         let command = ["-c", FLOOD, &address];
         let neighbour = Container::start(&["--entrypoint", "python3"], &image(), &command)?;
@@ -135,10 +140,10 @@ fn a_neighbours_flood_ends_nothing_and_keeps_no_call_from_arriving() -> anyhow::
             Ok(neighbour.logs()?.contains("flooding"))
         })?;
         for _ in 0..20 {
-            let reply = sandbox.call(&Call::Status)?;
-            ensure!(reply == Reply::Status { mounts: vec![] }, "{reply:?}");
+            let reply = sandbox.call(&ControlCall::Status)?;
+            ensure!(reply == ControlReply::Status { mounts: vec![] }, "{reply:?}");
         }
-        assert_eq!(sandbox.run(User::User, "echo here")?.stdout, "here\n", "round {round}");
+        assert_eq!(sandbox.run(TestUser::User, "echo here")?.stdout, "here\n", "round {round}");
         // The whole create of another sandbox under the same flood is what the claim is here.
         let flush = sandbox.stop(5000)?;
         ensure!(flush.complete, "{flush:?}");
@@ -151,20 +156,20 @@ fn a_neighbours_flood_ends_nothing_and_keeps_no_call_from_arriving() -> anyhow::
 #[test]
 #[ignore = "needs docker and python in the image"]
 fn a_claim_comes_through_a_neighbours_flood() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start_unclaimed(&[])?;
+    let sandbox = TestSandbox::start_unclaimed(&[])?;
     let address = sandbox.container.address.to_string();
     let command = ["-c", FLOOD, &address];
     let neighbour = Container::start(&["--entrypoint", "python3"], &image(), &command)?;
     wait_for("the flood", Duration::from_secs(20), || Ok(neighbour.logs()?.contains("flooding")))?;
     rpc::claim(sandbox.container.address, &sandbox.authority)?;
-    assert_eq!(sandbox.run(User::User, "echo here")?.stdout, "here\n");
+    assert_eq!(sandbox.run(TestUser::User, "echo here")?.stdout, "here\n");
     Ok(())
 }
 
 #[test]
 #[ignore = "needs docker and python in the image"]
 fn user_code_gets_no_connection() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
+    let sandbox = TestSandbox::start(&[])?;
     let flood = format!(
         "python3 - <<'END'\n\
          import socket\n\
@@ -177,7 +182,7 @@ fn user_code_gets_no_connection() -> anyhow::Result<()> {
          END",
         sandbox.container.address
     );
-    assert_eq!(sandbox.run(User::User, &flood)?.stdout.trim(), "0");
+    assert_eq!(sandbox.run(TestUser::User, &flood)?.stdout.trim(), "0");
     ensure!(sandbox.stop(5000)?.complete, "stopped");
     Ok(())
 }

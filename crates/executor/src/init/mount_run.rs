@@ -1,4 +1,4 @@
-//! Where one run of one mount's program has its directories.
+//! One run of one mount's program, and its directories.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use super::boot::ROOT;
 /// One run of the program of a slot. Each has its own mount point and cache, so that what is left of
 /// a run that died cannot get into the way of the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct MountRun {
     /// Number of the mount in this sandbox, never used twice.
     pub slot: usize,
     /// Number of the run.
     pub generation: u32,
 }
 
-impl Place {
+impl MountRun {
     /// Where the program mounts, in its own root.
     pub(super) fn inner_mount_point(self) -> String {
         format!("/mnt/{self}")
@@ -42,7 +42,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for MountRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.slot, self.generation)
     }

@@ -1,4 +1,4 @@
-"""Tries to break out of the hull; prints one line a probe: name, a tab, "ok" or the error's name.
+"""Tries to break out of the sandbox; prints one line a probe: name, a tab, "ok" or the error's name.
 
 Runs as whoever starts it; `probes.json` says what each may come to. Arguments: the secret written backwards, so that the probe does not find itself.
 """

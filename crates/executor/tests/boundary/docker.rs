@@ -30,7 +30,7 @@ pub(super) fn docker<const N: usize>(arguments: [&str; N]) -> anyhow::Result<Str
 pub(super) fn name(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("hull-{what}-{}-{number}", std::process::id())
+    format!("boundary-{what}-{}-{number}", std::process::id())
 }
 
 /// Polls until `check` says yes.

@@ -12,9 +12,9 @@ use anyhow::Context as _;
 use sandyard_types::Cache;
 use sha2::{Digest as _, Sha256};
 
-use super::rpc::User;
+use super::rpc::TestUser;
 use super::s3::BUCKET;
-use super::sandbox::Sandbox;
+use super::sandbox::TestSandbox;
 
 const PROGRAM: &str = include_str!("sharing.py");
 
@@ -22,16 +22,16 @@ const PROGRAM: &str = include_str!("sharing.py");
 #[ignore = "needs docker and minio"]
 fn programs_share_files_as_on_a_local_disk() -> anyhow::Result<()> {
     for cache in [Cache::Disk { limit_mib: 1024 }, Cache::Tmpfs { size_mib: 300 }] {
-        let sandbox = Sandbox::start(&[])?;
+        let sandbox = TestSandbox::start(&[])?;
         let mut call = sandbox.workspace();
         call.cache = cache;
         sandbox.mount(vec![call])?;
         let script = format!("python3 - /workspace <<'END'\n{PROGRAM}\nEND");
-        let finished = sandbox.run(User::User, &script)?;
+        let finished = sandbox.run(TestUser::User, &script)?;
         anyhow::ensure!(finished.exit_code == 0, "{}\n{}", finished.stdout, finished.stderr);
         // What is read inside is what the store has.
         let sums = "cd /workspace && find . -type f -printf '%P\\n' | xargs sha256sum";
-        let sums = sandbox.run(User::User, sums)?.stdout;
+        let sums = sandbox.run(TestUser::User, sums)?.stdout;
         let mut files = 0;
         for line in sums.lines() {
             let (sum, file) = line.split_once("  ").context("a line of sha256sum")?;
@@ -75,20 +75,20 @@ os.close(file)
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_listing_does_not_bring_an_old_length_back() -> anyhow::Result<()> {
-    let sandbox = Sandbox::start(&[])?;
+    let sandbox = TestSandbox::start(&[])?;
     let store = sandbox.store.address();
     let mut forwarder = Forwarder::start(store, format!("HEAD /{BUCKET}/{}", sandbox.key("f")))?;
     let mut call = sandbox.workspace();
     call.endpoint = format!("http://{}", forwarder.address);
     sandbox.mount(vec![call])?;
     let pipe = "rm -f /tmp/go && mkfifo /tmp/go";
-    sandbox.run(User::User, pipe)?.success()?;
+    sandbox.run(TestUser::User, pipe)?.success()?;
     let script = format!("exec 3<>/tmp/go; python3 -c '{LISTING}' <&3");
-    let mut program = sandbox.start_command(User::User, &script)?;
+    let mut program = sandbox.start_command(TestUser::User, &script)?;
     program.until("listing")?;
     forwarder.hold_next();
     forwarder.held.recv_timeout(Duration::from_secs(20)).context("s3fs asks about the file")?;
-    sandbox.run(User::User, "echo > /tmp/go")?.success()?;
+    sandbox.run(TestUser::User, "echo > /tmp/go")?.success()?;
     program.until("written")?;
     forwarder.let_go.send(())?;
     program.finish()?.success()?;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use sandyard_contract::control::{Call, Reply};
+use sandyard_contract::control::{ControlCall, ControlReply};
 
 use super::docker::{docker, halt, wait_for};
-use super::rpc::User;
+use super::rpc::TestUser;
 use super::s3::Minio;
-use super::sandbox::Sandbox;
+use super::sandbox::TestSandbox;
 
 const LIMIT_MS: u64 = 30_000;
 
@@ -60,7 +60,7 @@ wait
 const WAYS: [&str; 5] = ["kept", "appended", "single", "large", "forked"];
 
 /// Process id and last number of a writer.
-fn written(sandbox: &Sandbox, way: &str) -> anyhow::Result<(i32, u64)> {
+fn written(sandbox: &TestSandbox, way: &str) -> anyhow::Result<(i32, u64)> {
     let text =
         std::fs::read_to_string(sandbox.container.root().join(format!("tmp/written-{way}")))?;
     let (process, number) = text.split_once(' ').context("two numbers")?;
@@ -68,7 +68,7 @@ fn written(sandbox: &Sandbox, way: &str) -> anyhow::Result<(i32, u64)> {
 }
 
 /// What must be in the store of a writer that has written up to `number`; it may have more.
-fn check_store(sandbox: &Sandbox, way: &str, number: u64) -> anyhow::Result<()> {
+fn check_store(sandbox: &TestSandbox, way: &str, number: u64) -> anyhow::Result<()> {
     let get = |file: &str| {
         let object = sandbox.store.get(&sandbox.key(file))?;
         object.with_context(|| format!("{file} is not in the store"))
@@ -96,16 +96,16 @@ fn check_store(sandbox: &Sandbox, way: &str, number: u64) -> anyhow::Result<()> 
 }
 
 /// State of a process, by its id inside.
-fn state(sandbox: &Sandbox, process: i32) -> anyhow::Result<String> {
-    let status = sandbox.run(User::Root, &format!("grep ^State: /proc/{process}/status"))?;
+fn state(sandbox: &TestSandbox, process: i32) -> anyhow::Result<String> {
+    let status = sandbox.run(TestUser::Root, &format!("grep ^State: /proc/{process}/status"))?;
     Ok(status.success()?.stdout)
 }
 
 #[test]
 #[ignore = "needs docker and minio"]
 fn ten_freezes_lose_nothing_and_end_nothing() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    let mut writers = sandbox.start_command(User::User, WRITERS)?;
+    let sandbox = TestSandbox::mounted()?;
+    let mut writers = sandbox.start_command(TestUser::User, WRITERS)?;
     writers.until("ready")?;
     let root = sandbox.container.root();
     let goes_on = |after: [u64; 5]| {
@@ -153,14 +153,14 @@ fn ten_freezes_lose_nothing_and_end_nothing() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn changes_in_the_store_show_at_once_after_a_resume() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     // A listing first would have s3fs ask the store for all that it lists.
     let look = "cd /workspace; stat -c '%n %s' kept a gone; cat kept a gone; ls";
     sandbox
-        .run(User::User, "cd /workspace; echo 1 > a; echo 2 > gone; echo 3 > kept")?
+        .run(TestUser::User, "cd /workspace; echo 1 > a; echo 2 > gone; echo 3 > kept")?
         .success()?;
     for turn in 0..3 {
-        let before = sandbox.run(User::User, look)?.stdout;
+        let before = sandbox.run(TestUser::User, look)?.stdout;
         ensure!(before.contains("gone"), "{before}");
         ensure!(sandbox.drain(LIMIT_MS)?.complete, "complete");
         docker(["pause", &sandbox.container.name])?;
@@ -170,13 +170,13 @@ fn changes_in_the_store_show_at_once_after_a_resume() -> anyhow::Result<()> {
         sandbox.store.delete(&sandbox.key("gone"))?;
         docker(["unpause", &sandbox.container.name])?;
         sandbox.resume()?;
-        let after = sandbox.run(User::User, look)?;
+        let after = sandbox.run(TestUser::User, look)?;
         let expected = format!("kept 2\na {}\n3\n{text}", text.len());
         ensure!(after.stdout.starts_with(&expected), "turn {turn}: {after:?}");
         ensure!(after.stdout.lines().any(|line| line == new), "turn {turn}: {after:?}");
         assert_eq!(after.stderr.matches("No such file").count(), 2, "turn {turn}: {after:?}");
         sandbox.store.put(&sandbox.key("gone"), b"2\n")?;
-        sandbox.run(User::User, "until cat /workspace/gone; do sleep 0.1; done")?.success()?;
+        sandbox.run(TestUser::User, "until cat /workspace/gone; do sleep 0.1; done")?.success()?;
     }
     Ok(())
 }
@@ -192,12 +192,12 @@ signal.pause()'"#;
 /// Counts in `/tmp/count` without an end.
 const COUNTS: &str = "n=0; while :; do n=$((n + 1)); echo $n > /tmp/count; [ $n != 1 ] || echo ready; sleep 0.01; done";
 
-fn count(sandbox: &Sandbox) -> anyhow::Result<String> {
+fn count(sandbox: &TestSandbox) -> anyhow::Result<String> {
     Ok(std::fs::read_to_string(sandbox.container.root().join("tmp/count"))?)
 }
 
 /// Waits until the process of [`COUNTS`] goes on.
-fn counts(sandbox: &Sandbox) -> anyhow::Result<()> {
+fn counts(sandbox: &TestSandbox) -> anyhow::Result<()> {
     let before = count(sandbox)?;
     wait_for("the processes to go on", Duration::from_secs(5), || {
         let now = count(sandbox)?;
@@ -209,9 +209,9 @@ fn counts(sandbox: &Sandbox) -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_drain_without_a_store_ends_in_time_and_processes_go_on() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted_from(Minio::start()?)?;
-    sandbox.start_command(User::User, COUNTS)?.until("ready")?;
-    sandbox.start_command(User::User, WRITES_AND_HOLDS)?.until("ready")?;
+    let sandbox = TestSandbox::mounted_from(Minio::start()?)?;
+    sandbox.start_command(TestUser::User, COUNTS)?.until("ready")?;
+    sandbox.start_command(TestUser::User, WRITES_AND_HOLDS)?.until("ready")?;
     halt(sandbox.store.process())?;
     let started = Instant::now();
     let flush = sandbox.drain(1500)?;
@@ -221,7 +221,7 @@ fn a_drain_without_a_store_ends_in_time_and_processes_go_on() -> anyhow::Result<
     ensure!(took < Duration::from_millis(3000), "took {took:?}");
     counts(&sandbox)?;
     // One that waits for the store keeps the others from nothing either.
-    let _stuck = sandbox.start_command(User::User, "echo x > /workspace/closed; echo done")?;
+    let _stuck = sandbox.start_command(TestUser::User, "echo x > /workspace/closed; echo done")?;
     let flush = sandbox.drain(500)?;
     ensure!(!flush.complete, "{flush:?}");
     counts(&sandbox)?;
@@ -236,22 +236,25 @@ fn a_drain_without_a_store_ends_in_time_and_processes_go_on() -> anyhow::Result<
 #[test]
 #[ignore = "needs docker and minio"]
 fn drains_and_resumes_come_in_any_order() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.start_command(User::User, COUNTS)?.until("ready")?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.start_command(TestUser::User, COUNTS)?.until("ready")?;
     sandbox.resume()?;
     counts(&sandbox)?;
     for _ in 0..2 {
         let flush = sandbox.drain(LIMIT_MS)?;
         ensure!(flush.complete, "{flush:?}");
     }
-    let reply = sandbox.call(&Call::Mount { mounts: vec![sandbox.workspace()] })?;
-    ensure!(matches!(reply, Reply::Failed(_)), "{reply:?}");
-    ensure!(matches!(sandbox.call(&Call::Sync { limit_ms: 5000 })?, Reply::Synced { .. }), "sync");
+    let reply = sandbox.call(&ControlCall::Mount { mounts: vec![sandbox.workspace()] })?;
+    ensure!(matches!(reply, ControlReply::Failed(_)), "{reply:?}");
+    ensure!(
+        matches!(sandbox.call(&ControlCall::Sync { limit_ms: 5000 })?, ControlReply::Synced { .. }),
+        "sync"
+    );
     assert_eq!(sandbox.status()?.len(), 1);
     let at_rest = count(&sandbox)?;
     // The daemon is halted too, and does not answer before the resume.
     let listing = std::thread::scope(|scope| {
-        let command = scope.spawn(|| sandbox.run(User::User, "ls /workspace"));
+        let command = scope.spawn(|| sandbox.run(TestUser::User, "ls /workspace"));
         docker(["pause", &sandbox.container.name])?;
         docker(["unpause", &sandbox.container.name])?;
         assert_eq!(count(&sandbox)?, at_rest);
@@ -268,25 +271,25 @@ fn drains_and_resumes_come_in_any_order() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_program_that_dies_while_drained_is_replaced_after_the_resume() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.run(User::User, "echo x > /workspace/x")?.success()?;
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.run(TestUser::User, "echo x > /workspace/x")?.success()?;
     ensure!(sandbox.drain(LIMIT_MS)?.complete, "complete");
     sandbox.container.signal(sandbox.program()?, "KILL")?;
     wait_for("its end", Duration::from_secs(5), || Ok(!sandbox.status()?[0].running))?;
     let flush = sandbox.drain(LIMIT_MS)?;
     ensure!(!flush.complete && flush.bytes_left.is_none(), "{flush:?}");
     wait_for("the mount's return", Duration::from_secs(5), || Ok(sandbox.status()?[0].running))?;
-    assert_eq!(sandbox.run(User::User, "cat /workspace/x")?.success()?.stdout, "x\n");
+    assert_eq!(sandbox.run(TestUser::User, "cat /workspace/x")?.success()?.stdout, "x\n");
     Ok(())
 }
 
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_drained_sandbox_can_be_stopped() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     let writer =
         "trap 'echo last > /workspace/last; exit' TERM; echo ready; while :; do sleep 0.1; done";
-    sandbox.start_command(User::User, writer)?.until("ready")?;
+    sandbox.start_command(TestUser::User, writer)?.until("ready")?;
     ensure!(sandbox.drain(LIMIT_MS)?.complete, "complete");
     let started = Instant::now();
     let flush = sandbox.stop(30_000)?;
@@ -300,14 +303,14 @@ fn a_drained_sandbox_can_be_stopped() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_drained_sandbox_can_be_removed_and_can_die() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     ensure!(sandbox.drain(LIMIT_MS)?.complete, "complete");
     docker(["pause", &sandbox.container.name])?;
     let started = Instant::now();
     docker(["rm", "-fv", &sandbox.container.name])?;
     ensure!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
 
-    let sandbox = Sandbox::mounted()?;
+    let sandbox = TestSandbox::mounted()?;
     ensure!(sandbox.drain(LIMIT_MS)?.complete, "complete");
     sandbox.container.signal(sandbox.daemon()?, "KILL")?;
     assert_eq!(sandbox.wait_for_end(Duration::from_secs(5))?, 1);
@@ -317,9 +320,10 @@ fn a_drained_sandbox_can_be_removed_and_can_die() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_sync_brings_open_files_to_the_store() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted()?;
-    sandbox.start_command(User::User, WRITES_AND_HOLDS)?.until("ready")?;
-    let Reply::Synced { flush } = sandbox.call(&Call::Sync { limit_ms: 5000 })? else {
+    let sandbox = TestSandbox::mounted()?;
+    sandbox.start_command(TestUser::User, WRITES_AND_HOLDS)?.until("ready")?;
+    let ControlReply::Synced { flush } = sandbox.call(&ControlCall::Sync { limit_ms: 5000 })?
+    else {
         anyhow::bail!("no sync")
     };
     ensure!(flush.complete && flush.bytes_left == Some(0), "{flush:?}");
@@ -331,8 +335,8 @@ fn a_sync_brings_open_files_to_the_store() -> anyhow::Result<()> {
 #[test]
 #[ignore = "needs docker and minio"]
 fn a_stop_without_a_store_says_what_is_left() -> anyhow::Result<()> {
-    let sandbox = Sandbox::mounted_from(Minio::start()?)?;
-    sandbox.start_command(User::User, WRITES_AND_HOLDS)?.until("ready")?;
+    let sandbox = TestSandbox::mounted_from(Minio::start()?)?;
+    sandbox.start_command(TestUser::User, WRITES_AND_HOLDS)?.until("ready")?;
     halt(sandbox.store.process())?;
     let flush = sandbox.stop(3000)?;
     ensure!(!flush.complete && flush.bytes_left == Some(100_000), "{flush:?}");
