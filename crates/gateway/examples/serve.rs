@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use sandyard_gateway::{
-    Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantSource, KeyName, Scope,
+    Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantScope, GrantSource, KeyName,
     SecretKey, Upstream, UpstreamConfig,
 };
 use sandyard_http::Quota;
@@ -60,8 +60,11 @@ async fn main() -> anyhow::Result<()> {
     let sandbox = SandboxId::random();
     let name = KeyName::Sandbox { sandbox: sandbox.clone(), generation: 1 };
     let key = GatewayKeys::new(&[7; 32]).key(&name);
-    let scope =
-        Scope { bucket: bucket.clone(), prefix: Some(prefix.clone()), access: Access::ReadWrite };
+    let scope = GrantScope {
+        bucket: bucket.clone(),
+        prefix: Some(prefix.clone()),
+        access: Access::ReadWrite,
+    };
     let grant = Grant {
         secret: key.secret.clone(),
         owner: GrantOwner::Sandbox(sandbox),

@@ -9,7 +9,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 
 use crate::grant::{GrantOwner, GrantSource};
-use crate::traffic::{Caller, Ledger, Passage};
+use crate::traffic::{Ledger, RequestContext, S3Caller};
 
 /// Gives `s3s` the secret to check a signature with.
 pub(crate) struct GrantAuth {
@@ -44,8 +44,8 @@ impl S3Access for GrantAccess {
         let Some(grant) = self.grants.grant(&credentials.access_key) else {
             return Err(s3_error!(InvalidAccessKeyId, "the access key was revoked"));
         };
-        let passage = cx.extensions_mut().get::<Arc<Passage>>().cloned();
-        let source = passage.as_ref().and_then(|passage| passage.source());
+        let context = cx.extensions_mut().get::<Arc<RequestContext>>().cloned();
+        let source = context.as_ref().and_then(|context| context.source());
         if grant.source.is_some() && grant.source != source {
             return Err(s3_error!(AccessDenied, "the access key is not good from this address"));
         }
@@ -56,8 +56,8 @@ impl S3Access for GrantAccess {
         if let Some(counters) = &counters {
             counters.requests.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(passage) = passage {
-            passage.identify(Caller { owner: grant.owner.clone(), counters });
+        if let Some(context) = context {
+            context.identify(S3Caller { owner: grant.owner.clone(), counters });
         }
         cx.extensions_mut().insert(Arc::new(grant));
         Ok(())

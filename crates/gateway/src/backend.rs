@@ -8,7 +8,7 @@ use sandyard_types::{BucketName, InvalidWorkspace};
 use time::OffsetDateTime;
 
 use crate::embedded::{Embedded, EmbeddedError};
-use crate::listing::{Page, PageRequest};
+use crate::listing::{ListingPage, PageRequest};
 use crate::upstream::Upstream;
 
 /// Where objects are kept.
@@ -20,7 +20,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    pub(crate) fn into_store(self) -> Arc<dyn Store> {
+    pub(crate) fn into_store(self) -> Arc<dyn ObjectStore> {
         match self {
             Self::Embedded(store) => Arc::new(store),
             Self::Upstream(store) => Arc::new(store),
@@ -30,7 +30,7 @@ impl Backend {
 
 /// Why the store cannot be used by the server itself.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum ObjectStoreError {
     /// Nothing answers at the endpoint.
     #[error("object store {endpoint} cannot be reached: {reason}")]
     Unreachable {
@@ -97,18 +97,18 @@ pub enum StoreError {
 /// A back end: S3's operations, called only for what the guard has accepted, and what the server
 /// itself needs.
 #[async_trait]
-pub(crate) trait Store: S3 {
+pub(crate) trait ObjectStore: S3 {
     /// One page of a list, in key order.
-    async fn page(&self, request: &PageRequest<'_>) -> S3Result<Page>;
-    async fn check(&self, bucket: &BucketName) -> Result<(), StoreError>;
-    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError>;
+    async fn page(&self, request: &PageRequest<'_>) -> S3Result<ListingPage>;
+    async fn check(&self, bucket: &BucketName) -> Result<(), ObjectStoreError>;
+    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), ObjectStoreError>;
     /// Puts a directory marker where no object is.
     async fn put_marker(
         &self,
         bucket: &BucketName,
         key: &str,
         marker: &DirectoryMarker,
-    ) -> Result<(), StoreError>;
+    ) -> Result<(), ObjectStoreError>;
 }
 
 /// What s3fs takes for a directory: an empty object with this content type and metadata.

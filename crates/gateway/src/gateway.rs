@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, warn};
 
 use crate::auth::{GrantAccess, GrantAuth};
-use crate::backend::{Backend, DirectoryMarker, Store, StoreError};
+use crate::backend::{Backend, DirectoryMarker, ObjectStore, ObjectStoreError};
 use crate::grant::GrantSource;
-use crate::guard::Guard;
+use crate::guard::GrantGuard;
 use crate::service::ConnectionService;
 use crate::traffic::{Ledger, Traffic};
 
@@ -45,7 +45,7 @@ const HEADS: HeadLimits = HeadLimits { bytes: 16 << 10, time: Duration::from_sec
 #[derive(Clone)]
 pub struct Gateway {
     s3: S3Service,
-    store: Arc<dyn Store>,
+    store: Arc<dyn ObjectStore>,
     ledger: Arc<Ledger>,
 }
 
@@ -54,7 +54,7 @@ impl Gateway {
     pub fn new(backend: Backend, grants: Arc<dyn GrantSource>) -> Self {
         let store = backend.into_store();
         let ledger = Arc::new(Ledger::default());
-        let mut builder = S3ServiceBuilder::new(Guard { store: store.clone() });
+        let mut builder = S3ServiceBuilder::new(GrantGuard { store: store.clone() });
         builder.set_auth(GrantAuth { grants: grants.clone() });
         builder.set_access(GrantAccess { grants, ledger: ledger.clone() });
         Self { s3: builder.build(), store, ledger }
@@ -88,16 +88,16 @@ impl Gateway {
     /// seconds.
     ///
     /// # Errors
-    /// One variant of [`StoreError`] per cause.
-    pub async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    /// One variant of [`ObjectStoreError`] per cause.
+    pub async fn check(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         self.store.check(bucket).await
     }
 
     /// Makes the bucket unless it is there.
     ///
     /// # Errors
-    /// [`StoreError`] if the store does not answer or does not allow it.
-    pub async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    /// [`ObjectStoreError`] if the store does not answer or does not allow it.
+    pub async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         self.store.ensure_bucket(bucket).await
     }
 
@@ -106,7 +106,7 @@ impl Gateway {
     /// there already is left as it is.
     ///
     /// # Errors
-    /// [`StoreError::Directory`] for a name that is no path below the prefix, else as
+    /// [`ObjectStoreError::Directory`] for a name that is no path below the prefix, else as
     /// [`Self::check`].
     pub async fn ensure_directories(
         &self,
@@ -115,7 +115,7 @@ impl Gateway {
         directories: &[String],
         uid: u32,
         gid: u32,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), ObjectStoreError> {
         let marker = DirectoryMarker::new(uid, gid);
         let mut made = JoinSet::new();
         for key in marker_keys(prefix, directories)? {
@@ -123,7 +123,7 @@ impl Gateway {
             made.spawn(async move { store.put_marker(&bucket, &key, &marker).await });
         }
         while let Some(result) = made.join_next().await {
-            result.map_err(StoreError::Panicked)??;
+            result.map_err(ObjectStoreError::Panicked)??;
         }
         Ok(())
     }

@@ -28,9 +28,9 @@ pub enum GrantOwner {
     Installation,
 }
 
-/// A part of the store.
+/// A part of the store that a grant opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
+pub struct GrantScope {
     /// The bucket.
     pub bucket: BucketName,
     /// The part of it; `None` is all of it, and only for the installation's own key.
@@ -39,7 +39,7 @@ pub struct Scope {
     pub access: Access,
 }
 
-impl Scope {
+impl GrantScope {
     fn covers(&self, bucket: &str, key: &str) -> bool {
         self.bucket.as_str() == bucket
             && self.prefix.as_ref().is_none_or(|prefix| prefix.covers(key))
@@ -57,12 +57,12 @@ pub struct Grant {
     /// The only address that it is good from; `None`: any.
     pub source: Option<IpAddr>,
     /// What it opens.
-    pub scopes: Vec<Scope>,
+    pub scopes: Vec<GrantScope>,
 }
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum GrantRefusal {
     #[error("the key has no access to this bucket")]
     Bucket,
     #[error("the key has no access to this part of the bucket")]
@@ -85,36 +85,41 @@ pub(crate) enum ListView {
 
 impl Grant {
     /// Whether this key can see the bucket at all.
-    pub(crate) fn check_bucket(&self, bucket: &str) -> Result<(), Refusal> {
+    pub(crate) fn check_bucket(&self, bucket: &str) -> Result<(), GrantRefusal> {
         if self.scopes.iter().any(|scope| scope.bucket.as_str() == bucket) {
             Ok(())
         } else {
-            Err(Refusal::Bucket)
+            Err(GrantRefusal::Bucket)
         }
     }
 
     /// Whether the object may be read, or written where `need` says so.
-    pub(crate) fn check_key(&self, bucket: &str, key: &str, need: Access) -> Result<(), Refusal> {
+    pub(crate) fn check_key(
+        &self,
+        bucket: &str,
+        key: &str,
+        need: Access,
+    ) -> Result<(), GrantRefusal> {
         self.check_bucket(bucket)?;
         if has_dot_segment(key) {
-            return Err(Refusal::DotSegment);
+            return Err(GrantRefusal::DotSegment);
         }
         let mut covering = self.scopes.iter().filter(|scope| scope.covers(bucket, key)).peekable();
         if covering.peek().is_none() {
-            return Err(Refusal::Outside);
+            return Err(GrantRefusal::Outside);
         }
         match need {
             Access::ReadOnly => Ok(()),
             Access::ReadWrite if covering.any(|scope| scope.access == Access::ReadWrite) => Ok(()),
-            Access::ReadWrite => Err(Refusal::ReadOnly),
+            Access::ReadWrite => Err(GrantRefusal::ReadOnly),
         }
     }
 
     /// What a list of `prefix` shows.
-    pub(crate) fn list_view(&self, bucket: &str, prefix: &str) -> Result<ListView, Refusal> {
+    pub(crate) fn list_view(&self, bucket: &str, prefix: &str) -> Result<ListView, GrantRefusal> {
         self.check_bucket(bucket)?;
         if has_dot_segment(prefix) {
-            return Err(Refusal::DotSegment);
+            return Err(GrantRefusal::DotSegment);
         }
         let in_bucket = || self.scopes.iter().filter(|scope| scope.bucket.as_str() == bucket);
         if in_bucket().any(|scope| scope.covers(bucket, prefix)) {
@@ -126,7 +131,7 @@ impl Grant {
             .collect();
         below.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         below.dedup_by(|later, kept| kept.covers(later.as_str()));
-        if below.is_empty() { Err(Refusal::Outside) } else { Ok(ListView::Parts(below)) }
+        if below.is_empty() { Err(GrantRefusal::Outside) } else { Ok(ListView::Parts(below)) }
     }
 
     /// The buckets this key can see, each once.
@@ -151,7 +156,7 @@ mod tests {
     use super::*;
 
     fn grant(scopes: &[(&str, Option<&str>, Access)]) -> Grant {
-        let scope = |(bucket, prefix, access): &(&str, Option<&str>, Access)| Scope {
+        let scope = |(bucket, prefix, access): &(&str, Option<&str>, Access)| GrantScope {
             bucket: bucket.parse().expect("valid"),
             prefix: prefix.map(|p| p.parse().expect("valid")),
             access: *access,
@@ -178,16 +183,16 @@ mod tests {
         assert_eq!(grant.check_key("one", "sessions/a/", Access::ReadWrite), Ok(()));
         assert_eq!(grant.check_key("one", "skills/x", Access::ReadOnly), Ok(()));
         let refused = [
-            ("one", "skills/x", Access::ReadWrite, Refusal::ReadOnly),
-            ("one", "sessions/ab/x", Access::ReadOnly, Refusal::Outside),
-            ("one", "sessions/a", Access::ReadOnly, Refusal::Outside),
-            ("one", "/sessions/a/x", Access::ReadOnly, Refusal::Outside),
-            ("one", "", Access::ReadOnly, Refusal::Outside),
-            ("two", "sessions/a/x", Access::ReadOnly, Refusal::Bucket),
-            ("one", "sessions/a/../b/x", Access::ReadOnly, Refusal::DotSegment),
-            ("one", "sessions/a/..", Access::ReadOnly, Refusal::DotSegment),
-            ("one", "sessions/a/..\\b", Access::ReadOnly, Refusal::DotSegment),
-            ("one", "sessions/a/./b", Access::ReadOnly, Refusal::DotSegment),
+            ("one", "skills/x", Access::ReadWrite, GrantRefusal::ReadOnly),
+            ("one", "sessions/ab/x", Access::ReadOnly, GrantRefusal::Outside),
+            ("one", "sessions/a", Access::ReadOnly, GrantRefusal::Outside),
+            ("one", "/sessions/a/x", Access::ReadOnly, GrantRefusal::Outside),
+            ("one", "", Access::ReadOnly, GrantRefusal::Outside),
+            ("two", "sessions/a/x", Access::ReadOnly, GrantRefusal::Bucket),
+            ("one", "sessions/a/../b/x", Access::ReadOnly, GrantRefusal::DotSegment),
+            ("one", "sessions/a/..", Access::ReadOnly, GrantRefusal::DotSegment),
+            ("one", "sessions/a/..\\b", Access::ReadOnly, GrantRefusal::DotSegment),
+            ("one", "sessions/a/./b", Access::ReadOnly, GrantRefusal::DotSegment),
         ];
         for (bucket, key, need, why) in refused {
             assert_eq!(grant.check_key(bucket, key, need), Err(why), "{bucket} {key}");
@@ -206,9 +211,9 @@ mod tests {
         assert_eq!(grant.list_view("one", "threads/t"), Ok(parts(&["threads/t/"])));
         assert_eq!(grant.list_view("one", "threads/t/"), Ok(ListView::Inside));
         assert_eq!(grant.list_view("one", "threads/t/x"), Ok(ListView::Inside));
-        assert_eq!(grant.list_view("one", "threads/u"), Err(Refusal::Outside));
-        assert_eq!(grant.list_view("two", ""), Err(Refusal::Bucket));
-        assert_eq!(grant.list_view("one", "threads/t/../u"), Err(Refusal::DotSegment));
+        assert_eq!(grant.list_view("one", "threads/u"), Err(GrantRefusal::Outside));
+        assert_eq!(grant.list_view("two", ""), Err(GrantRefusal::Bucket));
+        assert_eq!(grant.list_view("one", "threads/t/../u"), Err(GrantRefusal::DotSegment));
     }
 
     #[test]
@@ -216,7 +221,7 @@ mod tests {
         let grant = grant(&[("one", None, Access::ReadWrite)]);
         assert_eq!(grant.check_key("one", "any", Access::ReadWrite), Ok(()));
         assert_eq!(grant.list_view("one", ""), Ok(ListView::Inside));
-        assert_eq!(grant.check_key("two", "any", Access::ReadOnly), Err(Refusal::Bucket));
+        assert_eq!(grant.check_key("two", "any", Access::ReadOnly), Err(GrantRefusal::Bucket));
     }
 
     proptest! {

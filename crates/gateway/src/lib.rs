@@ -30,10 +30,10 @@ mod service;
 mod traffic;
 mod upstream;
 
-pub use backend::{Backend, StoreError};
+pub use backend::{Backend, ObjectStoreError};
 pub use embedded::{Embedded, EmbeddedError};
 pub use gateway::Gateway;
-pub use grant::{Grant, GrantOwner, GrantSource, Scope};
+pub use grant::{Grant, GrantOwner, GrantScope, GrantSource};
 pub use keys::{AccessKey, GatewayKeys, InvalidAccessKeyId, KeyName};
 pub use s3s::auth::SecretKey;
 pub use traffic::{ResponseBody, Traffic};

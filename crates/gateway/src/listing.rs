@@ -25,12 +25,12 @@ pub(crate) struct PageRequest<'a> {
 }
 
 #[derive(Debug)]
-pub(crate) enum Entry {
+pub(crate) enum ListingEntry {
     Object(Box<Object>),
     Prefix(String),
 }
 
-impl Entry {
+impl ListingEntry {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Object(object) => object.key.as_deref().unwrap_or_default(),
@@ -40,16 +40,16 @@ impl Entry {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Page {
+pub(crate) struct ListingPage {
     /// In order of their names.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<ListingEntry>,
     /// Whether names follow after the last.
     pub(crate) more: bool,
 }
 
-impl Page {
+impl ListingPage {
     fn next(&self) -> Option<&str> {
-        self.entries.last().filter(|_| self.more).map(Entry::name)
+        self.entries.last().filter(|_| self.more).map(ListingEntry::name)
     }
 
     fn split(self, encode: impl Fn(&str) -> String) -> (Vec<Object>, Vec<CommonPrefix>) {
@@ -57,11 +57,11 @@ impl Page {
         let mut prefixes = Vec::new();
         for entry in self.entries {
             match entry {
-                Entry::Object(mut object) => {
+                ListingEntry::Object(mut object) => {
                     object.key = object.key.as_deref().map(&encode);
                     objects.push(*object);
                 }
-                Entry::Prefix(prefix) => {
+                ListingEntry::Prefix(prefix) => {
                     prefixes.push(CommonPrefix { prefix: Some(encode(&prefix)) });
                 }
             }
@@ -138,7 +138,7 @@ fn encoder(encoding: Option<&EncodingType>) -> impl Fn(&str) -> String + Copy + 
     }
 }
 
-pub(crate) fn v1_output(input: ListObjectsInput, page: Page) -> ListObjectsOutput {
+pub(crate) fn v1_output(input: ListObjectsInput, page: ListingPage) -> ListObjectsOutput {
     let encode = encoder(input.encoding_type.as_ref());
     let (more, next) = (page.more, page.next().map(encode));
     let (objects, prefixes) = page.split(encode);
@@ -157,7 +157,7 @@ pub(crate) fn v1_output(input: ListObjectsInput, page: Page) -> ListObjectsOutpu
     }
 }
 
-pub(crate) fn v2_output(input: ListObjectsV2Input, page: Page) -> ListObjectsV2Output {
+pub(crate) fn v2_output(input: ListObjectsV2Input, page: ListingPage) -> ListObjectsV2Output {
     let encode = encoder(input.encoding_type.as_ref());
     let (more, count) = (page.more, page.entries.len());
     let next = page.next().map(hex::encode);

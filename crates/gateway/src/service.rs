@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::grant::GrantOwner;
-use crate::traffic::{CountedRequest, Passage, ResponseBody};
+use crate::traffic::{CountedRequest, RequestContext, ResponseBody};
 use crate::upstream::RawResponse;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -71,16 +71,16 @@ where
     B::Error: std::error::Error + Send + Sync + 'static,
 {
     let started = Instant::now();
-    let passage = Arc::new(Passage::new(from.address, from.proven));
+    let context = Arc::new(RequestContext::new(from.address, from.proven));
     let under_way = from.under_way;
     let (mut parts, body) = request.into_parts();
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let mut response = match check_form(&parts) {
         Ok(()) => {
-            parts.extensions.insert(passage.clone());
+            parts.extensions.insert(context.clone());
             let body = Body::http_body_unsync(CountedRequest {
                 inner: body,
-                passage: passage.clone(),
+                context: context.clone(),
                 _under_way: under_way.clone(),
             });
             match s3.call(Request::from_parts(parts, body)).await {
@@ -99,14 +99,14 @@ where
         response = raw;
     }
     let status = response.status();
-    let caller = passage.caller();
+    let caller = context.caller();
     if caller.is_none() {
         // Nothing is proven: whoever it is has to come again, and wait for a place again.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let counters = caller.and_then(|caller| caller.counters.clone());
     if let Some(counters) = &counters {
-        counters.bytes_in.fetch_add(passage.received(), Ordering::Relaxed);
+        counters.bytes_in.fetch_add(context.received(), Ordering::Relaxed);
         if is_fault(status) {
             counters.errors.fetch_add(1, Ordering::Relaxed);
         }
@@ -120,7 +120,7 @@ where
         %method,
         path,
         status = status.as_u16(),
-        received = passage.received(),
+        received = context.received(),
         elapsed_ms = started.elapsed().as_millis() as u64,
         "s3 request"
     );

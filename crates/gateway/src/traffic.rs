@@ -71,22 +71,23 @@ impl Ledger {
     }
 }
 
-/// Travels with one request: from where it came, who sent it, once that is proven, and what it moved.
+/// Goes with one request: where it came from, who sent it, once that is proven, and how many bytes it moved.
 #[derive(Debug)]
-pub(crate) struct Passage {
+pub(crate) struct RequestContext {
     source: Option<IpAddr>,
     proven: Arc<Notify>,
-    caller: OnceLock<Caller>,
+    caller: OnceLock<S3Caller>,
     received: AtomicU64,
 }
 
+/// Who sent a request: the owner of its key, and the counters of a sandbox.
 #[derive(Debug)]
-pub(crate) struct Caller {
+pub(crate) struct S3Caller {
     pub(crate) owner: GrantOwner,
     pub(crate) counters: Option<Arc<Counters>>,
 }
 
-impl Passage {
+impl RequestContext {
     /// For a request from `source`; `proven` is told as soon as it is known whose it is.
     pub(crate) fn new(source: Option<IpAddr>, proven: Arc<Notify>) -> Self {
         Self { source, proven, caller: OnceLock::new(), received: AtomicU64::new(0) }
@@ -99,12 +100,12 @@ impl Passage {
 
     /// Records who sent the request. The signature is checked once per request, so a second call
     /// changes nothing.
-    pub(crate) fn identify(&self, caller: Caller) {
+    pub(crate) fn identify(&self, caller: S3Caller) {
         self.caller.get_or_init(|| caller);
         self.proven.notify_one();
     }
 
-    pub(crate) fn caller(&self) -> Option<&Caller> {
+    pub(crate) fn caller(&self) -> Option<&S3Caller> {
         self.caller.get()
     }
 
@@ -116,7 +117,7 @@ impl Passage {
 /// A request body that counts what is read of it.
 pub(crate) struct CountedRequest<B> {
     pub(crate) inner: B,
-    pub(crate) passage: Arc<Passage>,
+    pub(crate) context: Arc<RequestContext>,
     pub(crate) _under_way: UnderWay,
 }
 
@@ -129,7 +130,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedRequest<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        self.passage.received.fetch_add(data_length(&polled), Ordering::Relaxed);
+        self.context.received.fetch_add(data_length(&polled), Ordering::Relaxed);
         polled
     }
 

@@ -29,7 +29,7 @@ pub(crate) type Sync = extern "C" fn(Path, c_int, *mut FileInfo) -> c_int;
 pub(crate) type ReadDir = extern "C" fn(Path, *mut c_void, Filler, Offset, *mut FileInfo) -> c_int;
 pub(crate) type ChMod = extern "C" fn(Path, c_uint) -> c_int;
 pub(crate) type ChOwn = extern "C" fn(Path, c_uint, c_uint) -> c_int;
-pub(crate) type Access = extern "C" fn(Path, c_int) -> c_int;
+pub(crate) type CheckAccess = extern "C" fn(Path, c_int) -> c_int;
 pub(crate) type UTimeNs = extern "C" fn(Path, Times) -> c_int;
 pub(crate) type Create = extern "C" fn(Path, c_uint, *mut FileInfo) -> c_int;
 
@@ -67,7 +67,7 @@ pub struct Operations {
     pub(crate) releasedir: *const c_void,
     pub(crate) fsyncdir: Option<Sync>,
     pub(crate) after_fsyncdir: [*const c_void; 2],
-    pub(crate) access: Option<Access>,
+    pub(crate) access: Option<CheckAccess>,
     pub(crate) create: Option<Create>,
     pub(crate) ftruncate: *const c_void,
     pub(crate) fgetattr: Option<FGetAttr>,

@@ -6,7 +6,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::page::Page;
+use crate::page::SharedPage;
 
 const MONOTONIC_COARSE: c_int = 6;
 
@@ -20,10 +20,10 @@ pub(crate) struct Time {
 }
 
 /// What `init` shares; null until the file system runs.
-static PAGE: AtomicPtr<Page> = AtomicPtr::new(core::ptr::null_mut());
+static PAGE: AtomicPtr<SharedPage> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Follows the number in the page from now on.
-pub(crate) fn follow(page: &'static Page) {
+pub(crate) fn follow(page: &'static SharedPage) {
     PAGE.store(core::ptr::from_ref(page).cast_mut(), Ordering::Release);
 }
 
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_time_goes_forward_by_what_the_page_says() {
-        let page = Box::leak(Box::new(Page::new()));
+        let page = Box::leak(Box::new(SharedPage::new()));
         let mut time = Time { seconds: 10, nanos: 600_000_000 };
         set_forward(&mut time);
         assert_eq!((time.seconds, time.nanos), (10, 600_000_000));

@@ -11,7 +11,7 @@ use rustix_futex_sync::Mutex;
 ///
 /// Two kinds of locks, taken in this order: a file's, for as long as an operation on it takes, and the
 /// index's, for moments.
-pub(crate) struct Files(Mutex<Index>);
+pub(crate) struct OpenFiles(Mutex<Index>);
 
 struct Index {
     by_path: BTreeMap<Vec<u8>, Arc<Mutex<File>>>,
@@ -22,13 +22,13 @@ struct Index {
 /// One file, in the hands of one operation.
 #[derive(Default)]
 pub(crate) struct File {
-    writers: Vec<Writer>,
+    writers: Vec<WriteHandle>,
     /// It is not in the store at all.
     new: bool,
 }
 
 /// An open file handle that can write.
-struct Writer {
+struct WriteHandle {
     handle: u64,
     /// It may have written what is not in the store.
     dirty: bool,
@@ -79,7 +79,7 @@ impl File {
     /// Of a handle that has flushed. Returns how many bytes went to the store by that.
     pub(crate) fn settled(&mut self, handle: u64) -> u64 {
         self.new = false;
-        self.writers_at(handle).map(Writer::flushed).sum()
+        self.writers_at(handle).map(WriteHandle::flushed).sum()
     }
 
     /// Bytes that a handle has written since its last flush.
@@ -91,7 +91,7 @@ impl File {
             .sum()
     }
 
-    fn writers_at(&mut self, handle: u64) -> impl Iterator<Item = &mut Writer> {
+    fn writers_at(&mut self, handle: u64) -> impl Iterator<Item = &mut WriteHandle> {
         self.writers.iter_mut().filter(move |writer| writer.handle == handle)
     }
 
@@ -100,7 +100,7 @@ impl File {
     }
 }
 
-impl Writer {
+impl WriteHandle {
     /// Returns how many bytes its flush has brought to the store.
     fn flushed(&mut self) -> u64 {
         self.dirty = false;
@@ -108,7 +108,7 @@ impl Writer {
     }
 }
 
-impl Files {
+impl OpenFiles {
     pub(crate) const fn new() -> Self {
         Self(Mutex::new(Index { by_path: BTreeMap::new(), paths: BTreeMap::new() }))
     }
@@ -140,7 +140,7 @@ impl Files {
 
     /// Adds a writer to the path's file, which the caller has. A new file's is dirty: it is to be made.
     pub(crate) fn opened(&self, path: &[u8], file: &mut File, handle: u64, new: bool) {
-        file.writers.push(Writer { handle, dirty: new, unsent: 0 });
+        file.writers.push(WriteHandle { handle, dirty: new, unsent: 0 });
         file.new |= new;
         self.0.lock().paths.insert(handle, path.to_vec());
     }

@@ -10,21 +10,21 @@ use crate::abi::{
     FLUSH, FileInfo, Filler, NOT_IMPLEMENTED, O_RDONLY, O_RDWR, O_TRUNC, Offset, Operations, Stat,
 };
 use crate::clock;
-use crate::files::{File, Files};
+use crate::files::{File, OpenFiles};
 use crate::listings::Listings;
-use crate::page::Page;
+use crate::page::SharedPage;
 
 /// A file system's own operations, and the files that are open for writing by them.
 pub(crate) struct Guard {
     pub(crate) given: Operations,
-    pub(crate) files: Files,
+    pub(crate) files: OpenFiles,
     listings: Listings,
-    page: &'static Page,
+    page: &'static SharedPage,
 }
 
 impl Guard {
-    pub(crate) const fn new(given: Operations, page: &'static Page) -> Self {
-        Self { given, files: Files::new(), listings: Listings::new(clock::seconds), page }
+    pub(crate) const fn new(given: Operations, page: &'static SharedPage) -> Self {
+        Self { given, files: OpenFiles::new(), listings: Listings::new(clock::seconds), page }
     }
 
     /// Brings what is written to a file to the store: s3fs takes what it finds there for the truth.

@@ -22,13 +22,13 @@ const LEAST_NOTES: usize = 64;
 
 /// All listings under way, and whom they may have left with a wrong length.
 pub(crate) struct Listings {
-    state: Mutex<State>,
+    state: Mutex<ListingState>,
     ended: Condvar,
     /// Seconds of the clock that s3fs uses.
     clock: fn() -> u64,
 }
 
-struct State {
+struct ListingState {
     /// The next listing's number.
     next: u64,
     /// Directories by the number of the listing.
@@ -46,7 +46,7 @@ struct Suspect {
     left_at: u64,
 }
 
-impl State {
+impl ListingState {
     fn lists(&self, path: &[u8]) -> bool {
         self.active.values().any(|directory| directory == parent(path))
     }
@@ -85,7 +85,7 @@ impl State {
 
 impl Listings {
     pub(crate) const fn new(clock: fn() -> u64) -> Self {
-        let state = State {
+        let state = ListingState {
             next: 0,
             active: BTreeMap::new(),
             suspects: BTreeMap::new(),
@@ -128,7 +128,7 @@ impl Listings {
         let mut state = self.state.lock();
         loop {
             let Some(suspect) = state.suspects.get(path) else { return false };
-            if !State::may_leave(&state.active, path, suspect.known) {
+            if !ListingState::may_leave(&state.active, path, suspect.known) {
                 return true;
             }
             state = self.ended.wait(state);

@@ -8,7 +8,7 @@ use rustix_futex_sync::OnceLock;
 
 use crate::abi::{FileInfo, Filler, Offset, Operations, Path, Stat, Times};
 use crate::guard::Guard;
-use crate::page::Page;
+use crate::page::SharedPage;
 
 /// A process has one file system.
 static GUARD: OnceLock<Guard> = OnceLock::new();
@@ -23,7 +23,7 @@ static CORRECTED: OnceLock<Operations> = OnceLock::new();
 pub(crate) unsafe fn corrected(
     operations: *const Operations,
     size: usize,
-    page: &'static Page,
+    page: &'static SharedPage,
 ) -> Option<(*const Operations, usize)> {
     if size < Operations::LEAST {
         return None;
@@ -191,7 +191,7 @@ mod tests {
             Operations { write_buf: ptr::dangling(), ..given },
             Operations { fsyncdir: Some(fsync), ..given },
         ];
-        let page = Box::leak(Box::new(Page::new()));
+        let page = Box::leak(Box::new(SharedPage::new()));
         // SAFETY: the sizes are not larger than the table.
         unsafe {
             for table in &unknown {

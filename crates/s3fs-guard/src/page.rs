@@ -25,20 +25,20 @@ pub const LOST_AT: usize = 8;
 pub const CLOCK_AHEAD_AT: usize = 16;
 
 #[repr(C)]
-pub(crate) struct Page {
+pub(crate) struct SharedPage {
     unsent: AtomicU64,
     lost: AtomicU64,
     clock_ahead: AtomicU64,
 }
 
 const _: () = {
-    assert!(core::mem::offset_of!(Page, unsent) == UNSENT_AT);
-    assert!(core::mem::offset_of!(Page, lost) == LOST_AT);
-    assert!(core::mem::offset_of!(Page, clock_ahead) == CLOCK_AHEAD_AT);
-    assert!(core::mem::size_of::<Page>() <= BYTES);
+    assert!(core::mem::offset_of!(SharedPage, unsent) == UNSENT_AT);
+    assert!(core::mem::offset_of!(SharedPage, lost) == LOST_AT);
+    assert!(core::mem::offset_of!(SharedPage, clock_ahead) == CLOCK_AHEAD_AT);
+    assert!(core::mem::size_of::<SharedPage>() <= BYTES);
 };
 
-impl Page {
+impl SharedPage {
     #[cfg(test)]
     pub(crate) const fn new() -> Self {
         Self { unsent: AtomicU64::new(0), lost: AtomicU64::new(0), clock_ahead: AtomicU64::new(0) }
@@ -80,7 +80,7 @@ impl Page {
 
 /// Maps the memory, once. Nothing if the descriptor is not what it should be.
 #[allow(unsafe_code)]
-pub(crate) fn map() -> Option<&'static Page> {
+pub(crate) fn map() -> Option<&'static SharedPage> {
     use core::ffi::{c_int, c_void};
 
     // SAFETY: the signature is that of the C library's manual page.
@@ -105,5 +105,5 @@ pub(crate) fn map() -> Option<&'static Page> {
     }
     // SAFETY: a page is aligned for it, is long enough, is never unmapped, and any content is good. `init`
     // never cuts the file, so no access faults.
-    Some(unsafe { &*mapped.cast::<Page>() })
+    Some(unsafe { &*mapped.cast::<SharedPage>() })
 }

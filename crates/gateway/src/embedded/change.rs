@@ -10,9 +10,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use tracing::error;
 
-use super::content::{Content, FileId, Segment};
+use super::content::{FileId, ObjectContent, Segment};
 use super::index::{
-    self, Attributes, Record, Replaced, RowError, failed, need_bucket, now, signed, to_json,
+    self, Attributes, ObjectRecord, Replaced, RowError, failed, need_bucket, now, signed, to_json,
 };
 use super::upload_uses::UploadUse;
 
@@ -25,30 +25,30 @@ pub(super) enum Change {
         bucket: String,
     },
     Put {
-        target: Target,
-        record: Record,
+        target: ObjectTarget,
+        record: ObjectRecord,
         condition: Condition,
     },
     Copy {
-        source: Target,
-        target: Target,
+        source: ObjectTarget,
+        target: ObjectTarget,
         /// `None` keeps the source's.
         attributes: Option<Attributes>,
         /// The source's tag as the conditions were checked on; another one means it changed.
         source_etag: String,
     },
     Delete {
-        target: Target,
+        target: ObjectTarget,
         if_match: Option<ETagCondition>,
     },
     CreateUpload {
         id: String,
-        target: Target,
+        target: ObjectTarget,
         attributes: Attributes,
     },
     PutPart {
         upload: UploadUse,
-        target: Target,
+        target: ObjectTarget,
         number: i32,
         size: u64,
         etag: String,
@@ -58,19 +58,19 @@ pub(super) enum Change {
     },
     Complete {
         upload: UploadUse,
-        target: Target,
+        target: ObjectTarget,
         parts: Vec<CompletedPart>,
         condition: Condition,
     },
     Abort {
         upload: String,
-        target: Target,
+        target: ObjectTarget,
     },
 }
 
 /// Where an object is or will be.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(super) struct ObjectTarget {
     pub(super) bucket: String,
     pub(super) key: String,
 }
@@ -109,7 +109,7 @@ pub(super) async fn apply(
             need_bucket(db, &target.bucket).await?;
             let before = index::replaced(db, &target.bucket, &target.key).await?;
             check(&condition, before.as_ref())?;
-            if let Content::Segments(segments) = &record.content {
+            if let ObjectContent::Segments(segments) = &record.content {
                 use_files(db, segments, false).await?;
             }
             replace(db, &target, before, record, freed).await
@@ -149,7 +149,7 @@ pub(super) async fn apply(
             Ok(Applied::default())
         }
         Change::PutPart { upload, target, number, size, etag, segments, shared } => {
-            let upload = upload.upload();
+            let upload = upload.upload_id();
             need_upload(db, upload, &target).await?;
             use_files(db, &segments, shared).await?;
             let before = part_segments(db, upload, number).await?;
@@ -171,7 +171,7 @@ pub(super) async fn apply(
             Ok(Applied { etag, modified })
         }
         Change::Complete { upload, target, parts, condition } => {
-            complete(db, upload.upload(), target, parts, condition, freed).await
+            complete(db, upload.upload_id(), target, parts, condition, freed).await
         }
         Change::Abort { upload, target } => {
             need_upload(db, &upload, &target).await?;
@@ -199,14 +199,14 @@ fn check(condition: &Condition, before: Option<&Replaced>) -> S3Result<()> {
 /// Writes the row and lets go of what it replaces.
 async fn replace(
     db: &mut SqliteConnection,
-    target: &Target,
+    target: &ObjectTarget,
     before: Option<Replaced>,
-    record: Record,
+    record: ObjectRecord,
     freed: &mut Vec<FileId>,
 ) -> S3Result<Applied> {
     let (segments, inline) = match &record.content {
-        Content::Segments(segments) => (Some(to_json(segments)?), None),
-        Content::Inline(bytes) => (None, Some(bytes.as_ref())),
+        ObjectContent::Segments(segments) => (Some(to_json(segments)?), None),
+        ObjectContent::Inline(bytes) => (None, Some(bytes.as_ref())),
     };
     sqlx::query(
         "INSERT OR REPLACE INTO objects \
@@ -232,8 +232,8 @@ async fn replace(
 
 async fn copy(
     db: &mut SqliteConnection,
-    source: Target,
-    target: Target,
+    source: ObjectTarget,
+    target: ObjectTarget,
     attributes: Option<Attributes>,
     source_etag: String,
     freed: &mut Vec<FileId>,
@@ -245,18 +245,21 @@ async fn copy(
         return Err(s3_error!(PreconditionFailed, "the copy source changed meanwhile"));
     }
     let before = index::replaced(db, &target.bucket, &target.key).await?;
-    if let Content::Segments(segments) = &found.content {
+    if let ObjectContent::Segments(segments) = &found.content {
         use_files(db, segments, true).await?;
     }
-    let record =
-        Record { attributes: attributes.unwrap_or(found.attributes), modified: now(), ..found };
+    let record = ObjectRecord {
+        attributes: attributes.unwrap_or(found.attributes),
+        modified: now(),
+        ..found
+    };
     replace(db, &target, before, record, freed).await
 }
 
 async fn complete(
     db: &mut SqliteConnection,
     upload: &str,
-    target: Target,
+    target: ObjectTarget,
     wanted: Vec<CompletedPart>,
     condition: Condition,
     freed: &mut Vec<FileId>,
@@ -311,8 +314,8 @@ async fn complete(
     let etag = super::multipart_etag(&digests, numbers.len());
     // The object takes over the uses of its parts; those of unused parts end.
     drop_upload(db, upload, &numbers, freed).await?;
-    let content = Content::Segments(segments);
-    let record = Record { size, etag, modified: now(), attributes, content };
+    let content = ObjectContent::Segments(segments);
+    let record = ObjectRecord { size, etag, modified: now(), attributes, content };
     replace(db, &target, before, record, freed).await
 }
 
@@ -327,7 +330,7 @@ struct StoredPart {
 impl StoredPart {
     fn read(row: &SqliteRow) -> Result<Self, RowError> {
         let etag: String = row.try_get("etag")?;
-        let content = Content::Segments(index::segments(row)?);
+        let content = ObjectContent::Segments(index::segments(row)?);
         let size = index::size(row, &content)?;
         let digest = hex::decode(&etag).map_err(|_| RowError::Tag)?;
         Ok(Self { size, etag, digest, segments: content.segments().to_vec() })
@@ -335,7 +338,11 @@ impl StoredPart {
 }
 
 /// The upload's attributes as they are stored; it must be one of this very key.
-async fn need_upload(db: &mut SqliteConnection, upload: &str, target: &Target) -> S3Result<String> {
+async fn need_upload(
+    db: &mut SqliteConnection,
+    upload: &str,
+    target: &ObjectTarget,
+) -> S3Result<String> {
     let row = sqlx::query("SELECT attributes FROM uploads WHERE id = ? AND bucket = ? AND key = ?")
         .bind(upload)
         .bind(&target.bucket)

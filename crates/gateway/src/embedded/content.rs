@@ -74,12 +74,12 @@ pub(super) struct Segment {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Content {
+pub(super) enum ObjectContent {
     Inline(Bytes),
     Segments(Vec<Segment>),
 }
 
-impl Content {
+impl ObjectContent {
     /// The number of bytes; `None` if it is more than a number can say.
     pub(super) fn size(&self) -> Option<u64> {
         match self {
@@ -100,12 +100,12 @@ impl Content {
 
 /// The folder of content files.
 #[derive(Clone, Debug)]
-pub(super) struct Files {
+pub(super) struct ContentFiles {
     root: Arc<PathBuf>,
     pub(super) leases: Leases,
 }
 
-impl Files {
+impl ContentFiles {
     /// Opens the folder, making what is missing.
     pub(super) fn open(root: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&root)?;

@@ -9,8 +9,8 @@ use sqlx::{Row, SqliteConnection};
 use time::OffsetDateTime;
 use tracing::error;
 
-use super::content::{Content, Segment};
-use crate::listing::{Entry, Page, PageRequest};
+use super::content::{ObjectContent, Segment};
+use crate::listing::{ListingEntry, ListingPage, PageRequest};
 
 /// What a client stores beside the content. Kept as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,13 +34,13 @@ pub(super) struct Attributes {
 
 /// One object.
 #[derive(Clone, Debug)]
-pub(super) struct Record {
+pub(super) struct ObjectRecord {
     pub(super) size: u64,
     pub(super) etag: String,
     /// Milliseconds since 1970.
     pub(super) modified: i64,
     pub(super) attributes: Attributes,
-    pub(super) content: Content,
+    pub(super) content: ObjectContent,
 }
 
 /// Why a row cannot be read. It concerns what the row describes, and nothing else.
@@ -101,7 +101,7 @@ pub(super) async fn object(
     db: &mut SqliteConnection,
     bucket: &str,
     key: &str,
-) -> S3Result<Option<Record>> {
+) -> S3Result<Option<ObjectRecord>> {
     let row = sqlx::query(
         "SELECT size, etag, modified, attributes, segments, inline FROM objects \
          WHERE bucket = ? AND key = ?",
@@ -121,13 +121,13 @@ pub(super) async fn object(
     })
 }
 
-fn record(row: &SqliteRow) -> Result<Record, RowError> {
+fn record(row: &SqliteRow) -> Result<ObjectRecord, RowError> {
     let segments: Option<&str> = row.try_get("segments")?;
     let content = match segments {
-        Some(segments) => Content::Segments(serde_json::from_str(segments)?),
-        None => Content::Inline(Bytes::copy_from_slice(row.try_get("inline")?)),
+        Some(segments) => ObjectContent::Segments(serde_json::from_str(segments)?),
+        None => ObjectContent::Inline(Bytes::copy_from_slice(row.try_get("inline")?)),
     };
-    Ok(Record {
+    Ok(ObjectRecord {
         size: size(row, &content)?,
         etag: row.try_get("etag")?,
         modified: row.try_get("modified")?,
@@ -137,7 +137,7 @@ fn record(row: &SqliteRow) -> Result<Record, RowError> {
 }
 
 /// The size that the row tells, which is that of its content.
-pub(super) fn size(row: &SqliteRow, content: &Content) -> Result<u64, RowError> {
+pub(super) fn size(row: &SqliteRow, content: &ObjectContent) -> Result<u64, RowError> {
     let told: i64 = row.try_get("size")?;
     match content.size() {
         Some(size) if u64::try_from(told) == Ok(size) => Ok(size),
@@ -186,8 +186,11 @@ pub(super) fn readable_segments(row: &SqliteRow, what: &str) -> Vec<Segment> {
 }
 
 /// One page of a list. Keys below a common prefix are jumped over, not read.
-pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3Result<Page> {
-    let mut page = Page::default();
+pub(super) async fn page(
+    db: &mut SqliteConnection,
+    ask: &PageRequest<'_>,
+) -> S3Result<ListingPage> {
+    let mut page = ListingPage::default();
     if ask.limit == 0 {
         return Ok(page);
     }
@@ -218,14 +221,14 @@ pub(super) async fn page(db: &mut SqliteConnection, ask: &PageRequest<'_>) -> S3
             match common_prefix(text, ask.prefix, ask.delimiter) {
                 Some(common) => {
                     jump = after_all(common.as_bytes());
-                    page.entries.push(Entry::Prefix(common.to_owned()));
+                    page.entries.push(ListingEntry::Prefix(common.to_owned()));
                     if jump.is_none() {
                         return Ok(page);
                     }
                 }
                 None => {
                     jump = None;
-                    page.entries.push(Entry::Object(Box::new(listed(row, text))));
+                    page.entries.push(ListingEntry::Object(Box::new(listed(row, text))));
                 }
             }
         }

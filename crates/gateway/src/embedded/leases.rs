@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::content::{FileId, Files, Segment};
+use super::content::{ContentFiles, FileId, Segment};
 
 /// Unlinks one file. Tests have a slow one.
 pub(super) type Unlink = Arc<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
@@ -32,11 +32,11 @@ pub(super) type Unlink = Arc<dyn Fn(&Path) -> io::Result<()> + Send + Sync>;
 /// Which files are read, and which wait for their removal. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Leases {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLeases>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedLeases {
     state: Mutex<LeaseState>,
     /// There are free files.
     freed: Notify,
@@ -172,7 +172,7 @@ impl Drop for Lease {
 }
 
 /// Unlinks free files until `stop`, and then those that are free by then.
-pub(super) async fn unlink_free(files: Files, unlink: Unlink, stop: CancellationToken) {
+pub(super) async fn unlink_free(files: ContentFiles, unlink: Unlink, stop: CancellationToken) {
     loop {
         let stopped = stop.is_cancelled();
         let free = files.leases.take_free();

@@ -48,12 +48,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::change::{Applied, Change};
-use self::content::{Draft, Files};
+use self::content::{ContentFiles, Draft};
 use self::leases::Unlink;
 use self::upload_uses::UploadUses;
-use self::writer::{Message, Writer};
-use crate::backend::{DirectoryMarker, Store, StoreError};
-use crate::listing::{Page, PageRequest};
+use self::writer::{ChangeMessage, IndexWriter};
+use crate::backend::{DirectoryMarker, ObjectStore, ObjectStoreError};
+use crate::listing::{ListingPage, PageRequest};
 
 /// Changes that may wait for the writer before clients have to.
 const QUEUE: usize = 256;
@@ -66,13 +66,13 @@ const UPLOAD_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// What tests want otherwise.
-struct Options {
+struct EmbeddedOptions {
     upload_age: Duration,
     expiry_interval: Duration,
     unlink: Unlink,
 }
 
-impl Default for Options {
+impl Default for EmbeddedOptions {
     fn default() -> Self {
         Self {
             upload_age: UPLOAD_AGE,
@@ -132,11 +132,11 @@ pub struct Embedded {
 
 struct Inner {
     folder: PathBuf,
-    files: Files,
+    files: ContentFiles,
     readers: SqlitePool,
     uploads: UploadUses,
-    changes: Mutex<Option<mpsc::Sender<Message>>>,
-    sender: mpsc::WeakSender<Message>,
+    changes: Mutex<Option<mpsc::Sender<ChangeMessage>>>,
+    sender: mpsc::WeakSender<ChangeMessage>,
     /// The writer, and what unlinks files; the second ends after the first.
     tasks: Mutex<JoinSet<()>>,
     _lock: File,
@@ -149,11 +149,11 @@ impl Embedded {
     /// # Errors
     /// [`EmbeddedError`]; [`EmbeddedError::InUse`] if another process has it open.
     pub async fn open(folder: &Path) -> Result<Self, EmbeddedError> {
-        Self::open_with(folder, Options::default()).await
+        Self::open_with(folder, EmbeddedOptions::default()).await
     }
 
-    async fn open_with(folder: &Path, options: Options) -> Result<Self, EmbeddedError> {
-        let Options { upload_age, expiry_interval, unlink } = options;
+    async fn open_with(folder: &Path, options: EmbeddedOptions) -> Result<Self, EmbeddedError> {
+        let EmbeddedOptions { upload_age, expiry_interval, unlink } = options;
         let (folder, lock, files) = tokio::task::spawn_blocking({
             let folder = folder.to_owned();
             move || prepare(folder)
@@ -177,7 +177,7 @@ impl Embedded {
             .await
             .map_err(|source| EmbeddedError::Migrate { path: path.clone(), source })?;
         let uploads = UploadUses::default();
-        let mut writer = Writer {
+        let mut writer = IndexWriter {
             db,
             leases: files.leases.clone(),
             uploads: uploads.clone(),
@@ -222,7 +222,7 @@ impl Embedded {
         let closed = || s3_error!(ServiceUnavailable, "the object store is closed");
         let sender = self.inner.sender.upgrade().ok_or_else(closed)?;
         let (reply, answer) = oneshot::channel();
-        sender.send(Message { change, draft, reply }).await.map_err(|_| closed())?;
+        sender.send(ChangeMessage { change, draft, reply }).await.map_err(|_| closed())?;
         drop(sender);
         answer.await.map_err(|_| closed())?
     }
@@ -232,7 +232,7 @@ impl Embedded {
     }
 }
 
-fn prepare(folder: PathBuf) -> Result<(PathBuf, File, Files), EmbeddedError> {
+fn prepare(folder: PathBuf) -> Result<(PathBuf, File, ContentFiles), EmbeddedError> {
     let failed = |call, path: &Path| {
         let path = path.to_owned();
         move |source| EmbeddedError::File { call, path, source }
@@ -251,7 +251,7 @@ fn prepare(folder: PathBuf) -> Result<(PathBuf, File, Files), EmbeddedError> {
         Err(TryLockError::Error(source)) => return Err(failed("lock", &path)(source)),
     }
     let objects = folder.join("objects");
-    let files = Files::open(objects.clone()).map_err(failed("open", &objects))?;
+    let files = ContentFiles::open(objects.clone()).map_err(failed("open", &objects))?;
     Ok((folder, lock, files))
 }
 
@@ -263,14 +263,14 @@ fn multipart_etag(digests: &[u8], parts: usize) -> String {
 }
 
 #[async_trait]
-impl Store for Embedded {
-    async fn page(&self, request: &PageRequest<'_>) -> S3Result<Page> {
+impl ObjectStore for Embedded {
+    async fn page(&self, request: &PageRequest<'_>) -> S3Result<ListingPage> {
         let mut db = self.db().await?;
         index::need_bucket(&mut db, request.bucket).await?;
         index::page(&mut db, request).await
     }
 
-    async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    async fn check(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         let failed = |error: S3Error| change_error("check", &error);
         let mut db = self.db().await.map_err(failed)?;
         let found = index::has_bucket(&mut db, bucket.as_str()).await;
@@ -278,10 +278,10 @@ impl Store for Embedded {
             return Ok(());
         }
         let endpoint = self.inner.folder.display().to_string();
-        Err(StoreError::NoBucket { endpoint, bucket: bucket.clone() })
+        Err(ObjectStoreError::NoBucket { endpoint, bucket: bucket.clone() })
     }
 
-    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         let change = Change::CreateBucket { bucket: bucket.to_string() };
         match self.apply(change, None).await {
             Ok(_) => Ok(()),
@@ -294,18 +294,18 @@ impl Store for Embedded {
         bucket: &BucketName,
         key: &str,
         marker: &DirectoryMarker,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), ObjectStoreError> {
         match self.store_marker(bucket, key, marker).await {
             Ok(()) => Ok(()),
             Err(error) if *error.code() == s3s::S3ErrorCode::NoSuchBucket => {
                 let endpoint = self.inner.folder.display().to_string();
-                Err(StoreError::NoBucket { endpoint, bucket: bucket.clone() })
+                Err(ObjectStoreError::NoBucket { endpoint, bucket: bucket.clone() })
             }
             Err(error) => Err(change_error("create a directory", &error)),
         }
     }
 }
 
-fn change_error(call: &'static str, error: &S3Error) -> StoreError {
+fn change_error(call: &'static str, error: &S3Error) -> ObjectStoreError {
     EmbeddedError::Change { call, message: error.to_string() }.into()
 }

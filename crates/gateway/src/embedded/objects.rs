@@ -13,9 +13,9 @@ use s3s::dto::{
 use s3s::{Body, S3Request, S3Result, s3_error};
 use sandyard_types::BucketName;
 
-use super::change::{Change, Condition, Target};
-use super::content::Content;
-use super::index::{self, Attributes, Record, need_bucket, now, signed, timestamp};
+use super::change::{Change, Condition, ObjectTarget};
+use super::content::ObjectContent;
+use super::index::{self, Attributes, ObjectRecord, need_bucket, now, signed, timestamp};
 use super::leases::Lease;
 use super::reading::slice;
 use super::{Embedded, change};
@@ -34,7 +34,7 @@ pub(super) struct ReadIf<'a> {
 impl ReadIf<'_> {
     /// In the order of RFC 9110: a tag decides before a date does. `refused` is the answer of
     /// `If-None-Match` and `If-Modified-Since`.
-    pub(super) fn check(&self, record: &Record, refused: s3s::S3ErrorCode) -> S3Result<()> {
+    pub(super) fn check(&self, record: &ObjectRecord, refused: s3s::S3ErrorCode) -> S3Result<()> {
         let is = |condition: &ETagCondition| {
             condition.as_etag().is_none_or(|tag| tag.value() == record.etag)
         };
@@ -60,7 +60,7 @@ impl ReadIf<'_> {
 
 impl Embedded {
     /// The object, with its files kept from being removed.
-    pub(super) async fn find(&self, bucket: &str, key: &str) -> S3Result<(Record, Lease)> {
+    pub(super) async fn find(&self, bucket: &str, key: &str) -> S3Result<(ObjectRecord, Lease)> {
         let mut db = self.db().await?;
         let lookup = self.inner.files.leases.look_up();
         let Some(record) = index::object(&mut db, bucket, key).await? else {
@@ -85,7 +85,7 @@ impl Embedded {
         };
         let length = input.content_length;
         let received = self.inner.files.receive(input.body, length, expected, true).await?;
-        let record = Record {
+        let record = ObjectRecord {
             size: received.size,
             etag: hex::encode(received.md5),
             modified: now(),
@@ -93,7 +93,7 @@ impl Embedded {
             content: received.content,
         };
         let condition = Condition { if_match: input.if_match, if_none_match: input.if_none_match };
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         let change = Change::Put { target, record, condition };
         let applied = self.apply(change, received.draft).await?;
         Ok(PutObjectOutput {
@@ -114,7 +114,7 @@ impl Embedded {
         marker: &DirectoryMarker,
     ) -> S3Result<()> {
         let metadata = marker.metadata.iter();
-        let record = Record {
+        let record = ObjectRecord {
             size: 0,
             etag: hex::encode(Md5::new().finalize()),
             modified: now(),
@@ -123,9 +123,9 @@ impl Embedded {
                 metadata: metadata.map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
                 ..Attributes::default()
             },
-            content: Content::Inline(bytes::Bytes::new()),
+            content: ObjectContent::Inline(bytes::Bytes::new()),
         };
-        let target = Target { bucket: bucket.to_string(), key: key.to_owned() };
+        let target = ObjectTarget { bucket: bucket.to_string(), key: key.to_owned() };
         let condition = Condition { if_match: None, if_none_match: Some(ETagCondition::Any) };
         match self.apply(Change::Put { target, record, condition }, None).await {
             Err(error) if *error.code() != s3s::S3ErrorCode::PreconditionFailed => Err(error),
@@ -144,10 +144,10 @@ impl Embedded {
         conditions.check(&record, s3s::S3ErrorCode::NotModified)?;
         let (range, content_range) = requested(input.range, input.part_number, record.size)?;
         let body = match &record.content {
-            Content::Inline(bytes) => {
+            ObjectContent::Inline(bytes) => {
                 Body::from(bytes.slice(range.start as usize..range.end as usize))
             }
-            Content::Segments(segments) => {
+            ObjectContent::Segments(segments) => {
                 let (bucket, key) = (input.bucket, input.key);
                 let stream = self.inner.files.read(slice(segments, &range), lease).await;
                 let stream = stream.map_err(|error| error.report(&bucket, &key))?;
@@ -231,7 +231,7 @@ impl Embedded {
             expires: input.expires.map(seconds),
             metadata: sorted(input.metadata),
         });
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         if attributes.is_none() && target.bucket == source.bucket && target.key == source.key {
             return Err(s3_error!(
                 InvalidRequest,
@@ -255,7 +255,7 @@ impl Embedded {
     }
 
     pub(super) async fn delete(&self, input: DeleteObjectInput) -> S3Result<DeleteObjectOutput> {
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         self.apply(Change::Delete { target, if_match: input.if_match }, None).await?;
         Ok(DeleteObjectOutput::default())
     }
@@ -267,7 +267,7 @@ impl Embedded {
         let quiet = input.delete.quiet.unwrap_or_default();
         let (mut deleted, mut errors) = (Vec::new(), Vec::new());
         let removals = input.delete.objects.into_iter().map(|object| {
-            let target = Target { bucket: input.bucket.clone(), key: object.key.clone() };
+            let target = ObjectTarget { bucket: input.bucket.clone(), key: object.key.clone() };
             let if_match = object.e_tag.map(ETagCondition::ETag);
             async move { (object.key, self.apply(Change::Delete { target, if_match }, None).await) }
         });
@@ -290,10 +290,10 @@ impl Embedded {
     }
 }
 
-pub(super) fn source_of(source: &CopySource) -> S3Result<Target> {
+pub(super) fn source_of(source: &CopySource) -> S3Result<ObjectTarget> {
     match source {
         CopySource::Bucket { bucket, key, .. } => {
-            Ok(Target { bucket: bucket.to_string(), key: key.to_string() })
+            Ok(ObjectTarget { bucket: bucket.to_string(), key: key.to_string() })
         }
         CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => {
             Err(s3_error!(NotImplemented, "the copy source must be '<bucket>/<key>'"))

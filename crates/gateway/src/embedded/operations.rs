@@ -14,7 +14,7 @@ use s3s::dto::{
 use s3s::{S3, S3Request, S3Response, S3Result};
 
 use super::{Embedded, index};
-use crate::backend::Store;
+use crate::backend::ObjectStore;
 use crate::listing::{ListQuery, v1_output, v2_output};
 
 #[async_trait]

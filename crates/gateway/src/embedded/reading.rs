@@ -9,7 +9,7 @@ use s3s::{S3Error, s3_error};
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tracing::error;
 
-use super::content::{FileId, Files, Segment};
+use super::content::{ContentFiles, FileId, Segment};
 use super::leases::Lease;
 
 /// Files are read in pieces of this size.
@@ -79,9 +79,9 @@ pub(super) fn slice(segments: &[Segment], range: &std::ops::Range<u64>) -> Vec<S
     found
 }
 
-type Piece = Result<Option<(Bytes, Reader)>, ContentError>;
+type Piece = Result<Option<(Bytes, ContentReader)>, ContentError>;
 
-impl Files {
+impl ContentFiles {
     /// Streams `segments`, which are leased. Returns when all their files are known to be there and
     /// long enough and the first piece is read: a loss is told before an answer begins.
     pub(super) async fn read(
@@ -94,7 +94,7 @@ impl Files {
         let first = spawn_blocking(move || {
             files.check_now(&segments)?;
             let segments = segments.into_iter();
-            Reader { files, segments, current: None, _lease: lease }.next_piece()
+            ContentReader { files, segments, current: None, _lease: lease }.next_piece()
         });
         let (first, ahead) = match first.await?? {
             Some((piece, reader)) => (Some(Ok(piece)), reader.ahead()),
@@ -137,14 +137,14 @@ impl Files {
     }
 }
 
-struct Reader {
-    files: Files,
+struct ContentReader {
+    files: ContentFiles,
     segments: std::vec::IntoIter<Segment>,
     current: Option<(File, Segment)>,
     _lease: Lease,
 }
 
-impl Reader {
+impl ContentReader {
     /// Starts to read the next piece, if there is one.
     fn ahead(self) -> Option<JoinHandle<Piece>> {
         let done = self.current.is_none() && self.segments.as_slice().is_empty();

@@ -10,7 +10,7 @@ use s3s::dto::StreamingBlob;
 use s3s::{S3Error, S3Result, s3_error};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::content::{Content, Draft, Files, Segment, disk};
+use super::content::{ContentFiles, Draft, ObjectContent, Segment, disk};
 use crate::checksum::Expected;
 
 /// Contents up to this size are kept in the index: one synchronisation instead of three.
@@ -18,7 +18,7 @@ const INLINE_LIMIT: usize = 16 * 1024;
 /// A body is handed to the disk in pieces of about this size.
 const WRITE_SIZE: usize = 1024 * 1024;
 
-impl Files {
+impl ContentFiles {
     /// Takes in a body: hashes it, checks it against what was declared, and writes it to a
     /// synchronised file unless it is small and may stay in memory.
     pub(super) async fn receive(
@@ -29,7 +29,7 @@ impl Files {
         inline: bool,
     ) -> S3Result<Received> {
         self.ensure_room().map_err(disk)?;
-        let mut sink = Sink { files: self.clone(), state: SinkState::Memory };
+        let mut sink = DiskSink { files: self.clone(), state: SinkState::Memory };
         let mut piece = Vec::new();
         let (mut gathered, mut size) = (0, 0u64);
         let mut md5 = Md5::new();
@@ -56,12 +56,12 @@ impl Files {
         let (content, draft, digest) = if small {
             let bytes = join(piece);
             md5.update(&bytes);
-            (Content::Inline(bytes), None, md5.finalize())
+            (ObjectContent::Inline(bytes), None, md5.finalize())
         } else {
             let md5 = sink.write(piece, md5).await?;
             let (draft, digest) = sink.finish(md5).await?;
             let segment = Segment { file: draft.id.clone(), offset: 0, length: size };
-            (Content::Segments(vec![segment]), Some(draft), digest)
+            (ObjectContent::Segments(vec![segment]), Some(draft), digest)
         };
         expected.finish(Some(&digest))?;
         Ok(Received { content, draft, size, md5: digest })
@@ -88,15 +88,15 @@ fn join(mut pieces: Vec<Bytes>) -> Bytes {
 
 /// A body that is complete, checked and safe on disk, but not yet in the index.
 pub(super) struct Received {
-    pub(super) content: Content,
+    pub(super) content: ObjectContent,
     pub(super) draft: Option<Draft>,
     pub(super) size: u64,
     pub(super) md5: [u8; 16],
 }
 
 /// Writes a body behind the network: one piece goes to the disk while the next one arrives.
-struct Sink {
-    files: Files,
+struct DiskSink {
+    files: ContentFiles,
     state: SinkState,
 }
 
@@ -107,7 +107,7 @@ enum SinkState {
     Failed,
 }
 
-impl Sink {
+impl DiskSink {
     /// Waits for the write before, hashes `piece` and starts its write.
     async fn write(&mut self, piece: Vec<Bytes>, mut md5: Md5) -> S3Result<Md5> {
         let open = self.settle().await?;

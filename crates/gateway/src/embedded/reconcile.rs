@@ -9,14 +9,14 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
-use super::content::{FileId, Files};
+use super::content::{ContentFiles, FileId};
 use super::index;
 
 /// How many lost objects are named in the log, one by one.
 const NAMED: usize = 50;
 
 /// Compares the folder with the index.
-pub(super) async fn reconcile(files: &Files, index: &SqlitePool) {
+pub(super) async fn reconcile(files: &ContentFiles, index: &SqlitePool) {
     let mut named = match named_files(index).await {
         Ok(named) => named,
         Err(error) => {

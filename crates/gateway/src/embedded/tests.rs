@@ -40,7 +40,7 @@ fn body(content: Bytes) -> Option<StreamingBlob> {
     Some(StreamingBlob::from(Body::from(content)))
 }
 
-async fn open(options: Options) -> (TempDir, Embedded) {
+async fn open(options: EmbeddedOptions) -> (TempDir, Embedded) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Embedded::open_with(folder.path(), options).await.expect("opens");
     store.ensure_bucket(&BUCKET.parse().expect("a name")).await.expect("a bucket");
@@ -122,7 +122,7 @@ struct SlowDisk {
 }
 
 impl SlowDisk {
-    fn options(self: &Arc<Self>) -> Options {
+    fn options(self: &Arc<Self>) -> EmbeddedOptions {
         let disk = Arc::clone(self);
         let unlink = move |path: &Path| {
             disk.begun.fetch_add(1, Ordering::SeqCst);
@@ -130,7 +130,7 @@ impl SlowDisk {
             drop(disk.opened.wait_while(open, |open| !*open));
             fs::remove_file(path)
         };
-        Options { unlink: Arc::new(unlink), ..Options::default() }
+        EmbeddedOptions { unlink: Arc::new(unlink), ..EmbeddedOptions::default() }
     }
 
     fn release(&self) {
@@ -187,7 +187,7 @@ async fn an_unlink_that_takes_long_stalls_nobody() {
 
 #[tokio::test]
 async fn a_file_that_is_read_stays_until_its_reader_is_done() {
-    let (folder, store) = open(Options::default()).await;
+    let (folder, store) = open(EmbeddedOptions::default()).await;
     let content: Vec<u8> = (0..3_000_000u32).map(|n| (n / 1000) as u8).collect();
     store.put_bytes("read", content.clone().into()).await.expect("puts");
     let reader = store.get_stream("read").await.expect("reads");
@@ -203,9 +203,9 @@ async fn a_file_that_is_read_stays_until_its_reader_is_done() {
 
 #[tokio::test]
 async fn what_a_crash_keeps_from_being_unlinked_is_removed_at_the_next_open() {
-    let failing = Options {
+    let failing = EmbeddedOptions {
         unlink: Arc::new(|_: &Path| Err(io::Error::other("the disk is gone"))),
-        ..Options::default()
+        ..EmbeddedOptions::default()
     };
     let (folder, store) = open(failing).await;
     for key in ["gone", "kept"] {
@@ -233,7 +233,8 @@ fn slow_body() -> (mpsc::Sender<Bytes>, StreamingBlob) {
 
 #[tokio::test]
 async fn uploads_expire_while_the_store_is_open_but_not_while_they_are_written() {
-    let often = Options { expiry_interval: Duration::from_millis(5), ..Options::default() };
+    let often =
+        EmbeddedOptions { expiry_interval: Duration::from_millis(5), ..EmbeddedOptions::default() };
     let (folder, store) = open(often).await;
     let (written, idle) = (store.begin_upload("written").await, store.begin_upload("idle").await);
     let content = Bytes::from(vec![3; 100_000]);

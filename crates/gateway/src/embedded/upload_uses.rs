@@ -29,7 +29,7 @@ impl UploadUses {
             return None;
         }
         *state.used.entry(upload.to_owned()).or_default() += 1;
-        Some(UploadUse { uses: self.clone(), upload: upload.to_owned() })
+        Some(UploadUse { uses: self.clone(), upload_id: upload.to_owned() })
     }
 
     /// Takes those uploads that nobody uses, `most` of them at most, and lets nobody use them until
@@ -52,22 +52,22 @@ impl UploadUses {
 #[derive(Debug)]
 pub(super) struct UploadUse {
     uses: UploadUses,
-    upload: String,
+    upload_id: String,
 }
 
 impl UploadUse {
-    pub(super) fn upload(&self) -> &str {
-        &self.upload
+    pub(super) fn upload_id(&self) -> &str {
+        &self.upload_id
     }
 }
 
 impl Drop for UploadUse {
     fn drop(&mut self) {
         let mut state = self.uses.state();
-        if let Some(users) = state.used.get_mut(&self.upload) {
+        if let Some(users) = state.used.get_mut(&self.upload_id) {
             *users -= 1;
             if *users == 0 {
-                state.used.remove(&self.upload);
+                state.used.remove(&self.upload_id);
             }
         }
     }

@@ -15,8 +15,8 @@ use s3s::{Body, S3Error, S3Request, S3Result, s3_error};
 use sqlx::Row;
 
 use super::Embedded;
-use super::change::{Change, Condition, Target};
-use super::content::{Content, Segment};
+use super::change::{Change, Condition, ObjectTarget};
+use super::content::{ObjectContent, Segment};
 use super::index::{self, Attributes, failed, need_bucket, timestamp};
 use super::objects::{ReadIf, seconds, sorted, source_of, without_chunked};
 use super::reading::{ContentError, slice};
@@ -44,7 +44,7 @@ impl Embedded {
             expires: input.expires.map(seconds),
             metadata: sorted(input.metadata),
         };
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         let change = Change::CreateUpload { id: id.clone(), target: target.clone(), attributes };
         self.apply(change, None).await?;
         Ok(CreateMultipartUploadOutput {
@@ -62,11 +62,11 @@ impl Embedded {
         let expected = Expected::of(&req.headers, req.trailing_headers)?;
         let input = req.input;
         check_number(input.part_number)?;
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         let upload = self.use_upload(&input.upload_id, &target).await?;
         let length = input.content_length;
         let received = self.inner.files.receive(input.body, length, expected, false).await?;
-        let Content::Segments(segments) = received.content else {
+        let ObjectContent::Segments(segments) = received.content else {
             return Err(s3_error!(InternalError, "a part was not written to a file"));
         };
         let change = Change::PutPart {
@@ -95,7 +95,7 @@ impl Embedded {
         input: UploadPartCopyInput,
     ) -> S3Result<UploadPartCopyOutput> {
         check_number(input.part_number)?;
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         let upload = self.use_upload(&input.upload_id, &target).await?;
         let source = source_of(&input.copy_source)?;
         let (record, lease) = self.find(&source.bucket, &source.key).await?;
@@ -109,7 +109,7 @@ impl Embedded {
         let range = source_range(input.copy_source_range.as_deref(), record.size)?;
         let size = range.end - range.start;
         let (segments, etag, draft) = match record.content {
-            Content::Segments(all) => {
+            ObjectContent::Segments(all) => {
                 let segments = slice(&all, &range);
                 let mut md5 = Md5::new();
                 let lost = |error: ContentError| error.report(&source.bucket, &source.key);
@@ -125,12 +125,12 @@ impl Embedded {
                 }
                 (segments, hex::encode(md5.finalize()), None)
             }
-            Content::Inline(bytes) => {
+            ObjectContent::Inline(bytes) => {
                 let bytes = bytes.slice(range.start as usize..range.end as usize);
                 let body = StreamingBlob::from(Body::from(bytes));
                 let expected = Expected::of(&http::HeaderMap::new(), None)?;
                 let received = self.inner.files.receive(Some(body), None, expected, false).await?;
-                let Content::Segments(segments) = received.content else {
+                let ObjectContent::Segments(segments) = received.content else {
                     return Err(s3_error!(InternalError, "a part was not written to a file"));
                 };
                 (segments, hex::encode(received.md5), received.draft)
@@ -160,7 +160,7 @@ impl Embedded {
         &self,
         input: CompleteMultipartUploadInput,
     ) -> S3Result<CompleteMultipartUploadOutput> {
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         let upload = self.use_upload(&input.upload_id, &target).await?;
         let parts = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
         self.check_parts(&upload, &target, &parts).await?;
@@ -184,13 +184,13 @@ impl Embedded {
         &self,
         input: AbortMultipartUploadInput,
     ) -> S3Result<AbortMultipartUploadOutput> {
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         self.apply(Change::Abort { upload: input.upload_id, target }, None).await?;
         Ok(AbortMultipartUploadOutput::default())
     }
 
     /// Finds the upload, and keeps it from expiring.
-    async fn use_upload(&self, upload: &str, target: &Target) -> S3Result<UploadUse> {
+    async fn use_upload(&self, upload: &str, target: &ObjectTarget) -> S3Result<UploadUse> {
         let begun = self.inner.uploads.begin(upload);
         let begun = begun.ok_or_else(|| s3_error!(NoSuchUpload, "the upload has expired"))?;
         self.need_upload(upload, target).await?;
@@ -202,14 +202,14 @@ impl Embedded {
     async fn check_parts(
         &self,
         upload: &UploadUse,
-        target: &Target,
+        target: &ObjectTarget,
         wanted: &[CompletedPart],
     ) -> S3Result<()> {
         let wanted: HashSet<i32> = wanted.iter().filter_map(|part| part.part_number).collect();
         let mut db = self.db().await?;
         let lookup = self.inner.files.leases.look_up();
         let rows = sqlx::query("SELECT number, segments FROM parts WHERE upload = ?")
-            .bind(upload.upload())
+            .bind(upload.upload_id())
             .fetch_all(&mut *db)
             .await
             .map_err(failed)?;
@@ -239,7 +239,7 @@ impl Embedded {
     }
 
     /// Checked before a body is read, so that a client learns early; the change checks again.
-    async fn need_upload(&self, upload: &str, target: &Target) -> S3Result<()> {
+    async fn need_upload(&self, upload: &str, target: &ObjectTarget) -> S3Result<()> {
         let mut db = self.db().await?;
         let row = sqlx::query("SELECT 1 FROM uploads WHERE id = ? AND bucket = ? AND key = ?")
             .bind(upload)
@@ -255,7 +255,7 @@ impl Embedded {
     }
 
     pub(super) async fn parts(&self, input: ListPartsInput) -> S3Result<ListPartsOutput> {
-        let target = Target { bucket: input.bucket, key: input.key };
+        let target = ObjectTarget { bucket: input.bucket, key: input.key };
         self.need_upload(&input.upload_id, &target).await?;
         let limit = count(input.max_parts)?;
         let mut db = self.db().await?;

@@ -19,17 +19,17 @@ use super::upload_uses::UploadUses;
 /// How many changes, or uploads that expire, share one transaction at most.
 const BATCH: usize = 64;
 
-pub(super) struct Message {
+pub(super) struct ChangeMessage {
     pub(super) change: Change,
     pub(super) draft: Option<Draft>,
     pub(super) reply: oneshot::Sender<S3Result<Applied>>,
 }
 
-pub(super) struct Writer {
+pub(super) struct IndexWriter {
     pub(super) db: SqliteConnection,
     pub(super) leases: Leases,
     pub(super) uploads: UploadUses,
-    /// See [`Options::upload_age`](super::Options::upload_age).
+    /// See [`Options::upload_age`](super::EmbeddedOptions::upload_age).
     pub(super) upload_age: Duration,
     /// How often expired uploads are looked for.
     pub(super) expiry_interval: Duration,
@@ -38,10 +38,14 @@ pub(super) struct Writer {
 /// What became of each change, with the files that it left without a use.
 type Results = Vec<S3Result<(Applied, Vec<FileId>)>>;
 
-impl Writer {
+impl IndexWriter {
     /// Applies changes until all senders are gone, and lets expired uploads go in between.
     /// `ended` is dropped with the writer.
-    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Message>, ended: DropGuard) {
+    pub(super) async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<ChangeMessage>,
+        ended: DropGuard,
+    ) {
         let first = Instant::now() + self.expiry_interval;
         let mut expiry = tokio::time::interval_at(first, self.expiry_interval);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -67,7 +71,7 @@ impl Writer {
         drop(ended);
     }
 
-    async fn apply(&mut self, batch: Vec<Message>) {
+    async fn apply(&mut self, batch: Vec<ChangeMessage>) {
         let (mut work, mut drafts, mut replies) = (Vec::new(), Vec::new(), Vec::new());
         for message in batch {
             work.push(message.change);

@@ -22,17 +22,17 @@ use s3s::dto::{
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use sandyard_types::Access;
 
-use crate::backend::Store;
-use crate::grant::{Grant, ListView, Refusal};
+use crate::backend::ObjectStore;
+use crate::grant::{Grant, GrantRefusal, ListView};
 use crate::listing::{ListQuery, v1_output, v2_output};
 
 /// Lets through what the grant allows.
-pub(crate) struct Guard {
-    pub(crate) store: Arc<dyn Store>,
+pub(crate) struct GrantGuard {
+    pub(crate) store: Arc<dyn ObjectStore>,
 }
 
-impl From<Refusal> for S3Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<GrantRefusal> for S3Error {
+    fn from(refusal: GrantRefusal) -> Self {
         s3_error!(AccessDenied, "{refusal}")
     }
 }
@@ -89,7 +89,7 @@ fn refuse_extras(headers: &HeaderMap) -> S3Result<()> {
 }
 
 #[async_trait]
-impl S3 for Guard {
+impl S3 for GrantGuard {
     async fn list_buckets(
         &self,
         req: S3Request<ListBucketsInput>,

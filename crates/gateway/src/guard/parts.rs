@@ -4,24 +4,24 @@
 use s3s::S3Result;
 use sandyard_types::KeyPrefix;
 
-use crate::backend::Store;
-use crate::listing::{Entry, ListQuery, Page, PageRequest};
+use crate::backend::ObjectStore;
+use crate::listing::{ListQuery, ListingEntry, ListingPage, PageRequest};
 
 /// One page over all `parts`, which are sorted, do not overlap and begin with the query's prefix.
 pub(super) async fn page(
-    store: &dyn Store,
+    store: &dyn ObjectStore,
     bucket: &str,
     query: &ListQuery,
     parts: &[KeyPrefix],
-) -> S3Result<Page> {
-    let mut page = Page::default();
+) -> S3Result<ListingPage> {
+    let mut page = ListingPage::default();
     if query.limit == 0 {
         return Ok(page);
     }
     for part in parts {
         let missing = query.limit - page.entries.len();
         if let Some(leading) = leading_to(part, query) {
-            if page.entries.last().map(Entry::name) == Some(&leading)
+            if page.entries.last().map(ListingEntry::name) == Some(&leading)
                 || query.after.as_ref().is_some_and(|after| *after >= leading)
             {
                 continue;
@@ -30,7 +30,7 @@ pub(super) async fn page(
                 page.more = true;
                 break;
             }
-            page.entries.push(Entry::Prefix(leading));
+            page.entries.push(ListingEntry::Prefix(leading));
             continue;
         }
         let request = PageRequest {

@@ -8,7 +8,7 @@ use s3s::dto::{ETag, Object, ObjectStorageClass, Timestamp, TimestampFormat};
 use s3s::xml::{DeError, DeResult, Deserializer};
 use s3s::{Body, S3Error, S3ErrorCode, S3Result, s3_error};
 
-use crate::listing::{Entry, Page};
+use crate::listing::{ListingEntry, ListingPage};
 
 /// A list of 1000 keys of 1024 bytes, all of them encoded, is below this.
 const LARGEST: usize = 8 * 1024 * 1024;
@@ -68,8 +68,8 @@ fn skip(d: &mut Deserializer<'_>) -> DeResult<()> {
 }
 
 /// The answer to a list that asked for `encoding-type=url`.
-pub(super) fn list_page(body: &[u8]) -> S3Result<Page> {
-    let mut page = Page::default();
+pub(super) fn list_page(body: &[u8]) -> S3Result<ListingPage> {
+    let mut page = ListingPage::default();
     let mut url = false;
     let (mut objects, mut prefixes) = (Vec::new(), Vec::new());
     let read = Deserializer::new(body).named_element("ListBucketResult", |d| {
@@ -102,9 +102,9 @@ pub(super) fn list_page(body: &[u8]) -> S3Result<Page> {
     let plain = |name: String| if url { decoded(&name) } else { name };
     for mut object in objects {
         object.key = object.key.map(plain);
-        page.entries.push(Entry::Object(Box::new(object)));
+        page.entries.push(ListingEntry::Object(Box::new(object)));
     }
-    page.entries.extend(prefixes.into_iter().map(plain).map(Entry::Prefix));
+    page.entries.extend(prefixes.into_iter().map(plain).map(ListingEntry::Prefix));
     page.entries.sort_by(|a, b| a.name().cmp(b.name()));
     Ok(page)
 }
@@ -148,7 +148,7 @@ mod tests {
             <StorageClass>STANDARD</StorageClass></Contents>\
             <CommonPrefixes><Prefix>p/a/</Prefix></CommonPrefixes></ListBucketResult>";
         let page = list_page(xml).expect("a list");
-        let names: Vec<_> = page.entries.iter().map(Entry::name).collect();
+        let names: Vec<_> = page.entries.iter().map(ListingEntry::name).collect();
         assert_eq!(names, ["p/a/", "p/b+c d"]);
         assert!(page.more);
     }

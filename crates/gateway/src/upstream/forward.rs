@@ -61,7 +61,7 @@ const PASSED: [&str; 19] = [
 ];
 
 /// A request to the upstream. Bucket, key and query are plain text, as the guard saw them.
-pub(super) struct Call<'a> {
+pub(super) struct UpstreamCall<'a> {
     pub(super) method: Method,
     pub(super) bucket: &'a str,
     pub(super) key: Option<&'a str>,
@@ -74,7 +74,7 @@ pub(super) struct Call<'a> {
     pub(super) payload: Option<String>,
 }
 
-impl<'a> Call<'a> {
+impl<'a> UpstreamCall<'a> {
     pub(super) fn new(method: Method, bucket: &'a str) -> Self {
         Self {
             method,
@@ -208,7 +208,7 @@ pub(super) fn parameters(uri: &Uri, names: &[&'static str]) -> Vec<(&'static str
 impl Upstream {
     /// Sends a client's request. What the upstream answers goes back as it is, unless it refuses the
     /// server's own key: that is nothing a client can act on, and its text names the server's key.
-    pub(super) async fn forward(&self, call: Call<'_>) -> S3Result<Response<Body>> {
+    pub(super) async fn forward(&self, call: UpstreamCall<'_>) -> S3Result<Response<Body>> {
         let uploading = Duration::from_secs(call.length.unwrap_or_default() / SLOWEST);
         let head = call.method == Method::HEAD;
         let response = self.send(call, ANSWER_DEADLINE + uploading).await?;
@@ -240,7 +240,10 @@ impl Upstream {
     }
 
     /// Forwards, and packs the raw answer for the outermost layer.
-    pub(super) async fn relay<T: Default>(&self, call: Call<'_>) -> S3Result<s3s::S3Response<T>> {
+    pub(super) async fn relay<T: Default>(
+        &self,
+        call: UpstreamCall<'_>,
+    ) -> S3Result<s3s::S3Response<T>> {
         let response = self.forward(call).await?;
         let mut output = s3s::S3Response::new(T::default());
         output.extensions.insert(RawResponse::new(response));
@@ -249,7 +252,7 @@ impl Upstream {
 
     pub(super) async fn send(
         &self,
-        mut call: Call<'_>,
+        mut call: UpstreamCall<'_>,
         deadline: Duration,
     ) -> S3Result<Response<Body>> {
         let broken = Arc::new(AtomicBool::new(false));
@@ -289,7 +292,7 @@ impl Upstream {
         s3_error!(ServiceUnavailable, "object store {endpoint} cannot be reached: {reason}")
     }
 
-    fn request(&self, call: &Call<'_>, body: Body) -> S3Result<Request<Body>> {
+    fn request(&self, call: &UpstreamCall<'_>, body: Body) -> S3Result<Request<Body>> {
         let mut request = Request::new(body);
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = self.uri(call)?;
@@ -310,7 +313,7 @@ impl Upstream {
         Ok(request)
     }
 
-    fn uri(&self, call: &Call<'_>) -> S3Result<Uri> {
+    fn uri(&self, call: &UpstreamCall<'_>) -> S3Result<Uri> {
         let authority = &self.inner.authority;
         let (host, mut path) = if self.inner.path_style {
             (authority.to_string(), format!("/{}", call.bucket))

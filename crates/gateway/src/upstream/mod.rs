@@ -25,10 +25,10 @@ use s3s::{Body, S3Result};
 use sandyard_types::BucketName;
 
 use self::answer::{ErrorDocument, collect, list_page};
-use self::forward::Call;
+use self::forward::UpstreamCall;
 use self::sign::Signer;
-use crate::backend::{DirectoryMarker, Store, StoreError};
-use crate::listing::{Page, PageRequest};
+use crate::backend::{DirectoryMarker, ObjectStore, ObjectStoreError};
+use crate::listing::{ListingPage, PageRequest};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// For the server's own small requests.
@@ -37,9 +37,9 @@ const OWN_DEADLINE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(15);
 
 #[cfg(feature = "tls")]
-type Connector = hyper_rustls::HttpsConnector<HttpConnector>;
+type UpstreamConnector = hyper_rustls::HttpsConnector<HttpConnector>;
 #[cfg(not(feature = "tls"))]
-type Connector = HttpConnector;
+type UpstreamConnector = HttpConnector;
 
 /// How to reach the upstream.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ struct Inner {
     authority: Authority,
     path_style: bool,
     signer: Signer,
-    client: Client<Connector, Body>,
+    client: Client<UpstreamConnector, Body>,
 }
 
 impl Upstream {
@@ -123,8 +123,8 @@ impl Upstream {
     }
 
     /// One request of the server's own, with its whole answer.
-    async fn ask(&self, call: Call<'_>) -> Result<(StatusCode, Bytes), StoreError> {
-        let unreachable = |reason: String| StoreError::Unreachable {
+    async fn ask(&self, call: UpstreamCall<'_>) -> Result<(StatusCode, Bytes), ObjectStoreError> {
+        let unreachable = |reason: String| ObjectStoreError::Unreachable {
             endpoint: self.inner.endpoint.clone(),
             reason,
         };
@@ -146,25 +146,27 @@ impl Upstream {
         bucket: &BucketName,
         status: StatusCode,
         body: &[u8],
-    ) -> StoreError {
+    ) -> ObjectStoreError {
         let endpoint = self.inner.endpoint.clone();
         let ErrorDocument { code, message } = ErrorDocument::read(body);
         match (status, code.as_str()) {
             (
                 _,
                 "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken",
-            ) => StoreError::WrongKeys { endpoint, code, message },
-            (_, "NoSuchBucket") => StoreError::NoBucket { endpoint, bucket: bucket.clone() },
+            ) => ObjectStoreError::WrongKeys { endpoint, code, message },
+            (_, "NoSuchBucket") => ObjectStoreError::NoBucket { endpoint, bucket: bucket.clone() },
             (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => {
-                StoreError::NotAllowed { endpoint, call, message }
+                ObjectStoreError::NotAllowed { endpoint, call, message }
             }
-            _ => StoreError::Refused { endpoint, call, status: status.as_u16(), code, message },
+            _ => {
+                ObjectStoreError::Refused { endpoint, call, status: status.as_u16(), code, message }
+            }
         }
     }
 }
 
 #[cfg(feature = "tls")]
-fn connector() -> Result<Connector, InvalidUpstream> {
+fn connector() -> Result<UpstreamConnector, InvalidUpstream> {
     Ok(hyper_rustls::HttpsConnectorBuilder::new()
         .with_native_roots()
         .map_err(InvalidUpstream::Certificates)?
@@ -174,7 +176,7 @@ fn connector() -> Result<Connector, InvalidUpstream> {
 }
 
 #[cfg(not(feature = "tls"))]
-fn connector() -> Result<Connector, InvalidUpstream> {
+fn connector() -> Result<UpstreamConnector, InvalidUpstream> {
     Ok(plain_connector())
 }
 
@@ -201,8 +203,8 @@ impl RawResponse {
 }
 
 #[async_trait]
-impl Store for Upstream {
-    async fn page(&self, request: &PageRequest<'_>) -> S3Result<Page> {
+impl ObjectStore for Upstream {
+    async fn page(&self, request: &PageRequest<'_>) -> S3Result<ListingPage> {
         let mut query = vec![
             ("encoding-type", "url".to_owned()),
             ("max-keys", request.limit.to_string()),
@@ -214,7 +216,7 @@ impl Store for Upstream {
         if let Some(after) = request.after {
             query.push(("marker", after.to_owned()));
         }
-        let call = Call { query, ..Call::new(Method::GET, request.bucket) };
+        let call = UpstreamCall { query, ..UpstreamCall::new(Method::GET, request.bucket) };
         let response = self.forward(call).await?;
         let status = response.status();
         let body = collect(response.into_body()).await?;
@@ -224,19 +226,19 @@ impl Store for Upstream {
         list_page(&body)
     }
 
-    async fn check(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    async fn check(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         // A list and not a HEAD: only an answer with a body says what is wrong.
         let query = vec![("max-keys", "1".to_owned())];
-        let call = Call { query, ..Call::new(Method::GET, bucket.as_str()) };
+        let call = UpstreamCall { query, ..UpstreamCall::new(Method::GET, bucket.as_str()) };
         match self.ask(call).await? {
             (StatusCode::OK, _) => Ok(()),
             (status, body) => Err(self.refused("list the bucket", bucket, status, &body)),
         }
     }
 
-    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), StoreError> {
+    async fn ensure_bucket(&self, bucket: &BucketName) -> Result<(), ObjectStoreError> {
         match self.check(bucket).await {
-            Err(StoreError::NoBucket { .. }) => {}
+            Err(ObjectStoreError::NoBucket { .. }) => {}
             other => return other,
         }
         let body = self.inner.signer.location().map_or_else(Bytes::new, |region| {
@@ -244,10 +246,10 @@ impl Store for Upstream {
             let end = "</LocationConstraint></CreateBucketConfiguration>";
             Bytes::from(format!("{xml}{region}{end}"))
         });
-        let call = Call {
+        let call = UpstreamCall {
             length: Some(body.len() as u64),
             body: Body::from(body),
-            ..Call::new(Method::PUT, bucket.as_str())
+            ..UpstreamCall::new(Method::PUT, bucket.as_str())
         };
         match self.ask(call).await? {
             (StatusCode::OK, _) => Ok(()),
@@ -263,8 +265,9 @@ impl Store for Upstream {
         bucket: &BucketName,
         key: &str,
         marker: &DirectoryMarker,
-    ) -> Result<(), StoreError> {
-        let call = Call { key: Some(key), ..Call::new(Method::HEAD, bucket.as_str()) };
+    ) -> Result<(), ObjectStoreError> {
+        let call =
+            UpstreamCall { key: Some(key), ..UpstreamCall::new(Method::HEAD, bucket.as_str()) };
         // Any other answer will come again, with a body that explains it.
         if self.ask(call).await?.0 == StatusCode::OK {
             return Ok(());
@@ -279,11 +282,11 @@ impl Store for Upstream {
                 headers.insert(name, value);
             }
         }
-        let call = Call {
+        let call = UpstreamCall {
             key: Some(key),
             headers,
             length: Some(0),
-            ..Call::new(Method::PUT, bucket.as_str())
+            ..UpstreamCall::new(Method::PUT, bucket.as_str())
         };
         match self.ask(call).await? {
             (StatusCode::OK, _) => Ok(()),

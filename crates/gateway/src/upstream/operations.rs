@@ -21,7 +21,7 @@ use s3s::xml::{Serialize, Serializer};
 use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result};
 
 use super::Upstream;
-use super::forward::{Call, parameters};
+use super::forward::{UpstreamCall, parameters};
 
 const READ: [&str; 7] = [
     "partNumber",
@@ -45,7 +45,7 @@ impl S3 for Upstream {
         &self,
         req: S3Request<HeadBucketInput>,
     ) -> S3Result<S3Response<HeadBucketOutput>> {
-        self.relay(Call::new(req.method, &req.input.bucket)).await
+        self.relay(UpstreamCall::new(req.method, &req.input.bucket)).await
     }
 
     async fn list_objects(
@@ -54,7 +54,7 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<ListObjectsOutput>> {
         let mut query = parameters(&req.uri, &LIST_V1);
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
+        self.relay(UpstreamCall { query, ..UpstreamCall::new(req.method, &req.input.bucket) }).await
     }
 
     async fn list_objects_v2(
@@ -64,7 +64,7 @@ impl S3 for Upstream {
         let mut query = parameters(&req.uri, &LIST_V2);
         query.push(("list-type", "2".to_owned()));
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
+        self.relay(UpstreamCall { query, ..UpstreamCall::new(req.method, &req.input.bucket) }).await
     }
 
     async fn get_object(
@@ -72,8 +72,8 @@ impl S3 for Upstream {
         req: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let query = parameters(&req.uri, &READ);
-        let call = Call::object(&req, &req.input.bucket, &req.input.key);
-        self.relay(Call { query, ..call }).await
+        let call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key);
+        self.relay(UpstreamCall { query, ..call }).await
     }
 
     async fn head_object(
@@ -81,8 +81,8 @@ impl S3 for Upstream {
         req: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let query = parameters(&req.uri, &READ);
-        let call = Call::object(&req, &req.input.bucket, &req.input.key);
-        self.relay(Call { query, ..call }).await
+        let call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key);
+        self.relay(UpstreamCall { query, ..call }).await
     }
 
     async fn put_object(
@@ -90,7 +90,7 @@ impl S3 for Upstream {
         mut req: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let (body, trailers) = (req.input.body.take(), req.trailing_headers.take());
-        let call = Call::object(&req, &req.input.bucket, &req.input.key);
+        let call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key);
         let length = req.input.content_length;
         self.relay(call.with_upload(body, length, &req.headers, trailers)?).await
     }
@@ -99,16 +99,16 @@ impl S3 for Upstream {
         &self,
         req: S3Request<CopyObjectInput>,
     ) -> S3Result<S3Response<CopyObjectOutput>> {
-        let mut call = Call::object(&req, &req.input.bucket, &req.input.key);
+        let mut call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key);
         add_source(&mut call.headers, &req.input.copy_source)?;
-        self.relay(Call { length: Some(0), ..call }).await
+        self.relay(UpstreamCall { length: Some(0), ..call }).await
     }
 
     async fn delete_object(
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.relay(Call::object(&req, &req.input.bucket, &req.input.key)).await
+        self.relay(UpstreamCall::object(&req, &req.input.bucket, &req.input.key)).await
     }
 
     async fn delete_objects(
@@ -116,7 +116,7 @@ impl S3 for Upstream {
         req: S3Request<DeleteObjectsInput>,
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let query = vec![("delete", String::new())];
-        let call = Call { query, ..Call::new(req.method, &req.input.bucket) };
+        let call = UpstreamCall { query, ..UpstreamCall::new(req.method, &req.input.bucket) };
         self.relay(with_document(call, &req.input.delete)?).await
     }
 
@@ -125,8 +125,8 @@ impl S3 for Upstream {
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let query = vec![("uploads", String::new())];
-        let call = Call::object(&req, &req.input.bucket, &req.input.key).part_of_upload();
-        self.relay(Call { query, length: Some(0), ..call }).await
+        let call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key).part_of_upload();
+        self.relay(UpstreamCall { query, length: Some(0), ..call }).await
     }
 
     async fn upload_part(
@@ -135,7 +135,8 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let (body, trailers) = (req.input.body.take(), req.trailing_headers.take());
         let query = part(req.input.part_number, &req.input.upload_id);
-        let call = Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) };
+        let call =
+            UpstreamCall { query, ..UpstreamCall::object(&req, &req.input.bucket, &req.input.key) };
         let length = req.input.content_length;
         let call = call.with_upload(body, length, &req.headers, trailers)?;
         self.relay(call.part_of_upload()).await
@@ -146,9 +147,9 @@ impl S3 for Upstream {
         req: S3Request<UploadPartCopyInput>,
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
         let query = part(req.input.part_number, &req.input.upload_id);
-        let mut call = Call::object(&req, &req.input.bucket, &req.input.key);
+        let mut call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key);
         add_source(&mut call.headers, &req.input.copy_source)?;
-        self.relay(Call { query, length: Some(0), ..call }).await
+        self.relay(UpstreamCall { query, length: Some(0), ..call }).await
     }
 
     async fn complete_multipart_upload(
@@ -156,8 +157,8 @@ impl S3 for Upstream {
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let query = vec![("uploadId", req.input.upload_id.clone())];
-        let call = Call::object(&req, &req.input.bucket, &req.input.key).part_of_upload();
-        let call = Call { query, ..call };
+        let call = UpstreamCall::object(&req, &req.input.bucket, &req.input.key).part_of_upload();
+        let call = UpstreamCall { query, ..call };
         let parts = without_checksums(req.input.multipart_upload.clone().unwrap_or_default());
         self.relay(with_document(call, &parts)?).await
     }
@@ -167,7 +168,11 @@ impl S3 for Upstream {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let query = vec![("uploadId", req.input.upload_id.clone())];
-        self.relay(Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) }).await
+        self.relay(UpstreamCall {
+            query,
+            ..UpstreamCall::object(&req, &req.input.bucket, &req.input.key)
+        })
+        .await
     }
 
     async fn list_parts(
@@ -176,7 +181,11 @@ impl S3 for Upstream {
     ) -> S3Result<S3Response<ListPartsOutput>> {
         let mut query = parameters(&req.uri, &LIST_PARTS);
         query.push(("uploadId", req.input.upload_id.clone()));
-        self.relay(Call { query, ..Call::object(&req, &req.input.bucket, &req.input.key) }).await
+        self.relay(UpstreamCall {
+            query,
+            ..UpstreamCall::object(&req, &req.input.bucket, &req.input.key)
+        })
+        .await
     }
 
     async fn list_multipart_uploads(
@@ -186,7 +195,7 @@ impl S3 for Upstream {
         let mut query = parameters(&req.uri, &LIST_UPLOADS);
         query.push(("uploads", String::new()));
         query.push(("prefix", req.input.prefix.unwrap_or_default()));
-        self.relay(Call { query, ..Call::new(req.method, &req.input.bucket) }).await
+        self.relay(UpstreamCall { query, ..UpstreamCall::new(req.method, &req.input.bucket) }).await
     }
 }
 
@@ -203,7 +212,10 @@ fn add_source(headers: &mut HeaderMap, source: &CopySource) -> S3Result<()> {
 }
 
 /// The document that `s3s` has parsed, written again.
-fn with_document<'a, T: Serialize>(mut call: Call<'a>, document: &T) -> S3Result<Call<'a>> {
+fn with_document<'a, T: Serialize>(
+    mut call: UpstreamCall<'a>,
+    document: &T,
+) -> S3Result<UpstreamCall<'a>> {
     let mut text = Vec::new();
     let mut xml = Serializer::new(&mut text);
     xml.decl().map_err(S3Error::internal_error)?;
@@ -218,7 +230,7 @@ fn with_document<'a, T: Serialize>(mut call: Call<'a>, document: &T) -> S3Result
 }
 
 /// The parts without their checksums, which the upload does not have at the upstream; see
-/// [`Call::part_of_upload`].
+/// [`UpstreamCall::part_of_upload`].
 fn without_checksums(parts: CompletedMultipartUpload) -> CompletedMultipartUpload {
     let plain = |part: CompletedPart| CompletedPart {
         e_tag: part.e_tag,

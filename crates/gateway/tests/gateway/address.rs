@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::host::{BUCKET, Host};
+use crate::host::{BUCKET, GatewayHost};
 
 /// Where every client of these tests is.
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -14,7 +14,7 @@ const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 20, 0, 7));
 
 #[tokio::test]
 async fn a_key_is_good_from_its_own_address_only() -> anyhow::Result<()> {
-    let host = Host::embedded().await?;
+    let host = GatewayHost::embedded().await?;
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/x");
     host.bind_to(&client, HERE);
@@ -30,7 +30,7 @@ async fn a_key_is_good_from_its_own_address_only() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn who_proves_nothing_is_sent_away() -> anyhow::Result<()> {
-    let host = Host::embedded().await?;
+    let host = GatewayHost::embedded().await?;
     let mut stream = TcpStream::connect(host.endpoint.trim_start_matches("http://")).await?;
     stream.write_all(b"GET /workspaces/x HTTP/1.1\r\nHost: x\r\n\r\n").await?;
     let mut answer = String::new();
@@ -46,7 +46,7 @@ async fn who_proves_nothing_is_sent_away() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_head_has_a_bound_and_a_body_has_none() -> anyhow::Result<()> {
-    let host = Host::embedded().await?;
+    let host = GatewayHost::embedded().await?;
     let mut stream = TcpStream::connect(host.endpoint.trim_start_matches("http://")).await?;
     let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(64 << 10));
     // It may be closed while this is sent.

@@ -6,27 +6,27 @@ use bytes::Bytes;
 use http_body_util::Full;
 use sandyard_types::Access;
 
-use crate::client::Client;
-use crate::host::{BUCKET, Host};
+use crate::client::S3Client;
+use crate::host::{BUCKET, GatewayHost};
 use crate::on_both_stores;
 
 const OTHERS: &str = "/workspaces/sessions/b/secret";
 
-async fn setup(host: &Host) -> anyhow::Result<Client> {
+async fn setup(host: &GatewayHost) -> anyhow::Result<S3Client> {
     host.session("sessions/b/").put(OTHERS, b"secret").await?.expect(200);
     let client = host.session("sessions/a/");
     client.put(&format!("/{BUCKET}/sessions/a/own"), b"own").await?.expect(200);
     Ok(client)
 }
 
-async fn unharmed(host: &Host) -> anyhow::Result<()> {
+async fn unharmed(host: &GatewayHost) -> anyhow::Result<()> {
     let secret = host.session("sessions/b/").get(OTHERS).await?.expect(200);
     assert_eq!(secret.body, "secret");
     Ok(())
 }
 
 on_both_stores!(another_sessions_objects_are_out_of_reach);
-async fn another_sessions_objects_are_out_of_reach(host: Host) -> anyhow::Result<()> {
+async fn another_sessions_objects_are_out_of_reach(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     for target in [
         OTHERS,
@@ -58,7 +58,7 @@ async fn another_sessions_objects_are_out_of_reach(host: Host) -> anyhow::Result
 }
 
 on_both_stores!(copies_cannot_read_elsewhere);
-async fn copies_cannot_read_elsewhere(host: Host) -> anyhow::Result<()> {
+async fn copies_cannot_read_elsewhere(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     let own = format!("/{BUCKET}/sessions/a/stolen");
     let begun = client.send("POST", &format!("{own}?uploads="), &[], b"").await?.expect(200);
@@ -87,7 +87,7 @@ async fn copies_cannot_read_elsewhere(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(one_foreign_key_stops_a_multi_delete);
-async fn one_foreign_key_stops_a_multi_delete(host: Host) -> anyhow::Result<()> {
+async fn one_foreign_key_stops_a_multi_delete(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     for key in ["sessions/b/secret", "sessions/a/../b/secret", "sessions&#47;b&#47;secret"] {
         let xml = format!(
@@ -101,7 +101,7 @@ async fn one_foreign_key_stops_a_multi_delete(host: Host) -> anyhow::Result<()> 
 }
 
 on_both_stores!(an_upload_belongs_to_its_key);
-async fn an_upload_belongs_to_its_key(host: Host) -> anyhow::Result<()> {
+async fn an_upload_belongs_to_its_key(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     let other = host.session("sessions/b/");
     let target = format!("/{BUCKET}/sessions/b/upload");
@@ -132,7 +132,7 @@ async fn an_upload_belongs_to_its_key(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(a_signature_opens_only_what_was_signed);
-async fn a_signature_opens_only_what_was_signed(host: Host) -> anyhow::Result<()> {
+async fn a_signature_opens_only_what_was_signed(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     let own = format!("/{BUCKET}/sessions/a/own");
     let signed = || client.signed("GET", &own, &[], b"", None);
@@ -181,7 +181,7 @@ async fn a_signature_opens_only_what_was_signed(host: Host) -> anyhow::Result<()
 }
 
 on_both_stores!(a_read_only_mount_takes_no_writes);
-async fn a_read_only_mount_takes_no_writes(host: Host) -> anyhow::Result<()> {
+async fn a_read_only_mount_takes_no_writes(host: GatewayHost) -> anyhow::Result<()> {
     let scopes = [("sessions/b/", Access::ReadOnly), ("sessions/a/", Access::ReadWrite)];
     setup(&host).await?;
     let (_, client) = host.sandbox(&scopes);
@@ -201,7 +201,9 @@ async fn a_read_only_mount_takes_no_writes(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(a_revoked_key_is_dead_at_once_and_traffic_is_counted);
-async fn a_revoked_key_is_dead_at_once_and_traffic_is_counted(host: Host) -> anyhow::Result<()> {
+async fn a_revoked_key_is_dead_at_once_and_traffic_is_counted(
+    host: GatewayHost,
+) -> anyhow::Result<()> {
     let (sandbox, client) = host.sandbox(&[("sessions/a/", Access::ReadWrite)]);
     let target = format!("/{BUCKET}/sessions/a/x");
     client.put(&target, &[7; 1000]).await?.expect(200);
@@ -223,7 +225,7 @@ async fn a_revoked_key_is_dead_at_once_and_traffic_is_counted(host: Host) -> any
 }
 
 on_both_stores!(what_is_not_supported_is_refused_and_not_dropped);
-async fn what_is_not_supported_is_refused_and_not_dropped(host: Host) -> anyhow::Result<()> {
+async fn what_is_not_supported_is_refused_and_not_dropped(host: GatewayHost) -> anyhow::Result<()> {
     let client = setup(&host).await?;
     let own = format!("/{BUCKET}/sessions/a/own");
     for header in [

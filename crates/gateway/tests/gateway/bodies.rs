@@ -4,8 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use s3s::crypto::{Checksum as _, Crc32};
 
-use crate::client::{Client, md5_base64, noise};
-use crate::host::{BUCKET, Host};
+use crate::client::{S3Client, md5_base64, noise};
+use crate::host::{BUCKET, GatewayHost};
 use crate::on_both_stores;
 
 fn crc32(body: &[u8]) -> String {
@@ -16,11 +16,11 @@ fn crc32(body: &[u8]) -> String {
 
 /// Sends `body` as SDKs do that put the checksum behind it.
 async fn chunked(
-    client: &Client,
+    client: &S3Client,
     target: &str,
     body: &[u8],
     sum: &str,
-) -> anyhow::Result<crate::client::Reply> {
+) -> anyhow::Result<crate::client::S3Reply> {
     let mut framed = Vec::new();
     for chunk in body.chunks(65_536) {
         framed.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
@@ -40,7 +40,7 @@ async fn chunked(
 }
 
 on_both_stores!(chunked_bodies_are_stored_without_their_frame);
-async fn chunked_bodies_are_stored_without_their_frame(host: Host) -> anyhow::Result<()> {
+async fn chunked_bodies_are_stored_without_their_frame(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/chunked");
     for size in [1, 100, 200_000] {
@@ -58,7 +58,7 @@ async fn chunked_bodies_are_stored_without_their_frame(host: Host) -> anyhow::Re
 }
 
 on_both_stores!(a_body_that_is_not_what_was_signed_is_not_stored);
-async fn a_body_that_is_not_what_was_signed_is_not_stored(host: Host) -> anyhow::Result<()> {
+async fn a_body_that_is_not_what_was_signed_is_not_stored(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/body");
     for size in [10, 100_000] {

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use s3s::crypto::Checksum as _;
 
 #[derive(Clone)]
-pub(crate) struct Client {
+pub(crate) struct S3Client {
     http: Http<HttpConnector, Full<Bytes>>,
     pub(crate) endpoint: String,
     pub(crate) id: String,
@@ -27,13 +27,13 @@ pub(crate) struct Client {
     pub(crate) age: Duration,
 }
 
-pub(crate) struct Reply {
+pub(crate) struct S3Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Reply {
+impl S3Reply {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -70,7 +70,7 @@ impl Reply {
 
 pub(crate) type Headers<'a> = &'a [(&'a str, &'a str)];
 
-impl Client {
+impl S3Client {
     pub(crate) fn new(endpoint: &str, id: &str, secret: &str) -> Self {
         Self {
             http: Http::builder(TokioExecutor::new()).build_http(),
@@ -128,13 +128,13 @@ impl Client {
         Ok(request)
     }
 
-    pub(crate) async fn raw(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Reply> {
+    pub(crate) async fn raw(&self, request: Request<Full<Bytes>>) -> anyhow::Result<S3Reply> {
         let limit = Duration::from_secs(60);
         let answer = async {
             let response = self.http.request(request).await.context("no answer")?;
             let (parts, body) = response.into_parts();
             let body = body.collect().await.context("the answer broke off")?.to_bytes();
-            Ok(Reply { status: parts.status, headers: parts.headers, body })
+            Ok(S3Reply { status: parts.status, headers: parts.headers, body })
         };
         tokio::time::timeout(limit, answer).await.context("no answer within a minute")?
     }
@@ -145,27 +145,27 @@ impl Client {
         target: &str,
         headers: Headers<'_>,
         body: &[u8],
-    ) -> anyhow::Result<Reply> {
+    ) -> anyhow::Result<S3Reply> {
         self.raw(self.signed(method, target, headers, body, None)?).await
     }
 
-    pub(crate) async fn get(&self, target: &str) -> anyhow::Result<Reply> {
+    pub(crate) async fn get(&self, target: &str) -> anyhow::Result<S3Reply> {
         self.send("GET", target, &[], b"").await
     }
 
-    pub(crate) async fn head(&self, target: &str) -> anyhow::Result<Reply> {
+    pub(crate) async fn head(&self, target: &str) -> anyhow::Result<S3Reply> {
         self.send("HEAD", target, &[], b"").await
     }
 
-    pub(crate) async fn put(&self, target: &str, body: &[u8]) -> anyhow::Result<Reply> {
+    pub(crate) async fn put(&self, target: &str, body: &[u8]) -> anyhow::Result<S3Reply> {
         self.send("PUT", target, &[], body).await
     }
 
-    pub(crate) async fn delete(&self, target: &str) -> anyhow::Result<Reply> {
+    pub(crate) async fn delete(&self, target: &str) -> anyhow::Result<S3Reply> {
         self.send("DELETE", target, &[], b"").await
     }
 
-    pub(crate) async fn delete_many(&self, bucket: &str, xml: &str) -> anyhow::Result<Reply> {
+    pub(crate) async fn delete_many(&self, bucket: &str, xml: &str) -> anyhow::Result<S3Reply> {
         let digest = md5_base64(xml.as_bytes());
         let headers = [("content-md5", digest.as_str())];
         self.send("POST", &format!("/{bucket}?delete="), &headers, xml.as_bytes()).await

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use sandyard_gateway::{Backend, Embedded, Gateway, Grant, GrantOwner, GrantSource, Scope};
+use sandyard_gateway::{Backend, Embedded, Gateway, Grant, GrantOwner, GrantScope, GrantSource};
 use sandyard_http::Quota;
 use sandyard_types::Access;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Client, noise};
+use crate::client::{S3Client, noise};
 use crate::host::{BUCKET, bucket};
 
 const FOLDER: &str = "SANDYARD_GATEWAY_CRASH_FOLDER";
@@ -25,7 +25,7 @@ struct Anyone;
 
 impl GrantSource for Anyone {
     fn grant(&self, _: &str) -> Option<Grant> {
-        let scope = Scope { bucket: bucket(), prefix: None, access: Access::ReadWrite };
+        let scope = GrantScope { bucket: bucket(), prefix: None, access: Access::ReadWrite };
         let owner = GrantOwner::Installation;
         Some(Grant { secret: "secret".into(), owner, source: None, scopes: vec![scope] })
     }
@@ -50,7 +50,7 @@ async fn open(folder: &Path) -> anyhow::Result<(Gateway, TcpListener)> {
     Ok((gateway, TcpListener::bind("127.0.0.1:0").await?))
 }
 
-fn start(folder: &Path) -> anyhow::Result<(Child, Client)> {
+fn start(folder: &Path) -> anyhow::Result<(Child, S3Client)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--exact", "crash::child", "--nocapture"])
         .env(FOLDER, folder)
@@ -59,21 +59,21 @@ fn start(folder: &Path) -> anyhow::Result<(Child, Client)> {
     let output = child.stdout.take().context("no output")?;
     for line in BufReader::new(output).lines() {
         if let Some(address) = line?.strip_prefix("address ") {
-            return Ok((child, Client::new(address, "any", "secret")));
+            return Ok((child, S3Client::new(address, "any", "secret")));
         }
     }
     anyhow::bail!("the server did not start")
 }
 
 /// What is known of a key: the seeds whose content it may have. `None` is "deleted".
-type Known = Arc<Mutex<HashMap<String, Vec<Option<u64>>>>>;
+type KnownObjects = Arc<Mutex<HashMap<String, Vec<Option<u64>>>>>;
 
 fn content(seed: u64) -> Vec<u8> {
     noise(SIZES[seed as usize % SIZES.len()], seed)
 }
 
 /// Writes, overwrites, copies and deletes a few keys of its own until the server is gone.
-async fn write(client: Client, writer: u64, known: Known) {
+async fn write(client: S3Client, writer: u64, known: KnownObjects) {
     for step in 0.. {
         let key = format!("w{writer}/{}", step % 7);
         let target = format!("/{BUCKET}/{key}");
@@ -95,7 +95,7 @@ async fn write(client: Client, writer: u64, known: Known) {
     }
 }
 
-async fn check(client: &Client, known: &Known) -> anyhow::Result<()> {
+async fn check(client: &S3Client, known: &KnownObjects) -> anyhow::Result<()> {
     let known = known.lock().expect("lock").clone();
     for (key, possible) in known {
         let reply = client.get(&format!("/{BUCKET}/{key}")).await?;
@@ -112,7 +112,7 @@ async fn check(client: &Client, known: &Known) -> anyhow::Result<()> {
 #[tokio::test]
 async fn acknowledged_objects_survive_a_kill() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let known = Known::default();
+    let known = KnownObjects::default();
     for round in 0..6 {
         let (mut child, client) = start(folder.path())?;
         check(&client, &known).await?;

@@ -12,8 +12,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::client::{Client, Reply, noise};
-use crate::host::{BUCKET, Host};
+use crate::client::{S3Client, S3Reply, noise};
+use crate::host::{BUCKET, GatewayHost};
 use crate::uploads::{PART, begin, parts_xml};
 
 const SIZE: usize = 600_000;
@@ -21,18 +21,18 @@ const SIZE: usize = 600_000;
 struct FaultyStore {
     folder: TempDir,
     store: Embedded,
-    host: Host,
+    host: GatewayHost,
 }
 
 impl FaultyStore {
     async fn new() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let store = Embedded::open(folder.path()).await?;
-        let host = Host::over(store.clone()).await?;
+        let host = GatewayHost::over(store.clone()).await?;
         Ok(Self { folder, store, host })
     }
 
-    fn client(&self) -> Client {
+    fn client(&self) -> S3Client {
         self.host.session("sessions/a/")
     }
 
@@ -55,7 +55,7 @@ impl FaultyStore {
                 opened => break opened?,
             }
         };
-        let host = Host::over(store.clone()).await?;
+        let host = GatewayHost::over(store.clone()).await?;
         Ok(Self { folder, store, host })
     }
 
@@ -123,7 +123,7 @@ fn path(name: &str) -> String {
     format!("/{BUCKET}/sessions/a/{name}")
 }
 
-async fn listed(client: &Client) -> anyhow::Result<Vec<String>> {
+async fn listed(client: &S3Client) -> anyhow::Result<Vec<String>> {
     let list = format!("/{BUCKET}?list-type=2&prefix=sessions/a/");
     let keys = client.get(&list).await?.expect(200).elements("Key");
     Ok(keys.iter().map(|key| key.trim_start_matches("sessions/a/").to_owned()).collect())
@@ -131,14 +131,14 @@ async fn listed(client: &Client) -> anyhow::Result<Vec<String>> {
 
 /// A 500 that names the key and says what happened.
 #[track_caller]
-fn expect_lost(reply: Reply, name: &str, why: &str) {
+fn expect_lost(reply: S3Reply, name: &str, why: &str) {
     let reply = reply.expect_error(500, "InternalError");
     let text = reply.elements("Message").pop().unwrap_or_default().replace("&apos;", "'");
     assert!(text.contains(&format!("'sessions/a/{name}'")), "{text}");
     assert!(text.contains(why), "{text}");
 }
 
-async fn copy(client: &Client, from: &str, to: &str) -> anyhow::Result<Reply> {
+async fn copy(client: &S3Client, from: &str, to: &str) -> anyhow::Result<S3Reply> {
     client.send("PUT", &path(to), &[("x-amz-copy-source", path(from).as_str())], b"").await
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sandyard_gateway::{
-    Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantSource, KeyName, Scope,
+    Backend, Embedded, Gateway, GatewayKeys, Grant, GrantOwner, GrantScope, GrantSource, KeyName,
     SecretKey, Upstream, UpstreamConfig,
 };
 use sandyard_http::Quota;
@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Client;
+use crate::client::S3Client;
 
 pub(crate) const BUCKET: &str = "workspaces";
 pub(crate) const ROOT_KEY: &str = "rootkey";
@@ -44,7 +44,7 @@ impl GrantSource for Grants {
     }
 }
 
-pub(crate) struct Host {
+pub(crate) struct GatewayHost {
     pub(crate) gateway: Gateway,
     pub(crate) grants: Arc<Grants>,
     pub(crate) endpoint: String,
@@ -54,7 +54,7 @@ pub(crate) struct Host {
     _folder: Option<TempDir>,
 }
 
-impl Host {
+impl GatewayHost {
     pub(crate) async fn embedded() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let store = Embedded::open(&folder.path().join("store")).await?;
@@ -92,7 +92,7 @@ impl Host {
     }
 
     /// A key for a new sandbox with these scopes.
-    pub(crate) fn sandbox(&self, scopes: &[(&str, Access)]) -> (SandboxId, Client) {
+    pub(crate) fn sandbox(&self, scopes: &[(&str, Access)]) -> (SandboxId, S3Client) {
         let sandbox = SandboxId::random();
         let name = KeyName::Sandbox { sandbox: sandbox.clone(), generation: 1 };
         let scopes = scopes.iter().map(|(prefix, access)| scope(Some(prefix), *access)).collect();
@@ -101,32 +101,32 @@ impl Host {
     }
 
     /// A client that may write under one prefix.
-    pub(crate) fn session(&self, prefix: &str) -> Client {
+    pub(crate) fn session(&self, prefix: &str) -> S3Client {
         self.sandbox(&[(prefix, Access::ReadWrite)]).1
     }
 
     /// The installation's own client.
-    pub(crate) fn owner(&self) -> Client {
+    pub(crate) fn owner(&self) -> S3Client {
         let name = KeyName::Owner { generation: 1 };
         let scopes = vec![scope(None, Access::ReadWrite)];
         self.hand_out(&name, GrantOwner::Installation, scopes)
     }
 
-    fn hand_out(&self, name: &KeyName, owner: GrantOwner, scopes: Vec<Scope>) -> Client {
+    fn hand_out(&self, name: &KeyName, owner: GrantOwner, scopes: Vec<GrantScope>) -> S3Client {
         let key = self.keys.key(name);
-        let client = Client::new(&self.endpoint, &key.id, key.secret.expose());
+        let client = S3Client::new(&self.endpoint, &key.id, key.secret.expose());
         let grant = Grant { secret: key.secret, owner, source: None, scopes };
         self.grants.all.lock().expect("lock").insert(key.id, grant);
         client
     }
 
     /// From now on the client's key is good from one address only.
-    pub(crate) fn bind_to(&self, client: &Client, source: IpAddr) {
+    pub(crate) fn bind_to(&self, client: &S3Client, source: IpAddr) {
         let mut all = self.grants.all.lock().expect("lock");
         all.get_mut(&client.id).expect("it has a key").source = Some(source);
     }
 
-    pub(crate) fn revoke(&self, client: &Client) {
+    pub(crate) fn revoke(&self, client: &S3Client) {
         self.grants.all.lock().expect("lock").remove(&client.id);
     }
 }
@@ -135,9 +135,9 @@ pub(crate) fn bucket() -> BucketName {
     BUCKET.parse().expect("a bucket name")
 }
 
-fn scope(prefix: Option<&str>, access: Access) -> Scope {
+fn scope(prefix: Option<&str>, access: Access) -> GrantScope {
     let prefix = prefix.map(|prefix| prefix.parse().expect("a prefix"));
-    Scope { bucket: bucket(), prefix, access }
+    GrantScope { bucket: bucket(), prefix, access }
 }
 
 /// A MinIO of this test alone; killed on drop.
@@ -169,7 +169,7 @@ impl Minio {
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
-        let client = Client::new(&self.endpoint, ROOT_KEY, ROOT_SECRET);
+        let client = S3Client::new(&self.endpoint, ROOT_KEY, ROOT_SECRET);
         let limit = Instant::now() + Duration::from_secs(30);
         while Instant::now() < limit {
             if client.get("/").await.is_ok_and(|reply| reply.status == 200) {
@@ -192,8 +192,8 @@ impl Minio {
     }
 
     /// Straight to the store, past the gateway.
-    pub(crate) fn direct(&self) -> Client {
-        Client::new(&self.endpoint, ROOT_KEY, ROOT_SECRET)
+    pub(crate) fn direct(&self) -> S3Client {
+        S3Client::new(&self.endpoint, ROOT_KEY, ROOT_SECRET)
     }
 }
 

@@ -1,10 +1,10 @@
 use sandyard_types::Access;
 
-use crate::client::{Client, Reply};
-use crate::host::{BUCKET, Host};
+use crate::client::{S3Client, S3Reply};
+use crate::host::{BUCKET, GatewayHost};
 use crate::on_both_stores;
 
-async fn fill(host: &Host) -> anyhow::Result<()> {
+async fn fill(host: &GatewayHost) -> anyhow::Result<()> {
     let owner = host.owner();
     for key in [
         "sessions/a/1",
@@ -23,7 +23,7 @@ async fn fill(host: &Host) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn names(reply: &Reply) -> Vec<String> {
+fn names(reply: &S3Reply) -> Vec<String> {
     let mut names = reply.elements("Key");
     for group in reply.elements("CommonPrefixes") {
         let inner = group.trim_start_matches("<Prefix>").trim_end_matches("</Prefix>");
@@ -33,12 +33,12 @@ fn names(reply: &Reply) -> Vec<String> {
     names
 }
 
-async fn list(client: &Client, query: &str) -> anyhow::Result<Vec<String>> {
+async fn list(client: &S3Client, query: &str) -> anyhow::Result<Vec<String>> {
     Ok(names(&client.get(&format!("/{BUCKET}?{query}")).await?.expect(200)))
 }
 
 on_both_stores!(lists_fold_at_the_delimiter);
-async fn lists_fold_at_the_delimiter(host: Host) -> anyhow::Result<()> {
+async fn lists_fold_at_the_delimiter(host: GatewayHost) -> anyhow::Result<()> {
     fill(&host).await?;
     let client = host.session("sessions/a/");
     for version in ["", "&list-type=2"] {
@@ -57,7 +57,7 @@ async fn lists_fold_at_the_delimiter(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(pages_join_to_the_whole_list);
-async fn pages_join_to_the_whole_list(host: Host) -> anyhow::Result<()> {
+async fn pages_join_to_the_whole_list(host: GatewayHost) -> anyhow::Result<()> {
     fill(&host).await?;
     let client = host.session("sessions/a/");
     for delimiter in ["", "&delimiter=/"] {
@@ -104,7 +104,9 @@ async fn pages_join_to_the_whole_list(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(a_list_above_the_grant_names_only_what_is_granted);
-async fn a_list_above_the_grant_names_only_what_is_granted(host: Host) -> anyhow::Result<()> {
+async fn a_list_above_the_grant_names_only_what_is_granted(
+    host: GatewayHost,
+) -> anyhow::Result<()> {
     fill(&host).await?;
     let one = host.session("sessions/a/");
     let own = list(&one, "prefix=sessions/a/").await?;
@@ -131,7 +133,7 @@ async fn a_list_above_the_grant_names_only_what_is_granted(host: Host) -> anyhow
 }
 
 on_both_stores!(buckets_are_the_granted_ones);
-async fn buckets_are_the_granted_ones(host: Host) -> anyhow::Result<()> {
+async fn buckets_are_the_granted_ones(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     assert_eq!(client.get("/").await?.expect(200).elements("Name"), [BUCKET]);
     client.head(&format!("/{BUCKET}")).await?.expect(200);

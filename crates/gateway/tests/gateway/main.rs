@@ -20,13 +20,13 @@ macro_rules! on_both_stores {
         mod $name {
             #[tokio::test]
             async fn embedded() -> anyhow::Result<()> {
-                super::$name(crate::host::Host::embedded().await?).await
+                super::$name(crate::host::GatewayHost::embedded().await?).await
             }
 
             #[tokio::test]
             #[ignore = "needs minio"]
             async fn minio() -> anyhow::Result<()> {
-                super::$name(crate::host::Host::minio().await?).await
+                super::$name(crate::host::GatewayHost::minio().await?).await
             }
         }
     };

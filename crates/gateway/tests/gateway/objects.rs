@@ -1,14 +1,14 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
 use crate::client::noise;
-use crate::host::{BUCKET, Host};
+use crate::host::{BUCKET, GatewayHost};
 use crate::on_both_stores;
 
 /// What a canonical path does not encode.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 on_both_stores!(an_object_comes_back_with_all_that_was_stored);
-async fn an_object_comes_back_with_all_that_was_stored(host: Host) -> anyhow::Result<()> {
+async fn an_object_comes_back_with_all_that_was_stored(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/file.txt");
     let headers = [
@@ -41,7 +41,9 @@ async fn an_object_comes_back_with_all_that_was_stored(host: Host) -> anyhow::Re
 }
 
 on_both_stores!(contents_of_all_sizes_come_back_whole_and_in_parts);
-async fn contents_of_all_sizes_come_back_whole_and_in_parts(host: Host) -> anyhow::Result<()> {
+async fn contents_of_all_sizes_come_back_whole_and_in_parts(
+    host: GatewayHost,
+) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     for size in [0usize, 1, 16_384, 16_385, 1_048_576, 3_000_001] {
         let (target, body) = (format!("/{BUCKET}/sessions/a/{size}"), noise(size, 1));
@@ -69,7 +71,7 @@ async fn contents_of_all_sizes_come_back_whole_and_in_parts(host: Host) -> anyho
 }
 
 on_both_stores!(keys_with_special_characters_are_kept);
-async fn keys_with_special_characters_are_kept(host: Host) -> anyhow::Result<()> {
+async fn keys_with_special_characters_are_kept(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let keys =
         ["a b", "a+b", "100%", "ü/ß", "q?x=1&y", "#h", "it's <ok> \"&\"", "~tilde", "a%2Fb", "x/"];
@@ -101,7 +103,7 @@ async fn keys_with_special_characters_are_kept(host: Host) -> anyhow::Result<()>
 }
 
 on_both_stores!(conditions_are_honoured);
-async fn conditions_are_honoured(host: Host) -> anyhow::Result<()> {
+async fn conditions_are_honoured(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/c");
     let tag = client.put(&target, b"1").await?.expect(200).header("etag").to_owned();
@@ -128,7 +130,7 @@ async fn conditions_are_honoured(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(a_copy_keeps_or_replaces_the_metadata);
-async fn a_copy_keeps_or_replaces_the_metadata(host: Host) -> anyhow::Result<()> {
+async fn a_copy_keeps_or_replaces_the_metadata(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let (from, to) = (format!("/{BUCKET}/sessions/a/f rom"), format!("/{BUCKET}/sessions/a/to"));
     let from_target = from.replace(' ', "%20");
@@ -161,7 +163,7 @@ async fn a_copy_keeps_or_replaces_the_metadata(host: Host) -> anyhow::Result<()>
 }
 
 on_both_stores!(many_keys_are_deleted_at_once);
-async fn many_keys_are_deleted_at_once(host: Host) -> anyhow::Result<()> {
+async fn many_keys_are_deleted_at_once(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     for name in ["one", "two%20%26%20%3Cthree%3E", "four"] {
         client.put(&format!("/{BUCKET}/sessions/a/{name}"), b"x").await?.expect(200);
@@ -177,7 +179,7 @@ async fn many_keys_are_deleted_at_once(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(writers_of_one_key_do_not_mix);
-async fn writers_of_one_key_do_not_mix(host: Host) -> anyhow::Result<()> {
+async fn writers_of_one_key_do_not_mix(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/shared");
     let bodies: Vec<Vec<u8>> = (1..=8).map(|seed| noise(400_000, seed)).collect();

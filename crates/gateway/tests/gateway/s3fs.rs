@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
-use crate::client::{Client, noise};
-use crate::host::{BUCKET, Host, bucket};
+use crate::client::{S3Client, noise};
+use crate::host::{BUCKET, GatewayHost, bucket};
 
-struct Mount {
+struct S3fsMount {
     folder: TempDir,
 }
 
-impl Mount {
-    fn new(client: &Client, prefix: &str) -> anyhow::Result<Self> {
+impl S3fsMount {
+    fn new(client: &S3Client, prefix: &str) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (target, keys) = (folder.path().join("mnt"), folder.path().join("keys"));
         fs::create_dir(&target)?;
@@ -57,7 +57,7 @@ impl Mount {
     }
 }
 
-impl Drop for Mount {
+impl Drop for S3fsMount {
     fn drop(&mut self) {
         let target = self.path("");
         if is_mounted(&target).unwrap_or(false) {
@@ -76,7 +76,7 @@ fn is_mounted(target: &Path) -> anyhow::Result<bool> {
     Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(target)))
 }
 
-fn work(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
+fn work(mount: &S3fsMount, big: &[u8]) -> anyhow::Result<()> {
     ensure!(mount.path("uploads").is_dir(), "the prepared directory is not there");
     fs::create_dir(mount.path("dir"))?;
     fs::write(mount.path("dir/a.txt"), "one\n")?;
@@ -114,7 +114,7 @@ fn work(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn look_again(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
+fn look_again(mount: &S3fsMount, big: &[u8]) -> anyhow::Result<()> {
     ensure!(fs::read(mount.path("moved/b ü%.txt"))? == b"one");
     ensure!(fs::metadata(mount.path("moved/b ü%.txt"))?.permissions().mode() & 0o777 == 0o640);
     ensure!(fs::read(mount.path("moved/29"))? == b"29");
@@ -128,7 +128,7 @@ fn look_again(mount: &Mount, big: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn a_mount_behaves_like_a_directory(host: Host) -> anyhow::Result<()> {
+async fn a_mount_behaves_like_a_directory(host: GatewayHost) -> anyhow::Result<()> {
     let prefix = "sessions/s1/";
     let directories = ["uploads".to_owned(), "artifacts".to_owned()];
     let at = prefix.parse()?;
@@ -140,10 +140,10 @@ async fn a_mount_behaves_like_a_directory(host: Host) -> anyhow::Result<()> {
     // File calls on the mount block until this very process has answered: never on its own threads.
     tokio::task::spawn_blocking(move || {
         let big = noise(200 * 1000 * 1000, 9);
-        let mount = Mount::new(&client, prefix)?;
+        let mount = S3fsMount::new(&client, prefix)?;
         work(&mount, &big)?;
         mount.unmount()?;
-        let mount = Mount::new(&client, prefix)?;
+        let mount = S3fsMount::new(&client, prefix)?;
         look_again(&mount, &big)?;
         mount.unmount()
     })
@@ -164,11 +164,11 @@ async fn a_mount_behaves_like_a_directory(host: Host) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs s3fs and /dev/fuse"]
 async fn on_the_embedded_store() -> anyhow::Result<()> {
-    a_mount_behaves_like_a_directory(Host::embedded().await?).await
+    a_mount_behaves_like_a_directory(GatewayHost::embedded().await?).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs minio, s3fs and /dev/fuse"]
 async fn on_minio() -> anyhow::Result<()> {
-    a_mount_behaves_like_a_directory(Host::minio().await?).await
+    a_mount_behaves_like_a_directory(GatewayHost::minio().await?).await
 }

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use sandyard_gateway::{Backend, Embedded, EmbeddedError, Gateway, StoreError, Upstream};
+use sandyard_gateway::{Backend, Embedded, EmbeddedError, Gateway, ObjectStoreError, Upstream};
 use sandyard_types::KeyPrefix;
 
-use crate::host::{BUCKET, Grants, Host, Minio, bucket};
+use crate::host::{BUCKET, GatewayHost, Grants, Minio, bucket};
 use crate::on_both_stores;
 
 on_both_stores!(directories_are_made_once_and_as_s3fs_makes_them);
-async fn directories_are_made_once_and_as_s3fs_makes_them(host: Host) -> anyhow::Result<()> {
+async fn directories_are_made_once_and_as_s3fs_makes_them(host: GatewayHost) -> anyhow::Result<()> {
     let prefix: KeyPrefix = "sessions/s/".parse()?;
     let directories = ["uploads".to_owned(), "a/b".to_owned()];
     host.gateway.ensure_directories(&bucket(), &prefix, &directories, 1000, 1001).await?;
@@ -32,15 +32,15 @@ async fn directories_are_made_once_and_as_s3fs_makes_them(host: Host) -> anyhow:
 }
 
 on_both_stores!(a_missing_bucket_is_named);
-async fn a_missing_bucket_is_named(host: Host) -> anyhow::Result<()> {
+async fn a_missing_bucket_is_named(host: GatewayHost) -> anyhow::Result<()> {
     let missing = "no-such-bucket".parse()?;
     host.gateway.check(&bucket()).await?;
     let error = host.gateway.check(&missing).await.expect_err("there is no such bucket");
-    assert!(matches!(error, StoreError::NoBucket { .. }), "{error}");
+    assert!(matches!(error, ObjectStoreError::NoBucket { .. }), "{error}");
     let prefix: KeyPrefix = "sessions/s/".parse()?;
     let error = host.gateway.ensure_directories(&missing, &prefix, &[], 0, 0).await;
     let error = error.expect_err("there is no such bucket");
-    assert!(matches!(error, StoreError::NoBucket { .. }), "{error}");
+    assert!(matches!(error, ObjectStoreError::NoBucket { .. }), "{error}");
     host.gateway.ensure_bucket(&missing).await?;
     host.gateway.ensure_bucket(&missing).await?;
     host.gateway.check(&missing).await?;
@@ -58,11 +58,11 @@ async fn wrong_keys_are_told_from_a_wrong_address() -> anyhow::Result<()> {
     let mut config = minio.config();
     config.secret = "wrong-secret".into();
     let error = gateway(config)?.check(&bucket()).await.expect_err("the secret is wrong");
-    assert!(matches!(error, StoreError::WrongKeys { .. }), "{error}");
+    assert!(matches!(error, ObjectStoreError::WrongKeys { .. }), "{error}");
     let mut config = minio.config();
     config.access_key_id = "nobody".to_owned();
     let error = gateway(config)?.check(&bucket()).await.expect_err("the key is unknown");
-    assert!(matches!(error, StoreError::WrongKeys { .. }), "{error}");
+    assert!(matches!(error, ObjectStoreError::WrongKeys { .. }), "{error}");
     Ok(())
 }
 
@@ -87,7 +87,7 @@ async fn a_store_that_does_not_answer_is_named_within_seconds() -> anyhow::Resul
         let gateway = Gateway::new(store, std::sync::Arc::new(Grants::default()));
         let started = Instant::now();
         let error = gateway.check(&bucket()).await.expect_err("nobody answers");
-        assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+        assert!(matches!(error, ObjectStoreError::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains(&address.to_string()), "{error}");
         assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     }
@@ -97,7 +97,7 @@ async fn a_store_that_does_not_answer_is_named_within_seconds() -> anyhow::Resul
 #[tokio::test]
 #[ignore = "needs minio"]
 async fn requests_fail_clearly_while_the_upstream_is_away() -> anyhow::Result<()> {
-    let mut host = Host::minio().await?;
+    let mut host = GatewayHost::minio().await?;
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/x");
     client.put(&target, b"x").await?.expect(200);
@@ -111,7 +111,7 @@ async fn requests_fail_clearly_while_the_upstream_is_away() -> anyhow::Result<()
 #[tokio::test]
 #[ignore = "needs minio"]
 async fn the_upstream_never_sees_the_callers_key() -> anyhow::Result<()> {
-    let host = Host::minio().await?;
+    let host = GatewayHost::minio().await?;
     let minio = host.minio.as_ref().expect("this host has one");
     let client = host.session("sessions/a/");
     client.put(&format!("/{BUCKET}/sessions/a/x"), b"x").await?.expect(200);

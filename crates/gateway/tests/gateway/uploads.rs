@@ -1,10 +1,10 @@
-use crate::client::{Client, noise};
-use crate::host::{BUCKET, Host};
+use crate::client::{S3Client, noise};
+use crate::host::{BUCKET, GatewayHost};
 use crate::on_both_stores;
 
 pub(crate) const PART: usize = 5 * 1024 * 1024;
 
-pub(crate) async fn begin(client: &Client, target: &str) -> anyhow::Result<String> {
+pub(crate) async fn begin(client: &S3Client, target: &str) -> anyhow::Result<String> {
     let headers = [("x-amz-meta-mode", "7"), ("content-type", "text/m")];
     let begun =
         client.send("POST", &format!("{target}?uploads="), &headers, b"").await?.expect(200);
@@ -20,7 +20,7 @@ pub(crate) fn parts_xml(parts: &[(u32, &str)]) -> String {
 }
 
 on_both_stores!(parts_become_one_object);
-async fn parts_become_one_object(host: Host) -> anyhow::Result<()> {
+async fn parts_become_one_object(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let source = format!("/{BUCKET}/sessions/a/source");
     let (first, second, stored) = (noise(PART, 1), noise(1234, 2), noise(PART + 1000, 3));
@@ -63,7 +63,7 @@ async fn parts_become_one_object(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(an_upload_can_be_given_up);
-async fn an_upload_can_be_given_up(host: Host) -> anyhow::Result<()> {
+async fn an_upload_can_be_given_up(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/big");
     let upload = begin(&client, &target).await?;
@@ -81,7 +81,7 @@ async fn an_upload_can_be_given_up(host: Host) -> anyhow::Result<()> {
 }
 
 on_both_stores!(small_parts_in_the_middle_are_refused);
-async fn small_parts_in_the_middle_are_refused(host: Host) -> anyhow::Result<()> {
+async fn small_parts_in_the_middle_are_refused(host: GatewayHost) -> anyhow::Result<()> {
     let client = host.session("sessions/a/");
     let target = format!("/{BUCKET}/sessions/a/big");
     let upload = begin(&client, &target).await?;

@@ -106,9 +106,9 @@ extern "C" fn readdir(path: Path, _: *mut c_void, _: Filler, _: Offset, _: *mut 
 }
 
 /// A file system that notes what it is asked, and programs that use it. Handles are 1, 2, 3 and so on.
-struct Mount(Guard);
+struct GuardedMount(Guard);
 
-impl Mount {
+impl GuardedMount {
     fn new() -> Self {
         noted();
         NEXT_HANDLE.set(1);
@@ -126,7 +126,7 @@ impl Mount {
             create: Some(create),
             ..Operations::EMPTY
         };
-        Self(Guard::new(operations, Box::leak(Box::new(Page::new()))))
+        Self(Guard::new(operations, Box::leak(Box::new(SharedPage::new()))))
     }
 
     fn open(&self, path: &CStr, flags: c_int) -> FileInfo {
@@ -157,7 +157,7 @@ impl Mount {
 
 #[test]
 fn one_program_that_writes_a_file_costs_no_further_calls() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut file = mount.create(c"/a");
     assert_eq!(mount.0.fgetattr(c"/a", ptr::null_mut()), 0);
     mount.write(c"/a", &mut file);
@@ -181,7 +181,7 @@ fn one_program_that_writes_a_file_costs_no_further_calls() {
 
 #[test]
 fn what_is_written_is_in_the_store_before_another_open() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut first = mount.open(c"/a", O_WRONLY);
     let mut second = mount.open(c"/a", O_RDWR);
     assert_eq!(noted(), ["open /a", "open /a"], "nothing is written yet");
@@ -215,7 +215,7 @@ fn what_is_written_is_in_the_store_before_another_open() {
 
 #[test]
 fn a_file_that_cannot_go_to_the_store_is_not_touched() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut file = mount.create(c"/d/a");
     mount.write(c"/d/a", &mut file);
     noted();
@@ -234,7 +234,7 @@ fn a_file_that_cannot_go_to_the_store_is_not_touched() {
 
 #[test]
 fn a_new_file_is_in_the_store_before_anybody_looks() {
-    type Look = fn(&Mount) -> c_int;
+    type Look = fn(&GuardedMount) -> c_int;
     let looks: [(Look, &str); 4] = [
         (|mount| mount.0.getattr(c"/d/a", ptr::null_mut()), "getattr /d/a"),
         (|mount| mount.list(c"/d"), "readdir /d"),
@@ -242,7 +242,7 @@ fn a_new_file_is_in_the_store_before_anybody_looks() {
         (|mount| mount.0.rename(c"/d", c"/e"), "rename /d /e"),
     ];
     for (look, asked) in looks {
-        let mount = Mount::new();
+        let mount = GuardedMount::new();
         mount.create(c"/d/a");
         for other in [c"/", c"/d/sub", c"/d/a/b", c"/d2"] {
             assert_eq!(mount.list(other), 0);
@@ -257,7 +257,7 @@ fn a_new_file_is_in_the_store_before_anybody_looks() {
 
 #[test]
 fn open_files_follow_a_rename() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut inner = mount.create(c"/d/e/a");
     let mut file = mount.open(c"/d/b", O_RDWR);
     mount.create(c"/da");
@@ -289,7 +289,7 @@ fn open_files_follow_a_rename() {
 
 #[test]
 fn a_file_is_open_and_in_the_store_while_it_is_truncated() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     assert_eq!(mount.0.truncate(c"/a", 5), 0);
     assert_eq!(noted(), ["open /a", "flush /a 1", "truncate /a 5", "release 1"]);
     assert_eq!(mount.0.truncate(c"/a", 0), 0);
@@ -308,7 +308,7 @@ fn a_file_is_open_and_in_the_store_while_it_is_truncated() {
 #[test]
 fn the_first_error_of_a_truncation_counts_and_the_file_is_closed() {
     for (failed, calls) in [("open /a", 1), ("flush /a 1", 3), ("truncate /a 5", 4)] {
-        let mount = Mount::new();
+        let mount = GuardedMount::new();
         failing(failed, || mount.0.truncate(c"/a", 5));
         let calls_made = noted();
         assert_eq!(calls_made.len(), calls, "{calls_made:?}");
@@ -318,7 +318,7 @@ fn the_first_error_of_a_truncation_counts_and_the_file_is_closed() {
 
 #[test]
 fn what_comes_after_the_last_close_is_in_the_store_before_the_release() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut file = mount.open(c"/a", O_RDWR);
     assert_eq!(mount.0.flush(c"/a", &mut file), 0);
     mount.write(c"/a", &mut file);
@@ -330,7 +330,7 @@ fn what_comes_after_the_last_close_is_in_the_store_before_the_release() {
 
 #[test]
 fn a_handles_number_can_be_another_files_once_it_is_released() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let first = mount.open(c"/a", O_RDWR);
     mount.close(c"/a", first);
     NEXT_HANDLE.set(1);
@@ -344,7 +344,7 @@ fn a_handles_number_can_be_another_files_once_it_is_released() {
 #[test]
 fn a_length_that_a_listing_may_have_left_is_asked_for_anew() {
     thread_local! {
-        static LISTED: RefCell<Option<Mount>> = const { RefCell::new(None) };
+        static LISTED: RefCell<Option<GuardedMount>> = const { RefCell::new(None) };
     }
     /// Somebody writes the file, while the directory is listed.
     extern "C" fn busy(_: Path, _: *mut c_void, _: Filler, _: Offset, _: *mut FileInfo) -> c_int {
@@ -356,7 +356,7 @@ fn a_length_that_a_listing_may_have_left_is_asked_for_anew() {
         });
         0
     }
-    let mut mount = Mount::new();
+    let mut mount = GuardedMount::new();
     mount.0.given.readdir = Some(busy);
     LISTED.set(Some(mount));
     LISTED.with_borrow(|mount| {
@@ -379,7 +379,7 @@ fn a_length_that_a_listing_may_have_left_is_asked_for_anew() {
 #[test]
 fn a_question_that_opens_the_file_brings_what_is_written_to_the_store_first() {
     thread_local! {
-        static LISTED: RefCell<Option<Mount>> = const { RefCell::new(None) };
+        static LISTED: RefCell<Option<GuardedMount>> = const { RefCell::new(None) };
     }
     extern "C" fn busy(_: Path, _: *mut c_void, _: Filler, _: Offset, _: *mut FileInfo) -> c_int {
         LISTED.with_borrow(|mount| {
@@ -387,7 +387,7 @@ fn a_question_that_opens_the_file_brings_what_is_written_to_the_store_first() {
             mount.0.release(c"/a", &mut FileInfo::new(O_RDWR, 1))
         })
     }
-    let mut mount = Mount::new();
+    let mut mount = GuardedMount::new();
     mount.0.given.readdir = Some(busy);
     LISTED.set(Some(mount));
     LISTED.with_borrow(|mount| {
@@ -406,7 +406,7 @@ fn a_question_that_opens_the_file_brings_what_is_written_to_the_store_first() {
 
 #[test]
 fn many_programs_on_few_files_leave_nothing_behind() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let number = std::sync::atomic::AtomicU64::new(1);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -429,7 +429,7 @@ fn many_programs_on_few_files_leave_nothing_behind() {
 
 #[test]
 fn a_sync_of_the_root_brings_everything_written_to_the_store() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let mut first = mount.open(c"/a", O_WRONLY);
     let mut second = mount.create(c"/d/b");
     let clean = mount.open(c"/c", O_RDWR);
@@ -451,7 +451,7 @@ fn a_sync_of_the_root_brings_everything_written_to_the_store() {
 
 #[test]
 fn bytes_that_are_not_in_the_store_are_counted() {
-    let mount = Mount::new();
+    let mount = GuardedMount::new();
     let write = |file: &mut FileInfo, bytes| mount.0.write(c"/a", c"".as_ptr(), bytes, 0, file);
     let counted = || (mount.0.page.unsent(), mount.0.page.lost());
     let mut first = mount.create(c"/a");
