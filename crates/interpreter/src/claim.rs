@@ -14,14 +14,14 @@ use tokio::sync::watch;
 /// What the daemon tells.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Claim {
+pub struct DaemonClaim {
     /// All global variables.
     pub variables: BTreeMap<String, String>,
     /// What a request has to show, if it shows anything.
     access_token: String,
 }
 
-impl Claim {
+impl DaemonClaim {
     /// Whether a token is the sandbox's, in a time that tells nothing about it.
     pub fn accepts(&self, token: &[u8]) -> bool {
         self.access_token.as_bytes().ct_eq(token).into()
@@ -34,7 +34,7 @@ impl Claim {
 /// If what comes is none.
 pub async fn read(
     input: impl AsyncRead + Unpin,
-    claim: &watch::Sender<Option<Claim>>,
+    claim: &watch::Sender<Option<DaemonClaim>>,
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(input).lines();
     while let Some(line) = lines.next_line().await? {

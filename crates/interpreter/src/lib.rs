@@ -14,12 +14,12 @@ mod time_text;
 mod workspace;
 mod zmtp;
 
-pub use claim::{Claim, read as read_claims};
+pub use claim::{DaemonClaim, read as read_claims};
 pub use context::{ContextError, ContextInfo, ContextSettings, Contexts};
 pub use http::{listen, serve};
 pub use kernel::{
-    InterruptMode, KernelEnd, KernelError, KernelSettings, KernelSpec, KernelSpecs, SpecError,
-    SpecMetadata, Transport,
+    InterruptMode, KernelEnd, KernelError, KernelSettings, KernelSpec, KernelSpecs,
+    KernelTransport, SpecError, SpecMetadata,
 };
 pub use zmtp::{Endpoint, ZmtpError};
 

@@ -1,6 +1,6 @@
 //! The program `sandyard-interpreter`. The daemon of a sandbox starts it and starts it again whenever it ends.
 //!
-//! Its standard input is where the daemon tells who the sandbox is (see [`sandyard_interpreter::Claim`]); on its
+//! Its standard input is where the daemon tells who the sandbox is (see [`sandyard_interpreter::DaemonClaim`]); on its
 //! standard output it writes one line, `ready`, once it takes requests.
 
 use std::io::Write as _;
@@ -20,7 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-struct Args {
+struct InterpreterArgs {
     /// Where to listen.
     listen: SocketAddr,
     settings: ContextSettings,
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Args> {
+fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<InterpreterArgs> {
     let mut listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, INTERPRETER_PORT));
     let mut run_folder = PathBuf::from("/run/sandyard-interpreter");
     let mut cwd = PathBuf::from("/home/user");
@@ -64,10 +64,14 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Args> {
     }
     let kernels_settings = KernelSettings { run_folder, quiet };
     let specs = KernelSpecs::new(kernels);
-    Ok(Args { listen, settings: ContextSettings { kernels: kernels_settings, specs, cwd }, claims })
+    Ok(InterpreterArgs {
+        listen,
+        settings: ContextSettings { kernels: kernels_settings, specs, cwd },
+        claims,
+    })
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
+fn run(args: InterpreterArgs) -> anyhow::Result<()> {
     // It holds the sandbox's access token: root inside, without SYS_PTRACE, must not read its memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("failed to keep tracers away")?;
@@ -81,7 +85,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(work(args))
 }
 
-async fn work(args: Args) -> anyhow::Result<()> {
+async fn work(args: InterpreterArgs) -> anyhow::Result<()> {
     let mut told_to_end =
         signal(SignalKind::terminate()).context("failed to listen for signals")?;
     let (sender, claim) = watch::channel(None);

@@ -1,4 +1,4 @@
-//! The owner of all that runs beside the accept loop.
+//! The owner of all background tasks.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,9 +6,9 @@ use tokio::task::{JoinError, JoinSet};
 
 /// Tasks that end with this.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks(Mutex<JoinSet<()>>);
+pub(crate) struct InterpreterTasks(Mutex<JoinSet<()>>);
 
-impl Tasks {
+impl InterpreterTasks {
     /// Runs a task until it ends by itself.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);

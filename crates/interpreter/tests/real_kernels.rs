@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-struct Interpreter {
+struct TestInterpreter {
     child: Child,
     claims: ChildStdin,
     port: u16,
 }
 
-impl Interpreter {
+impl TestInterpreter {
     fn start(run_folder: &Path) -> anyhow::Result<Self> {
         let kernels =
             std::env::var("SANDYARD_TEST_KERNELS").context("SANDYARD_TEST_KERNELS is not set")?;
@@ -79,7 +79,7 @@ impl Interpreter {
     }
 }
 
-impl Drop for Interpreter {
+impl Drop for TestInterpreter {
     fn drop(&mut self) {
         // It may be gone already.
         drop(self.child.kill());
@@ -138,7 +138,7 @@ fn error<'a>(lines: &'a [Value], name: &str) -> anyhow::Result<&'a str> {
 #[ignore = "needs kernels"]
 fn cells_have_their_lines_and_keep_their_state() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let interpreter = Interpreter::start(&folder.path().join("run"))?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
     assert_eq!(interpreter.request("GET", "/health", "")?, (200, "\"OK\"".to_owned()));
     let failed = interpreter.execute(&json!({ "code": "this is none" }))?;
     assert_eq!(types(&failed), ["number_of_executions", "error", "end_of_execution"]);
@@ -167,7 +167,7 @@ fn cells_have_their_lines_and_keep_their_state() -> anyhow::Result<()> {
 #[ignore = "needs kernels"]
 fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut interpreter = Interpreter::start(&folder.path().join("run"))?;
+    let mut interpreter = TestInterpreter::start(&folder.path().join("run"))?;
     assert_eq!(
         interpreter.value("import os; os.environ.get('A')").map_err(|_| ()),
         Err(()),
@@ -201,7 +201,7 @@ fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
 #[ignore = "needs kernels"]
 fn a_client_that_leaves_interrupts_and_others_go_on() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let interpreter = Interpreter::start(&folder.path().join("run"))?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
     for code in ["x = 7\nwhile True: pass", "import time\nx = 7\ntime.sleep(300)"] {
         let body = json!({ "code": code }).to_string();
         let mut stream = interpreter.send("POST", "/execute", "", &body)?;
@@ -221,7 +221,7 @@ fn a_client_that_leaves_interrupts_and_others_go_on() -> anyhow::Result<()> {
 fn ends_are_told() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let run = folder.path().join("run");
-    let mut interpreter = Interpreter::start(&run)?;
+    let mut interpreter = TestInterpreter::start(&run)?;
     let ended = interpreter.execute(&json!({ "code": "x = 1; import os; os._exit(3)" }))?;
     assert!(error(&ended, "ContextRestarting")?.contains("exit status: 3"));
     assert_eq!(types(&ended).last(), Some(&"end_of_execution"));
@@ -240,7 +240,7 @@ fn ends_are_told() -> anyhow::Result<()> {
         ensure!(Instant::now() < until, "the kernel outlives its interpreter");
         thread::sleep(Duration::from_millis(10));
     }
-    let next = Interpreter::start(&run)?;
+    let next = TestInterpreter::start(&run)?;
     let body = json!({ "code": "1", "context_id": id }).to_string();
     let (status, text) = next.request("POST", "/execute", &body)?;
     assert_eq!(status, 404);
@@ -256,7 +256,7 @@ fn ends_are_told() -> anyhow::Result<()> {
 #[ignore = "needs kernels"]
 fn a_restart_ends_what_runs_and_a_reader_that_is_slow_loses_nothing() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let interpreter = Interpreter::start(&folder.path().join("run"))?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
     let body = json!({ "code": "for i in range(20000): print('line', i)" }).to_string();
     let stream = interpreter.send("POST", "/execute", "", &body)?;
     thread::sleep(Duration::from_millis(500));

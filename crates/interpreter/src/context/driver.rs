@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::table::Shared;
-use super::{ExecuteRequest, Order};
+use super::table::SharedContexts;
+use super::{ContextCommand, ExecuteRequest};
 use crate::kernel::{Kernel, KernelError, KernelEvent, KernelSpec};
 use crate::language::{Dialect, EnvironmentChange};
 
@@ -17,8 +17,8 @@ use crate::language::{Dialect, EnvironmentChange};
 const SILENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Owner of a context's kernel.
-pub(super) struct Driver {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct ContextDriver {
+    pub(super) shared: Arc<SharedContexts>,
     pub(super) id: String,
     pub(super) spec: KernelSpec,
     pub(super) dialect: Option<Dialect>,
@@ -35,17 +35,17 @@ pub(super) struct Driver {
     /// Why the kernel was given up though nobody asked for it, until a client has been told.
     pub(super) unreported: Option<String>,
     pub(super) requests: mpsc::Receiver<ExecuteRequest>,
-    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) commands: mpsc::Receiver<ContextCommand>,
 }
 
-impl Driver {
+impl ContextDriver {
     /// Works until it is told to end.
     pub(super) async fn run(mut self) {
         loop {
-            let order = tokio::select! {
+            let command = tokio::select! {
                 biased;
-                order = self.orders.recv() => match order {
-                    Some(order) => Some(order),
+                command = self.commands.recv() => match command {
+                    Some(command) => Some(command),
                     // The table is gone, and everything with it.
                     None => return,
                 },
@@ -58,13 +58,13 @@ impl Driver {
                     None => return,
                 },
             };
-            match order {
+            match command {
                 None => {}
-                Some(Order::Restart(answer)) => {
+                Some(ContextCommand::Restart(answer)) => {
                     let restarted = self.restart().await;
                     tell(answer, restarted);
                 }
-                Some(Order::Remove(answer)) => {
+                Some(ContextCommand::Remove(answer)) => {
                     let killed = self.kill().await;
                     return tell(answer, killed);
                 }
@@ -134,7 +134,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Undoes what [`Driver::prepare`] did for one request.
+    /// Undoes what [`ContextDriver::prepare`] did for one request.
     pub(super) async fn undo(&mut self, env: &BTreeMap<String, String>) -> Result<(), KernelError> {
         let Some(dialect) = self.dialect else { return Ok(()) };
         let globals = self.globals.as_ref();
@@ -180,7 +180,7 @@ async fn run_silently(kernel: &mut Kernel, code: &str) -> Result<bool, KernelErr
                 idle |= super::execution::is_idle(&m);
             }
             KernelEvent::Replied(m) if m.parent.as_ref() == Some(&request.id) => {
-                result = Some(match super::execution::Reply::of(&m) {
+                result = Some(match super::execution::ExecuteReply::of(&m) {
                     Some(reply) if reply.status == "ok" => Ok(()),
                     Some(reply) => {
                         Err(KernelError::SetUp(format!("{}: {}", reply.ename, reply.evalue)))

@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::driver::{Driver, next_event};
-use super::output::{Client, Line, Output, WAITING_LIMIT};
-use super::{ExecuteRequest, Order};
-use crate::kernel::{KernelEvent, Message};
+use super::driver::{ContextDriver, next_event};
+use super::output::{Line, LineOutput, SendOutcome, WAITING_LIMIT};
+use super::{ContextCommand, ExecuteRequest};
+use crate::kernel::{KernelEvent, KernelMessage};
 use crate::language::Dialect;
 use sandyard_types::error_chain;
 
@@ -24,7 +24,7 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The answer to a request to execute.
 #[derive(Debug, Deserialize)]
-pub(super) struct Reply {
+pub(super) struct ExecuteReply {
     pub(super) status: String,
     #[serde(default)]
     pub(super) ename: String,
@@ -34,9 +34,9 @@ pub(super) struct Reply {
     traceback: Vec<String>,
 }
 
-impl Reply {
+impl ExecuteReply {
     /// Reads an answer; none if it is not one to a request to execute.
-    pub(super) fn of(message: &Message) -> Option<Self> {
+    pub(super) fn of(message: &KernelMessage) -> Option<Self> {
         if message.kind != "execute_reply" {
             return None;
         }
@@ -45,7 +45,7 @@ impl Reply {
 }
 
 /// Whether the kernel is done with the request that the message belongs to.
-pub(super) fn is_idle(message: &Message) -> bool {
+pub(super) fn is_idle(message: &KernelMessage) -> bool {
     #[derive(Deserialize)]
     struct Status {
         execution_state: String,
@@ -55,7 +55,7 @@ pub(super) fn is_idle(message: &Message) -> bool {
             .is_some_and(|s| s.execution_state == "idle")
 }
 
-fn readable<T, E: std::fmt::Display>(message: &Message, read: Result<T, E>) -> Option<T> {
+fn readable<T, E: std::fmt::Display>(message: &KernelMessage, read: Result<T, E>) -> Option<T> {
     read.inspect_err(|error| crate::log!("a '{}' of a kernel: {error}", message.kind)).ok()
 }
 
@@ -66,7 +66,7 @@ enum Ending {
     /// Its kernel has ended, or has to be given up.
     KernelGone,
     /// By something that the context was told.
-    Told(Order),
+    Told(ContextCommand),
 }
 
 /// How far it is.
@@ -74,7 +74,7 @@ enum Ending {
 struct Progress {
     accepted: bool,
     idle: bool,
-    reply: Option<Reply>,
+    reply: Option<ExecuteReply>,
     /// Whether an error was told.
     failed: bool,
     /// What the kernel has counted and users have not.
@@ -90,11 +90,11 @@ struct Cancelled {
     pause: Duration,
 }
 
-impl Driver {
+impl ContextDriver {
     /// Executes a request; returns what the context was told meanwhile and has to do now.
-    pub(super) async fn execute(&mut self, request: ExecuteRequest) -> Option<Order> {
+    pub(super) async fn execute(&mut self, request: ExecuteRequest) -> Option<ContextCommand> {
         let ExecuteRequest { code, env, lines } = request;
-        let mut output = Output::new(lines);
+        let mut output = LineOutput::new(lines);
         if output.is_abandoned() {
             // It waited for its turn, and its client did not.
             return None;
@@ -108,7 +108,7 @@ impl Driver {
         };
         output.end();
         match ending {
-            Ending::Told(order) => return Some(order),
+            Ending::Told(command) => return Some(command),
             Ending::KernelGone => {
                 if let Err(error) = self.restart().await {
                     crate::log!("context {}: {error}", self.id);
@@ -146,7 +146,7 @@ impl Driver {
     }
 
     /// Turns what the kernel says into lines until it is done.
-    async fn follow(&mut self, id: &str, output: &mut Output) -> Ending {
+    async fn follow(&mut self, id: &str, output: &mut LineOutput) -> Ending {
         let splits_lines = self.dialect == Some(Dialect::Java);
         let mut progress =
             Progress { uncounted: self.uncounted, splits_lines, ..Progress::default() };
@@ -156,17 +156,17 @@ impl Driver {
         loop {
             tokio::select! {
                 biased;
-                order = self.orders.recv() => {
-                    let Some(order) = order else { return Ending::Done };
-                    let what = match order {
-                        Order::Restart(_) => "the context was restarted",
-                        Order::Remove(_) => "the context was removed",
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return Ending::Done };
+                    let what = match command {
+                        ContextCommand::Restart(_) => "the context was restarted",
+                        ContextCommand::Remove(_) => "the context was removed",
                     };
                     put_error(output, "UnexpectedEndOfExecution", what);
-                    return Ending::Told(order);
+                    return Ending::Told(command);
                 }
-                client = output.client(), if cancelled.is_none() => {
-                    if let Client::Left = client {
+                sent = output.client(), if cancelled.is_none() => {
+                    if let SendOutcome::ClientLeft = sent {
                         output.discard();
                         cancelled = Some(self.cancel().await);
                     }
@@ -181,7 +181,7 @@ impl Driver {
                             }
                         }
                         KernelEvent::Replied(message) if message.parent.as_deref() == Some(id) => {
-                            progress.reply = Reply::of(&message);
+                            progress.reply = ExecuteReply::of(&message);
                         }
                         // Of something before, or of nobody: a thread of the user's.
                         KernelEvent::Published(_) | KernelEvent::Replied(_) => {}
@@ -261,14 +261,14 @@ async fn interrupt_again(cancelled: Option<&Cancelled>) {
 
 impl Progress {
     /// Turns a message into its line.
-    fn published(&mut self, message: &Message, output: &mut Output) {
+    fn published(&mut self, message: &KernelMessage, output: &mut LineOutput) {
         match message.kind.as_str() {
             "execute_input" => {
                 #[derive(Deserialize)]
-                struct Input {
+                struct ExecuteInput {
                     execution_count: i64,
                 }
-                if let Some(input) = readable(message, message.content::<Input>())
+                if let Some(input) = readable(message, message.content::<ExecuteInput>())
                     && !std::mem::replace(&mut self.accepted, true)
                 {
                     output.put(&Line::NumberOfExecutions {
@@ -281,12 +281,12 @@ impl Progress {
             "display_data" => put_result(message, false, output),
             "error" => {
                 #[derive(Deserialize)]
-                struct Failure {
+                struct ErrorContent {
                     ename: String,
                     evalue: String,
                     traceback: Vec<String>,
                 }
-                if let Some(failure) = readable(message, message.content::<Failure>())
+                if let Some(failure) = readable(message, message.content::<ErrorContent>())
                     && !std::mem::replace(&mut self.failed, true)
                 {
                     output.put(&Line::Error {
@@ -307,7 +307,7 @@ impl Progress {
     }
 
     /// What is left to be told at the end.
-    fn finish(&self, output: &mut Output) {
+    fn finish(&self, output: &mut LineOutput) {
         let Some(reply) = self.reply.as_ref().filter(|_| !self.failed) else { return };
         match reply.status.as_str() {
             "error" => output.put(&Line::Error {
@@ -323,13 +323,13 @@ impl Progress {
     }
 }
 
-fn put_stream(message: &Message, splits_lines: bool, output: &mut Output) {
+fn put_stream(message: &KernelMessage, splits_lines: bool, output: &mut LineOutput) {
     #[derive(Deserialize)]
-    struct Stream {
+    struct StreamContent {
         name: String,
         text: String,
     }
-    let Some(stream) = readable(message, message.content::<Stream>()) else { return };
+    let Some(stream) = readable(message, message.content::<StreamContent>()) else { return };
     let now;
     let timestamp = match &message.date {
         Some(date) => date,
@@ -357,13 +357,13 @@ fn put_stream(message: &Message, splits_lines: bool, output: &mut Output) {
     }
 }
 
-fn put_result(message: &Message, is_main: bool, output: &mut Output) {
+fn put_result(message: &KernelMessage, is_main: bool, output: &mut LineOutput) {
     let Some(data) = readable(message, message.data()) else { return };
     let mut line = Vec::new();
     crate::result::write_line(&mut line, &data, is_main);
     output.put_written(&line);
 }
 
-fn put_error(output: &mut Output, name: &str, value: &str) {
+fn put_error(output: &mut LineOutput, name: &str, value: &str) {
     output.put(&Line::Error { name, value, traceback: "" });
 }

@@ -69,12 +69,12 @@ pub(crate) struct ExecuteRequest {
     pub(crate) lines: mpsc::Sender<Bytes>,
 }
 
-/// What a context is told besides.
+/// A command to a context.
 #[derive(Debug)]
-pub(crate) enum Order {
-    /// To begin anew with a new kernel.
+pub(crate) enum ContextCommand {
+    /// Begin anew with a new kernel.
     Restart(oneshot::Sender<Result<(), KernelError>>),
-    /// To end.
+    /// End.
     Remove(oneshot::Sender<Result<(), KernelError>>),
 }
 
@@ -86,5 +86,5 @@ pub(crate) struct Context {
     /// Given at creation; a default context has none of its own.
     pub(crate) cwd: Option<String>,
     pub(crate) requests: mpsc::Sender<ExecuteRequest>,
-    orders: mpsc::Sender<Order>,
+    commands: mpsc::Sender<ContextCommand>,
 }

@@ -21,14 +21,14 @@ pub(super) enum Line<'a> {
 }
 
 /// Where lines go.
-pub(super) struct Output {
+pub(super) struct LineOutput {
     client: mpsc::Sender<Bytes>,
     /// A place for what is left at the end, so that nobody waits there for a client that does not read.
     last: Option<mpsc::OwnedPermit<Bytes>>,
     waiting: BytesMut,
 }
 
-impl Output {
+impl LineOutput {
     /// Lines for the other end of `client`, which has at least two places.
     pub(super) fn new(client: mpsc::Sender<Bytes>) -> Self {
         let last = client.clone().try_reserve_owned().ok();
@@ -94,25 +94,26 @@ impl Output {
 
     /// Hands on what waits as soon as the client has room. Returns then, or when the client has left. May be dropped at
     /// any time.
-    pub(super) async fn client(&mut self) -> Client {
+    pub(super) async fn client(&mut self) -> SendOutcome {
         if self.waiting.is_empty() {
             self.client.closed().await;
-            return Client::Left;
+            return SendOutcome::ClientLeft;
         }
         match self.client.reserve().await {
             Ok(place) => {
                 place.send(self.waiting.split().freeze());
-                Client::Took
+                SendOutcome::Taken
             }
-            Err(_) => Client::Left,
+            Err(_) => SendOutcome::ClientLeft,
         }
     }
 }
 
-/// What the client did.
-pub(super) enum Client {
-    Took,
-    Left,
+/// What became of the lines that were handed to the client.
+pub(super) enum SendOutcome {
+    /// The client has taken what waited.
+    Taken,
+    ClientLeft,
 }
 
 #[cfg(test)]
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn no_client_sees_the_end_of_a_line_where_there_is_none() {
         let (client, _) = mpsc::channel(2);
-        let mut output = Output::new(client);
+        let mut output = LineOutput::new(client);
         let text = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}\u{1e}é…✓";
         output.put(&Line::Stdout { text, timestamp: "" });
         let line = String::from_utf8(output.waiting.to_vec()).expect("UTF-8");

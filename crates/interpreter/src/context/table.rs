@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::driver::Driver;
-use super::{Context, ContextError, ContextInfo, Order, QUEUE};
-use crate::claim::Claim;
+use super::driver::ContextDriver;
+use super::{Context, ContextCommand, ContextError, ContextInfo, QUEUE};
+use crate::claim::DaemonClaim;
 use crate::kernel::{Kernel, KernelError, KernelSettings, KernelSpecs};
 use crate::language::{DEFAULT_LANGUAGE, Dialect, normalise};
-use crate::tasks::Tasks;
+use crate::tasks::InterpreterTasks;
 use crate::workspace;
 
 /// The default contexts that are there from the start (code-interpreter 3).
@@ -38,15 +38,15 @@ pub struct ContextSettings {
 }
 
 /// What the contexts' tasks share.
-pub(super) struct Shared {
+pub(super) struct SharedContexts {
     pub(super) kernels: KernelSettings,
     specs: KernelSpecs,
     cwd: PathBuf,
-    claim: watch::Receiver<Option<Claim>>,
+    claim: watch::Receiver<Option<DaemonClaim>>,
     workspace: Mutex<Option<PathBuf>>,
 }
 
-impl Shared {
+impl SharedContexts {
     /// All global variables, as soon as they are known.
     pub(super) fn globals(&self) -> Option<BTreeMap<String, String>> {
         self.claim.borrow().as_ref().map(|claim| claim.variables.clone())
@@ -65,13 +65,13 @@ impl Shared {
 
 /// All contexts.
 pub struct Contexts {
-    shared: Arc<Shared>,
+    shared: Arc<SharedContexts>,
     table: Mutex<Table>,
     /// Those that the interpreter before this one had.
     lost: HashSet<String>,
     /// Default contexts by language, made on first use, one at a time for each language.
     defaults: Mutex<HashMap<String, Arc<OnceCell<String>>>>,
-    tasks: Tasks,
+    tasks: InterpreterTasks,
 }
 
 #[derive(Default)]
@@ -89,7 +89,7 @@ impl Contexts {
     /// If what that one has left cannot be removed.
     pub fn new(
         settings: ContextSettings,
-        claim: watch::Receiver<Option<Claim>>,
+        claim: watch::Receiver<Option<DaemonClaim>>,
     ) -> io::Result<Self> {
         let run_folder = &settings.kernels.run_folder;
         let lost = match fs::read_to_string(run_folder.join(IDS)) {
@@ -104,13 +104,13 @@ impl Contexts {
         }
         fs::create_dir_all(run_folder)?;
         let ContextSettings { kernels, specs, cwd } = settings;
-        let shared = Shared { kernels, specs, cwd, claim, workspace: Mutex::default() };
+        let shared = SharedContexts { kernels, specs, cwd, claim, workspace: Mutex::default() };
         let this = Self {
             shared: Arc::new(shared),
             table: Mutex::default(),
             lost,
             defaults: Mutex::default(),
-            tasks: Tasks::default(),
+            tasks: InterpreterTasks::default(),
         };
         this.remember();
         Ok(this)
@@ -168,7 +168,7 @@ impl Contexts {
     /// [`ContextError`]
     pub async fn restart(&self, id: &str) -> Result<(), ContextError> {
         let context = self.find(id)?;
-        tell(&context, Order::Restart).await
+        tell(&context, ContextCommand::Restart).await
     }
 
     /// Ends a context and its kernel.
@@ -181,7 +181,7 @@ impl Contexts {
         // The next use of its language makes a new one.
         lock(&self.defaults).retain(|_, default| default.get().is_none_or(|other| other != id));
         self.remember();
-        tell(&context, Order::Remove).await
+        tell(&context, ContextCommand::Remove).await
     }
 
     /// The context of a request (code-interpreter 3).
@@ -244,9 +244,9 @@ impl Contexts {
         }
         let kernel = Kernel::start(&spec, &shared.kernels, &directory).await?;
         let (requests, waiting) = mpsc::channel(QUEUE);
-        let (orders, told) = mpsc::channel(1);
+        let (commands, told) = mpsc::channel(1);
         let id = Uuid::new_v4().to_string();
-        let driver = Driver {
+        let driver = ContextDriver {
             shared,
             id: id.clone(),
             dialect: Dialect::of(language),
@@ -258,11 +258,11 @@ impl Contexts {
             uncounted: 0,
             unreported: None,
             requests: waiting,
-            orders: told,
+            commands: told,
         };
         self.tasks.spawn(driver.run());
         let cwd = cwd.map(|cwd| cwd.to_string_lossy().into_owned());
-        Ok(Arc::new(Context { id, language: language.to_owned(), cwd, requests, orders }))
+        Ok(Arc::new(Context { id, language: language.to_owned(), cwd, requests, commands }))
     }
 
     /// A place among the contexts, until the context is in the table or was given up.
@@ -308,11 +308,11 @@ impl Drop for Coming<'_> {
 
 async fn tell(
     context: &Context,
-    order: impl FnOnce(oneshot::Sender<Result<(), KernelError>>) -> Order,
+    command: impl FnOnce(oneshot::Sender<Result<(), KernelError>>) -> ContextCommand,
 ) -> Result<(), ContextError> {
     let removed = || ContextError::Removed(context.id.clone());
     let (answer, answered) = oneshot::channel();
-    context.orders.send(order(answer)).await.map_err(|_| removed())?;
+    context.commands.send(command(answer)).await.map_err(|_| removed())?;
     Ok(answered.await.map_err(|_| removed())??)
 }
 

@@ -8,20 +8,20 @@ use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::sync::mpsc;
 
 /// An answer's body.
-pub(super) enum Body {
+pub(super) enum InterpreterBody {
     /// All of it; `None` once it was taken.
     Full(Option<Bytes>),
     /// The lines of an execution, which is cancelled when this is dropped.
     Lines(mpsc::Receiver<Bytes>),
 }
 
-impl Body {
+impl InterpreterBody {
     pub(super) fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(Some(bytes.into()).filter(|bytes| !bytes.is_empty()))
     }
 }
 
-impl hyper::body::Body for Body {
+impl hyper::body::Body for InterpreterBody {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use super::body::Body;
-use crate::Claim;
+use super::body::InterpreterBody;
+use crate::DaemonClaim;
 use crate::context::{ContextError, Contexts, ExecuteRequest};
 
 /// The longest body of a request, in bytes.
@@ -40,7 +40,7 @@ struct ExecuteBody {
 
 /// Body of `POST /contexts`.
 #[derive(Debug, Default, Deserialize)]
-struct CreateBody {
+struct CreateContextBody {
     #[serde(default)]
     language: Option<String>,
     #[serde(default)]
@@ -50,9 +50,9 @@ struct CreateBody {
 /// Answers a request; every failure is an answer too.
 pub(super) async fn answer(
     contexts: &Arc<Contexts>,
-    claim: &watch::Receiver<Option<Claim>>,
+    claim: &watch::Receiver<Option<DaemonClaim>>,
     request: Request<Incoming>,
-) -> Response<Body> {
+) -> Response<InterpreterBody> {
     let cross = request.headers().contains_key(ORIGIN);
     if cross
         && request.method() == Method::OPTIONS
@@ -71,9 +71,9 @@ pub(super) async fn answer(
 
 async fn route(
     contexts: &Arc<Contexts>,
-    claim: &watch::Receiver<Option<Claim>>,
+    claim: &watch::Receiver<Option<DaemonClaim>>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Response<Body>> {
+) -> Result<Response<InterpreterBody>, Response<InterpreterBody>> {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match (request.method().as_str(), parts.as_slice()) {
@@ -81,7 +81,7 @@ async fn route(
         ("POST", ["execute"]) => execute(contexts, claim, request).await,
         ("GET", ["contexts"]) => Ok(as_json(StatusCode::OK, &contexts.list())),
         ("POST", ["contexts"]) => {
-            let body: CreateBody = read(request).await?;
+            let body: CreateContextBody = read(request).await?;
             let made = contexts.create(body.language.as_deref(), body.cwd.as_deref()).await;
             Ok(as_json(StatusCode::OK, &made.map_err(|error| failed(&error))?))
         }
@@ -103,9 +103,9 @@ async fn route(
 
 async fn execute(
     contexts: &Arc<Contexts>,
-    claim: &watch::Receiver<Option<Claim>>,
+    claim: &watch::Receiver<Option<DaemonClaim>>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Response<Body>> {
+) -> Result<Response<InterpreterBody>, Response<InterpreterBody>> {
     let wrong = |token: &HeaderValue| {
         claim.borrow().as_ref().is_some_and(|claim| !claim.accepts(token.as_bytes()))
     };
@@ -130,7 +130,7 @@ async fn execute(
     if context.requests.send(request).await.is_err() {
         return Err(failed(&ContextError::Removed(context.id.clone())));
     }
-    Ok(Response::new(Body::Lines(lines)))
+    Ok(Response::new(InterpreterBody::Lines(lines)))
 }
 
 fn impossible_variable(env: &BTreeMap<String, String>) -> Option<&str> {
@@ -141,7 +141,9 @@ fn impossible_variable(env: &BTreeMap<String, String>) -> Option<&str> {
 }
 
 /// Reads a body; a member that is wrong is named as the original's library names it.
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Response<Body>> {
+async fn read<T: DeserializeOwned>(
+    request: Request<Incoming>,
+) -> Result<T, Response<InterpreterBody>> {
     let body = Limited::new(request.into_body(), BODY_LIMIT).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
             let message = format!("the body has more than {BODY_LIMIT} bytes");
@@ -161,7 +163,7 @@ async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Resp
 }
 
 /// The one place where errors become statuses.
-fn failed(error: &ContextError) -> Response<Body> {
+fn failed(error: &ContextError) -> Response<InterpreterBody> {
     let status = match error {
         ContextError::NotFound(_) | ContextError::Lost(_) | ContextError::Removed(_) => {
             StatusCode::NOT_FOUND
@@ -178,7 +180,7 @@ fn failed(error: &ContextError) -> Response<Body> {
     text(status, message)
 }
 
-fn preflight(method: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
+fn preflight(method: &HeaderValue, asked: &HeaderMap) -> Response<InterpreterBody> {
     let mut response = text(StatusCode::OK, "OK");
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -192,11 +194,11 @@ fn preflight(method: &HeaderValue, asked: &HeaderMap) -> Response<Body> {
     response
 }
 
-fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+fn text(status: StatusCode, text: impl Into<String>) -> Response<InterpreterBody> {
     typed(status, "text/plain; charset=utf-8", text.into().into_bytes())
 }
 
-fn as_json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+fn as_json(status: StatusCode, value: &impl Serialize) -> Response<InterpreterBody> {
     match serde_json::to_vec(value) {
         Ok(body) => typed(status, "application/json", body),
         Err(error) => {
@@ -206,8 +208,12 @@ fn as_json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     }
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::full(body));
+fn typed(
+    status: StatusCode,
+    content_type: &'static str,
+    body: Vec<u8>,
+) -> Response<InterpreterBody> {
+    let mut response = Response::new(InterpreterBody::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -13,10 +13,10 @@ use sandyard_http::{Accepted, MAX_HEADERS, Quota, Socket, accept};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use super::body::Body;
+use super::body::InterpreterBody;
 use super::routes;
 use crate::context::Contexts;
-use crate::tasks::Tasks;
+use crate::tasks::InterpreterTasks;
 
 /// How long a connection without a request stays (code-interpreter 1: keep-alive 640 s).
 const IDLE: Duration = Duration::from_secs(640);
@@ -41,9 +41,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(
     listener: &TcpListener,
     contexts: &Arc<Contexts>,
-    claim: &watch::Receiver<Option<crate::Claim>>,
+    claim: &watch::Receiver<Option<crate::DaemonClaim>>,
 ) -> Infallible {
-    let (quota, connections) = (Quota::of_all(CONNECTIONS), Tasks::default());
+    let (quota, connections) = (Quota::of_all(CONNECTIONS), InterpreterTasks::default());
     loop {
         let report = |error: &io::Error| crate::log!("failed to accept a connection: {error}");
         let Accepted { stream, slot, .. } = accept(listener, &quota, report).await;
@@ -60,7 +60,7 @@ pub async fn serve(
 async fn connection(
     stream: TcpStream,
     contexts: &Arc<Contexts>,
-    claim: &watch::Receiver<Option<crate::Claim>>,
+    claim: &watch::Receiver<Option<crate::DaemonClaim>>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         // The client may have left already; then serving it says so too.
@@ -73,7 +73,7 @@ async fn connection(
         let executes = &executes;
         async move {
             let response = routes::answer(contexts, claim, request).await;
-            executes.send_replace(matches!(response.body(), Body::Lines(_)));
+            executes.send_replace(matches!(response.body(), InterpreterBody::Lines(_)));
             Ok::<_, Infallible>(response)
         }
     });

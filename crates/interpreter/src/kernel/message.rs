@@ -30,7 +30,7 @@ pub(crate) struct Outgoing {
 
 /// A message from the kernel.
 #[derive(Debug)]
-pub(crate) struct Message {
+pub(crate) struct KernelMessage {
     pub(crate) kind: String,
     /// When the kernel made it, as it says.
     pub(crate) date: Option<String>,
@@ -122,7 +122,7 @@ impl Session {
     ///
     /// # Errors
     /// [`MessageError`]
-    pub(crate) fn read(&self, parts: Vec<Bytes>) -> Result<Message, MessageError> {
+    pub(crate) fn read(&self, parts: Vec<Bytes>) -> Result<KernelMessage, MessageError> {
         let mut parts = parts.into_iter().skip_while(|part| part != DELIMITER).skip(1);
         let mut next = |part| parts.next().ok_or(MessageError::Missing(part));
         let signature = next("signature")?;
@@ -135,7 +135,12 @@ impl Session {
             .map_err(|_| MessageError::Signature)?;
         let header: Header = json("header", &header)?;
         let parent: ParentHeader = json("parent header", &parent)?;
-        Ok(Message { kind: header.msg_type, date: header.date, parent: parent.msg_id, content })
+        Ok(KernelMessage {
+            kind: header.msg_type,
+            date: header.date,
+            parent: parent.msg_id,
+            content,
+        })
     }
 }
 
@@ -146,7 +151,7 @@ impl Outgoing {
     }
 }
 
-impl Message {
+impl KernelMessage {
     /// The content, in its own form.
     ///
     /// # Errors
@@ -159,10 +164,10 @@ impl Message {
     /// The content's member `data`, in which values stay as they came.
     pub(crate) fn data(&self) -> Result<Vec<(String, Box<RawValue>)>, MessageError> {
         #[derive(Deserialize)]
-        struct Content {
+        struct DataContent {
             data: InOrder,
         }
-        Ok(self.content::<Content>()?.data.0)
+        Ok(self.content::<DataContent>()?.data.0)
     }
 }
 

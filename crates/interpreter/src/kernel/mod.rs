@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use message::{MessageError, Outgoing, Session};
 use process::{Endpoints, KernelProcess};
 
-pub(crate) use message::Message;
-pub use spec::{InterruptMode, KernelSpec, KernelSpecs, SpecError, SpecMetadata, Transport};
+pub(crate) use message::KernelMessage;
+pub use spec::{InterruptMode, KernelSpec, KernelSpecs, KernelTransport, SpecError, SpecMetadata};
 
-use crate::zmtp::{Connection, Endpoint, SocketType, ZmtpError};
+use crate::zmtp::{Endpoint, SocketType, ZmtpConnection, ZmtpError};
 
 /// For how long a kernel may start. R and Java take seconds on a slow machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -92,9 +92,9 @@ impl std::fmt::Display for KernelEnd {
 #[derive(Debug)]
 pub(crate) enum KernelEvent {
     /// Published to everybody.
-    Published(Message),
+    Published(KernelMessage),
     /// The answer to a request.
-    Replied(Message),
+    Replied(KernelMessage),
     /// Its process has ended.
     Ended(KernelEnd),
     /// Nothing comes from it any more, though it may still run.
@@ -114,9 +114,9 @@ pub struct KernelSettings {
 pub(crate) struct Kernel {
     process: KernelProcess,
     session: Session,
-    shell: Connection,
-    control: Connection,
-    iopub: Connection,
+    shell: ZmtpConnection,
+    control: ZmtpConnection,
+    iopub: ZmtpConnection,
     interrupt_mode: InterruptMode,
     oom_kills: Option<u64>,
 }
@@ -281,9 +281,9 @@ async fn open(
     endpoint: Endpoint,
     socket_type: SocketType,
     identity: &str,
-) -> Result<Connection, ZmtpError> {
+) -> Result<ZmtpConnection, ZmtpError> {
     loop {
-        match Connection::open(endpoint.clone(), socket_type, identity).await {
+        match ZmtpConnection::open(endpoint.clone(), socket_type, identity).await {
             Err(ZmtpError::Io { source, .. })
                 if matches!(
                     source.kind(),

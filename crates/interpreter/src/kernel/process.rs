@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 
 use super::KernelSettings;
 use super::fork::{ForkRequest, ForkedKernel};
-use super::spec::{KernelSpec, Transport};
+use super::spec::{KernelSpec, KernelTransport};
 use crate::zmtp::Endpoint;
 
 /// Channels of a kernel, in the order of their numbers.
@@ -36,7 +36,7 @@ pub(crate) struct Endpoints {
 /// A process that runs, and what it has on disk. Killed with its group when this is dropped.
 #[derive(Debug)]
 pub(crate) struct KernelProcess {
-    running: Running,
+    running: RunningKernel,
     /// Its process group, as long as it has not been waited for.
     group: Option<Pid>,
     /// What is removed with it.
@@ -45,7 +45,7 @@ pub(crate) struct KernelProcess {
 }
 
 #[derive(Debug)]
-enum Running {
+enum RunningKernel {
     Child(Child),
     Forked(ForkedKernel),
 }
@@ -67,8 +67,8 @@ impl KernelProcess {
     ) -> io::Result<(Self, Endpoints)> {
         DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
         let (ports, at) = match spec.metadata.sandyard_transport {
-            Transport::Tcp => (free_ports()?, None),
-            Transport::Ipc => ((1..=CHANNELS.len() as u16).collect(), Some(folder.join("s"))),
+            KernelTransport::Tcp => (free_ports()?, None),
+            KernelTransport::Ipc => ((1..=CHANNELS.len() as u16).collect(), Some(folder.join("s"))),
         };
         let file = folder.join("connection.json");
         let made = match write_connection_file(&file, key, &ports, at.as_deref()) {
@@ -103,8 +103,8 @@ impl KernelProcess {
     /// Returns when the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.running {
-            Running::Child(child) => child.wait().await?,
-            Running::Forked(kernel) => {
+            RunningKernel::Child(child) => child.wait().await?,
+            RunningKernel::Forked(kernel) => {
                 let status = kernel.ended().await?;
                 // Its server may have gone before it.
                 self.signal(Signal::KILL)?;
@@ -156,7 +156,7 @@ async fn run(
     file: &Path,
     cwd: &Path,
     settings: &KernelSettings,
-) -> io::Result<(Running, Option<Pid>)> {
+) -> io::Result<(RunningKernel, Option<Pid>)> {
     if !spec.metadata.sandyard_fork_server.is_empty() {
         let mut env: BTreeMap<String, String> = std::env::vars().collect();
         env.extend(spec.env.clone());
@@ -170,7 +170,7 @@ async fn run(
         match ForkedKernel::start(&request).await {
             Ok(kernel) => {
                 let group = Some(kernel.pid);
-                return Ok((Running::Forked(kernel), group));
+                return Ok((RunningKernel::Forked(kernel), group));
             }
             // It is slower without.
             Err(error) => crate::log!("a kernel is not forked: {error}"),
@@ -178,7 +178,7 @@ async fn run(
     }
     let child = spawn(spec, file, cwd, settings.quiet)?;
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    Ok((Running::Child(child), group))
+    Ok((RunningKernel::Child(child), group))
 }
 
 fn arguments(spec: &KernelSpec, file: &Path) -> impl Iterator<Item = String> {

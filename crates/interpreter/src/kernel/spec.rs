@@ -44,12 +44,12 @@ pub enum InterruptMode {
     Message,
 }
 
-/// What our own specifications say besides.
+/// What our own specifications say in addition.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct SpecMetadata {
     /// How the interpreter and the kernel reach each other.
     #[serde(default)]
-    pub sandyard_transport: Transport,
+    pub sandyard_transport: KernelTransport,
     /// Program and arguments of a server that makes such kernels by forking, if there is one; its socket's path follows.
     /// The specification's own program is then that of the server.
     #[serde(default)]
@@ -59,7 +59,7 @@ pub struct SpecMetadata {
 /// How the interpreter and a kernel reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Transport {
+pub enum KernelTransport {
     /// Ports of the loopback address, which every kernel knows.
     #[default]
     Tcp,
@@ -200,10 +200,10 @@ mod tests {
         let specs = KernelSpecs { folders: vec![folder.path().to_owned()] };
         let python = specs.find("python")?;
         assert_eq!(python.interrupt_mode, InterruptMode::Signal);
-        assert_eq!(python.metadata.sandyard_transport, Transport::Tcp);
+        assert_eq!(python.metadata.sandyard_transport, KernelTransport::Tcp);
         let other = specs.find("x")?;
         assert_eq!(other.interrupt_mode, InterruptMode::Message);
-        assert_eq!(other.metadata.sandyard_transport, Transport::Ipc);
+        assert_eq!(other.metadata.sandyard_transport, KernelTransport::Ipc);
         assert!(matches!(specs.find("bad"), Err(SpecError::Invalid { .. })));
         for name in ["", ".", "..", "../python3", "a/b", "cobol"] {
             assert!(matches!(specs.find(name), Err(SpecError::Unknown { .. })), "{name}");

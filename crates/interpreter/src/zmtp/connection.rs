@@ -42,14 +42,14 @@ pub(crate) enum SocketType {
     Subscriber,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
 /// A connection on which the handshake is done.
-pub(crate) struct Connection {
+pub(crate) struct ZmtpConnection {
     endpoint: Endpoint,
-    stream: Box<dyn Stream>,
+    stream: Box<dyn ByteStream>,
     /// What was read and belongs to no whole message yet.
     unread: BytesMut,
     /// The parts of a message whose last part is still to come.
@@ -58,7 +58,7 @@ pub(crate) struct Connection {
     held: usize,
 }
 
-impl Connection {
+impl ZmtpConnection {
     /// Connects and shakes hands; a subscriber asks for everything.
     ///
     /// # Errors
@@ -68,10 +68,10 @@ impl Connection {
         socket_type: SocketType,
         identity: &str,
     ) -> Result<Self, ZmtpError> {
-        let connected: io::Result<Box<dyn Stream>> = match &endpoint {
+        let connected: io::Result<Box<dyn ByteStream>> = match &endpoint {
             Endpoint::Tcp(address) => match TcpStream::connect(address).await {
                 Ok(stream) => {
-                    stream.set_nodelay(true).map(|()| Box::new(stream) as Box<dyn Stream>)
+                    stream.set_nodelay(true).map(|()| Box::new(stream) as Box<dyn ByteStream>)
                 }
                 Err(error) => Err(error),
             },

@@ -6,7 +6,7 @@ mod connection;
 mod frames;
 
 pub use connection::Endpoint;
-pub(crate) use connection::{Connection, SocketType};
+pub(crate) use connection::{SocketType, ZmtpConnection};
 
 /// The longest message that is taken, in bytes. A longer one is not a kernel's.
 const MAX_MESSAGE: usize = 512 << 20;
