@@ -32,7 +32,7 @@ pub struct DataDir {
 
 /// Where a running server is reached; the content of `server.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Running {
+pub struct RunningServer {
     /// The server's process.
     pub pid: u32,
     /// Base URL of the REST API beside the server, for the other commands.
@@ -185,7 +185,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write_running(&self, running: &Running) -> anyhow::Result<()> {
+    pub fn write_running(&self, running: &RunningServer) -> anyhow::Result<()> {
         self.write("server.json", &serde_json::to_string_pretty(running)?)
     }
 
@@ -193,7 +193,7 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file is there but cannot be read.
-    pub fn running(&self) -> anyhow::Result<Option<Running>> {
+    pub fn running(&self) -> anyhow::Result<Option<RunningServer>> {
         // A file alone may be left by a server that was killed; a socket that is answered is not.
         if UnixStream::connect(self.control_socket()).is_err() {
             return Ok(None);
@@ -317,7 +317,7 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let data = DataDir::open(folder.path())?;
         let url = String::from("http://127.0.0.1:1");
-        let running = Running {
+        let running = RunningServer {
             pid: 1,
             api_url: url.clone(),
             public: PublicUrls { api: url.clone(), sandbox: url.clone(), s3: url.clone() },

@@ -12,8 +12,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use sandyard_contract::budget;
 use sandyard_contract::control::{
-    CONTROL_PORT, Call, Failure, FailureKind, FlushReport, Hello, MAX_LINE_BYTES, MountCall, Reply,
-    SignedCall, signing_input,
+    CONTROL_PORT, ControlCall, ControlFailure, ControlReply, FailureKind, FlushReport, Hello,
+    MAX_LINE_BYTES, MountCall, SignedCall, signing_input,
 };
 use sandyard_contract::daemon::{
     DAEMON_PORT, INIT_BODY_HASH_HEADER, INIT_BODY_LIMIT, INIT_PATH, INIT_SIGNATURE_HEADER,
@@ -55,7 +55,7 @@ impl NetworkExecutor {
         Self { secrets, gateway_endpoint, cache }
     }
 
-    fn mount_call(&self, claim: &Claim, workspace: &WorkspaceSpec) -> Call {
+    fn mount_call(&self, claim: &Claim, workspace: &WorkspaceSpec) -> ControlCall {
         let key = self.secrets.sandbox_key(&claim.id);
         let mounts = workspace.mounts.iter().map(|mount| MountCall {
             bucket: mount.bucket.clone(),
@@ -70,12 +70,12 @@ impl NetworkExecutor {
             gid: WORKSPACE_OWNER,
             cache: self.cache,
         });
-        Call::Mount { mounts: mounts.collect() }
+        ControlCall::Mount { mounts: mounts.collect() }
     }
 
-    async fn mount(&self, instance: &Instance, call: &Call) -> Result<(), ExecutorError> {
+    async fn mount(&self, instance: &Instance, call: &ControlCall) -> Result<(), ExecutorError> {
         match self.call(instance, call, budget::MOUNT_CALL).await? {
-            Reply::Mounted { mounts } => {
+            ControlReply::Mounted { mounts } => {
                 for mount in mounts {
                     tracing::debug!(target = %mount.target, micros = mount.micros, "mounted");
                 }
@@ -88,9 +88,9 @@ impl NetworkExecutor {
     async fn call(
         &self,
         instance: &Instance,
-        call: &Call,
+        call: &ControlCall,
         limit: Duration,
-    ) -> Result<Reply, ExecutorError> {
+    ) -> Result<ControlReply, ExecutorError> {
         let address = SocketAddr::new(address(instance)?, CONTROL_PORT);
         let stream = connect(address).await?;
         let spoken = async {
@@ -103,13 +103,13 @@ impl NetworkExecutor {
             let mut line = serde_json::to_vec(&SignedCall { signature, body })?;
             line.push(b'\n');
             writer.write_all(&line).await.context("cannot send the call")?;
-            read_line::<Reply>(&mut reader).await
+            read_line::<ControlReply>(&mut reader).await
         };
         let reply = timeout(limit, spoken).await.map_err(|_| {
             ExecutorError::Unreachable(format!("init at {address} gave no answer in {limit:?}"))
         })?;
         match reply.map_err(|e| ExecutorError::Unreachable(format!("init at {address}: {e:#}")))? {
-            Reply::Failed(failure) => Err(ExecutorError::Refused(describe(&failure))),
+            ControlReply::Failed(failure) => Err(ExecutorError::Refused(describe(&failure))),
             reply => Ok(reply),
         }
     }
@@ -204,32 +204,32 @@ impl ExecutorClient for NetworkExecutor {
     async fn drain(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
         // Nobody's processes are halted for longer, whatever a kill may take.
         let limit = limit.min(budget::FLUSH_DEFAULT);
-        let call = Call::Drain { limit_ms: millis(limit) };
+        let call = ControlCall::Drain { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
-            Reply::Drained { flush } => Ok(flushed(&flush)),
+            ControlReply::Drained { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn resume(&self, instance: &Instance) -> Result<(), ExecutorError> {
-        match self.call(instance, &Call::Resume, budget::ANSWER).await? {
-            Reply::Resumed => Ok(()),
+        match self.call(instance, &ControlCall::Resume, budget::ANSWER).await? {
+            ControlReply::Resumed => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn sync(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
-        let call = Call::Sync { limit_ms: millis(limit) };
+        let call = ControlCall::Sync { limit_ms: millis(limit) };
         match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
-            Reply::Synced { flush } => Ok(flushed(&flush)),
+            ControlReply::Synced { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn stop(&self, instance: &Instance, limit: Duration) -> Result<Flushed, ExecutorError> {
-        let call = Call::Stop { flush_limit_ms: millis(limit) };
+        let call = ControlCall::Stop { flush_limit_ms: millis(limit) };
         match self.call(instance, &call, limit + budget::FLUSH_CALL_MARGIN).await? {
-            Reply::Stopped { flush } => Ok(flushed(&flush)),
+            ControlReply::Stopped { flush } => Ok(flushed(&flush)),
             other => Err(unexpected(&other)),
         }
     }
@@ -251,12 +251,12 @@ fn flushed(report: &FlushReport) -> Flushed {
     }
 }
 
-fn unexpected(reply: &Reply) -> ExecutorError {
+fn unexpected(reply: &ControlReply) -> ExecutorError {
     ExecutorError::Refused(format!("init answered something else than was asked: {reply:?}"))
 }
 
 /// What went wrong, the last lines of a program that was involved, and what to do about it.
-fn describe(failure: &Failure) -> String {
+fn describe(failure: &ControlFailure) -> String {
     let mut text = failure.message.clone();
     if !failure.program_output.is_empty() {
         text = format!("{text}; its last lines: {}", failure.program_output.join(" | "));

@@ -4,7 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use sandyard_core::{Scheduler, WorkspaceError, Workspaces};
-use sandyard_gateway::{Gateway, Grant, GrantOwner, GrantSource, KeyName, Scope, StoreError};
+use sandyard_gateway::{
+    Gateway, Grant, GrantOwner, GrantScope, GrantSource, KeyName, ObjectStoreError,
+};
 use sandyard_types::{Access, BucketName, SandboxId, WORKSPACE_OWNER, WorkspaceSpec};
 use tracing::info;
 
@@ -39,15 +41,18 @@ impl GrantSource for SchedulerGrants {
         let name: KeyName = access_key_id.parse().ok()?;
         let (owner, source, scopes) = match &name {
             KeyName::Owner { .. } => {
-                let all =
-                    Scope { bucket: self.bucket.clone(), prefix: None, access: Access::ReadWrite };
+                let all = GrantScope {
+                    bucket: self.bucket.clone(),
+                    prefix: None,
+                    access: Access::ReadWrite,
+                };
                 (GrantOwner::Installation, None, vec![all])
             }
             KeyName::Sandbox { sandbox, .. } => {
                 let workspace = self.scheduler.get()?.workspace(sandbox)?;
                 // Before its container has an address nothing can use the key.
                 let from = workspace.from?;
-                let scopes = workspace.spec.mounts.iter().map(|mount| Scope {
+                let scopes = workspace.spec.mounts.iter().map(|mount| GrantScope {
                     bucket: mount.bucket.clone(),
                     prefix: Some(mount.prefix.clone()),
                     access: mount.access,
@@ -101,18 +106,18 @@ impl Workspaces for GatewayWorkspaces {
     }
 }
 
-fn workspace_error(error: StoreError) -> WorkspaceError {
+fn workspace_error(error: ObjectStoreError) -> WorkspaceError {
     let text = error.to_string();
     match error {
-        StoreError::Unreachable { .. } => WorkspaceError::Unreachable(text),
-        StoreError::WrongKeys { .. } | StoreError::NotAllowed { .. } => {
+        ObjectStoreError::Unreachable { .. } => WorkspaceError::Unreachable(text),
+        ObjectStoreError::WrongKeys { .. } | ObjectStoreError::NotAllowed { .. } => {
             WorkspaceError::Denied(text)
         }
-        StoreError::NoBucket { .. }
-        | StoreError::Refused { .. }
-        | StoreError::Directory(_)
-        | StoreError::Embedded(_)
-        | StoreError::Panicked(_) => WorkspaceError::Failed(text),
+        ObjectStoreError::NoBucket { .. }
+        | ObjectStoreError::Refused { .. }
+        | ObjectStoreError::Directory(_)
+        | ObjectStoreError::Embedded(_)
+        | ObjectStoreError::Panicked(_) => WorkspaceError::Failed(text),
     }
 }
 

@@ -33,11 +33,11 @@ struct Cli {
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Serve until a signal. Sandboxes stay over a restart.
     Up,
     /// End every sandbox of this installation, its network and the server.
@@ -135,22 +135,22 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref(), &cli.overrides()?)?;
-    start_log(&config, matches!(cli.command, Command::Up))?;
+    start_log(&config, matches!(cli.command, CliCommand::Up))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match &cli.command {
-            Command::Up => commands::up::run(config).await,
-            Command::Down => commands::down::run(&config).await,
-            Command::Env { tls: false, .. } => commands::env::run(&config),
-            Command::Env { tls: true, certificates } => {
+            CliCommand::Up => commands::up::run(config).await,
+            CliCommand::Down => commands::down::run(&config).await,
+            CliCommand::Env { tls: false, .. } => commands::env::run(&config),
+            CliCommand::Env { tls: true, certificates } => {
                 commands::env::run_tls(&config, certificates.as_deref())
             }
-            Command::Doctor => commands::doctor::run(&config).await,
-            Command::Ls { pool: false } => commands::sandboxes::list(&config).await,
-            Command::Ls { pool: true } => commands::sandboxes::list_pool(&config).await,
-            Command::Kill { ids, all } => commands::sandboxes::kill(&config, ids, *all).await,
-            Command::Gc { all } => commands::gc::run(&config, *all).await,
-            Command::Team { command: TeamCommand::Add { name } } => {
+            CliCommand::Doctor => commands::doctor::run(&config).await,
+            CliCommand::Ls { pool: false } => commands::sandboxes::list(&config).await,
+            CliCommand::Ls { pool: true } => commands::sandboxes::list_pool(&config).await,
+            CliCommand::Kill { ids, all } => commands::sandboxes::kill(&config, ids, *all).await,
+            CliCommand::Gc { all } => commands::gc::run(&config, *all).await,
+            CliCommand::Team { command: TeamCommand::Add { name } } => {
                 commands::team::add(&config, name).await
             }
         }

@@ -6,7 +6,7 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use sandyard_types::TeamId;
 
-use super::Shared;
+use super::SharedApi;
 use super::error::ApiError;
 use crate::tokens::hash_api_key;
 
@@ -18,10 +18,10 @@ pub(super) struct Caller {
     pub(super) team: TeamId,
 }
 
-impl FromRequestParts<Shared> for Caller {
+impl FromRequestParts<SharedApi> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, api: &SharedApi) -> Result<Self, ApiError> {
         let mut values = parts.headers.get_all(API_KEY_HEADER).iter();
         let Some(value) = values.next() else {
             // What was tried is worth more to the caller than what is missing (control-plane 1.3).

@@ -9,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 
-use super::Shared;
+use super::SharedApi;
 use super::error::ApiError;
 
 /// The largest body that is read.
@@ -22,10 +22,10 @@ const MAX_DISCARDED_BYTES: u64 = 64 << 20;
 /// A body as it was sent, known to claim to be JSON if it is not empty.
 pub(super) struct JsonBody(pub(super) Bytes);
 
-impl FromRequest<Shared> for JsonBody {
+impl FromRequest<SharedApi> for JsonBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &Shared) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _: &SharedApi) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let bytes = read(&parts.headers, body).await?;
         if !bytes.is_empty() {

@@ -2,20 +2,22 @@
 
 use sandyard_contract::ENVD_VERSION;
 use sandyard_contract::rest::{
-    CLIENT_ID, Lifecycle, ListedSandboxBody, OnTimeout, PauseMode, SandboxBody, SandboxDetailBody,
-    VisibleState,
+    CLIENT_ID, LifecycleBody, ListedSandboxBody, PauseMode, SandboxBody, SandboxDetailBody,
+    TimeoutAction, VisibleState,
 };
-use sandyard_core::{Sandbox, State};
+use sandyard_core::{Sandbox, SandboxState};
 use sandyard_types::PauseKind;
 
 use super::App;
 
 /// State as clients see it (control-plane 3.2); `None` for what they no longer see.
-pub(super) fn visible(state: State) -> Option<VisibleState> {
+pub(super) fn visible(state: SandboxState) -> Option<VisibleState> {
     match state {
-        State::Running | State::Snapshotting => Some(VisibleState::Running),
-        State::Pausing | State::Paused | State::Resuming => Some(VisibleState::Paused),
-        State::Creating | State::Killing => None,
+        SandboxState::Running | SandboxState::Snapshotting => Some(VisibleState::Running),
+        SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => {
+            Some(VisibleState::Paused)
+        }
+        SandboxState::Creating | SandboxState::Killing => None,
     }
 }
 
@@ -61,18 +63,18 @@ pub(super) fn detail_body(app: &App, sandbox: &Sandbox) -> Option<SandboxDetailB
         allow_internet_access: sandbox.internet,
         domain: Some(app.domain.to_string()),
         network: sandbox.network.as_deref().cloned(),
-        lifecycle: Lifecycle {
+        lifecycle: LifecycleBody {
             auto_resume: sandbox.lifecycle.auto_resume,
             on_timeout: match sandbox.lifecycle.on_timeout {
-                sandyard_types::OnTimeout::Kill => OnTimeout::Kill,
-                sandyard_types::OnTimeout::Pause(_) => OnTimeout::Pause,
+                sandyard_types::OnTimeout::Kill => TimeoutAction::Kill,
+                sandyard_types::OnTimeout::Pause(_) => TimeoutAction::Pause,
             },
         },
-        pause_mode: sandbox.paused.filter(|_| sandbox.state == State::Paused).map(
-            |kind| match kind {
+        pause_mode: sandbox.paused.filter(|_| sandbox.state == SandboxState::Paused).map(|kind| {
+            match kind {
                 PauseKind::Full => PauseMode::Full,
                 PauseKind::Filesystem => PauseMode::Filesystem,
-            },
-        ),
+            }
+        }),
     })
 }

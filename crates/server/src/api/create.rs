@@ -12,7 +12,7 @@ use sandyard_types::{Lifecycle, OnTimeout, PauseKind, Secret, SessionId};
 use serde_json::Value;
 use tracing::Span;
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::convert::sandbox_body;
@@ -44,7 +44,7 @@ const WORKSPACE: &str = "workspace";
 
 pub(super) async fn v1(
     caller: Caller,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     Extension(client): Extension<Client>,
     headers: HeaderMap,
     body: JsonBody,
@@ -54,7 +54,7 @@ pub(super) async fn v1(
 
 pub(super) async fn v2(
     caller: Caller,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     Extension(client): Extension<Client>,
     headers: HeaderMap,
     body: JsonBody,
@@ -81,7 +81,7 @@ pub(super) async fn while_waited_for<T>(
 
 async fn create(
     caller: Caller,
-    api: &Shared,
+    api: &SharedApi,
     client: &Client,
     version: Version,
     headers: &HeaderMap,

@@ -67,27 +67,27 @@ pub(super) fn key_of(headers: &HeaderMap, team: TeamId) -> Result<Option<Name>, 
     Ok(Some(Name { team, key }))
 }
 
-enum Outcome {
+enum CreateProgress {
     /// Under way as long as anybody waits for it: a create that nobody waits for is undone.
     Running(WeakShared<Creating>),
     Done(Arc<Sandbox>),
 }
 
-struct Entry {
+struct KeyEntry {
     fingerprint: [u8; 32],
     since: Instant,
-    outcome: Outcome,
+    outcome: CreateProgress,
 }
 
 /// The creates that were asked for with a key.
 #[derive(Default)]
 pub(super) struct Idempotency {
-    entries: Mutex<HashMap<Name, Entry>>,
+    entries: Mutex<HashMap<Name, KeyEntry>>,
 }
 
 impl Idempotency {
     /// Whole entries are put in and taken out, so a poisoned lock guards nothing half done.
-    fn entries(&self) -> MutexGuard<'_, HashMap<Name, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Name, KeyEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,13 +104,13 @@ impl Idempotency {
         };
         let created = running.clone().await;
         let mut entries = self.entries();
-        let ours = |entry: &Entry| match &entry.outcome {
-            Outcome::Running(other) => other.upgrade().is_some_and(|o| o.ptr_eq(&running)),
-            Outcome::Done(_) => false,
+        let ours = |entry: &KeyEntry| match &entry.outcome {
+            CreateProgress::Running(other) => other.upgrade().is_some_and(|o| o.ptr_eq(&running)),
+            CreateProgress::Done(_) => false,
         };
         if let Some(entry) = entries.get_mut(&key.name).filter(|entry| ours(entry)) {
             match &created {
-                Ok(sandbox) => entry.outcome = Outcome::Done(sandbox.clone()),
+                Ok(sandbox) => entry.outcome = CreateProgress::Done(sandbox.clone()),
                 Err(_) => {
                     entries.remove(&key.name);
                 }
@@ -127,10 +127,10 @@ impl Idempotency {
         let mut entries = self.entries();
         if let Some(entry) = entries.get(&key.name) {
             let known = match &entry.outcome {
-                Outcome::Done(sandbox) => {
+                CreateProgress::Done(sandbox) => {
                     (entry.since.elapsed() < KEPT).then(|| Joined::Done(sandbox.clone()))
                 }
-                Outcome::Running(running) => running.upgrade().map(Joined::Running),
+                CreateProgress::Running(running) => running.upgrade().map(Joined::Running),
             };
             if let Some(known) = known {
                 if entry.fingerprint != key.fingerprint {
@@ -144,10 +144,10 @@ impl Idempotency {
         if let Some(weak) = running.downgrade() {
             entries.insert(
                 key.name.clone(),
-                Entry {
+                KeyEntry {
                     fingerprint: key.fingerprint,
                     since: Instant::now(),
-                    outcome: Outcome::Running(weak),
+                    outcome: CreateProgress::Running(weak),
                 },
             );
         }
@@ -160,7 +160,7 @@ enum Joined {
     Done(Arc<Sandbox>),
 }
 
-fn make_room(entries: &mut HashMap<Name, Entry>) {
+fn make_room(entries: &mut HashMap<Name, KeyEntry>) {
     if entries.len() < MAX_KEYS {
         return;
     }

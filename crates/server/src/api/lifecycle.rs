@@ -11,7 +11,7 @@ use sandyard_contract::rest::{
 use sandyard_core::Connected;
 use sandyard_types::{PauseKind, SandboxId};
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::convert::sandbox_body;
@@ -32,7 +32,7 @@ const MAX_FORKS: i32 = 100;
 pub(super) async fn pause(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<StatusCode, ApiError> {
     let body: PauseBody = body.parse_or_default()?;
@@ -60,7 +60,7 @@ fn run_time(member: &str, value: Option<i32>) -> Result<Duration, ApiError> {
 pub(super) async fn resume(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
     let body: ResumeBody = body.parse_or_default()?;
@@ -74,9 +74,9 @@ pub(super) async fn resume(
 
 /// The oldest releases look for these words.
 fn already_running(error: sandyard_core::SandboxError, id: &SandboxId) -> ApiError {
-    use sandyard_core::{SandboxError, State};
+    use sandyard_core::{SandboxError, SandboxState};
     match error {
-        SandboxError::Conflict { state: State::Running, .. } => {
+        SandboxError::Conflict { state: SandboxState::Running, .. } => {
             ApiError::new(StatusCode::CONFLICT, format!("sandbox '{id}' is already running"))
         }
         other => other.into(),
@@ -87,7 +87,7 @@ fn already_running(error: sandyard_core::SandboxError, id: &SandboxId) -> ApiErr
 pub(super) async fn connect_v1(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
     let body: ConnectBody = body.parse()?;
@@ -100,7 +100,7 @@ pub(super) async fn connect_v1(
 pub(super) async fn connect_v2(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SandboxBody>), ApiError> {
     let body: ConnectBody = body.parse_or_default()?;
@@ -113,7 +113,7 @@ pub(super) async fn connect_v2(
 
 /// 200 for a sandbox that ran, 201 for one that was resumed.
 async fn connect(
-    api: &Shared,
+    api: &SharedApi,
     caller: Caller,
     id: &SandboxId,
     timeout: Duration,
@@ -130,7 +130,7 @@ async fn connect(
 pub(super) async fn fork(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     Extension(client): Extension<Client>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Vec<ForkedBody>>), ApiError> {

@@ -12,21 +12,21 @@ use sandyard_core::{Sandbox, TemplateReference};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::convert::{listed_body, visible};
 use super::error::ApiError;
 use super::metadata_filter::MetadataFilter;
-use super::page_token::{Order, Position};
+use super::page_token::{Position, SortOrder};
 
 pub(super) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
 pub(super) const MAX_LIMIT: usize = 100;
 
 /// The decoded pairs of a query.
-pub(super) struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(super) struct QueryPairs<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-impl<'a> Query<'a> {
+impl<'a> QueryPairs<'a> {
     pub(super) fn parse(query: Option<&'a str>) -> Self {
         let bytes = query.unwrap_or_default().as_bytes();
         Self(form_urlencoded::parse(bytes).collect())
@@ -56,17 +56,17 @@ struct Filter {
     states: Vec<VisibleState>,
     started_after: Option<OffsetDateTime>,
     template: Option<TemplateReference>,
-    order: Order,
+    order: SortOrder,
     limit: usize,
     after: Option<Position>,
 }
 
 impl Filter {
     fn parse(query: Option<&str>) -> Result<Self, ApiError> {
-        let query = Query::parse(query);
+        let query = QueryPairs::parse(query);
         let order = match query.get("order") {
-            None | Some("desc") => Order::Descending,
-            Some("asc") => Order::Ascending,
+            None | Some("desc") => SortOrder::Descending,
+            Some("asc") => SortOrder::Ascending,
             Some(_) => return Err(ApiError::validation("order", "it is 'asc' or 'desc'")),
         };
         let after = query.get("nextToken").filter(|token| !token.is_empty());
@@ -127,7 +127,7 @@ pub(super) fn limit(text: &str) -> Result<usize, ApiError> {
 /// `GET /v2/sandboxes`.
 pub(super) async fn page(
     caller: Caller,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let filter = Filter::parse(query.as_deref())?;
@@ -159,7 +159,7 @@ pub(super) async fn page(
     Ok((headers, Json(page.entries)).into_response())
 }
 
-struct Page {
+struct SandboxPage {
     entries: Vec<ListedSandboxBody>,
     /// How many of all that match are running, if running ones were asked for.
     running: Option<usize>,
@@ -167,7 +167,7 @@ struct Page {
     next: Option<Position>,
 }
 
-fn cut(sandboxes: Vec<Arc<Sandbox>>, filter: &Filter) -> Page {
+fn cut(sandboxes: Vec<Arc<Sandbox>>, filter: &Filter) -> SandboxPage {
     let is_running = |s: &&Arc<Sandbox>| visible(s.state) == Some(VisibleState::Running);
     let running = filter
         .states
@@ -184,16 +184,20 @@ fn cut(sandboxes: Vec<Arc<Sandbox>>, filter: &Filter) -> Page {
     let more = placed.len() > filter.limit;
     placed.truncate(filter.limit);
     let next = placed.last().filter(|_| more).map(|(place, _)| place.clone());
-    Page { entries: placed.iter().filter_map(|(_, s)| listed_body(s)).collect(), running, next }
+    SandboxPage {
+        entries: placed.iter().filter_map(|(_, s)| listed_body(s)).collect(),
+        running,
+        next,
+    }
 }
 
 /// `GET /sandboxes`: running ones, all of them, newest first.
 pub(super) async fn running(
     caller: Caller,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Vec<ListedSandboxBody>>, ApiError> {
-    let query = Query::parse(query.as_deref());
+    let query = QueryPairs::parse(query.as_deref());
     let metadata = MetadataFilter::parse(query.get("metadata").unwrap_or_default())?;
     let mut sandboxes = api.app.scheduler.list(caller.team);
     sandboxes.retain(|sandbox| {
@@ -201,7 +205,7 @@ pub(super) async fn running(
     });
     sandboxes.sort_by(|a, b| {
         let place = |s: &Sandbox| Position::new(s.started_at, &s.id);
-        place(a).compare(&place(b), Order::Descending)
+        place(a).compare(&place(b), SortOrder::Descending)
     });
     let entries = sandboxes.iter().filter_map(|s| listed_body(s)).collect();
     Ok(Json(entries))
@@ -216,7 +220,7 @@ mod tests {
     #[test]
     fn defaults_are_the_contracts() {
         let filter = Filter::parse(None).expect("valid");
-        assert_eq!(filter.order, Order::Descending);
+        assert_eq!(filter.order, SortOrder::Descending);
         assert_eq!(filter.limit, 100);
         assert_eq!(filter.states.len(), 2);
         assert_eq!(filter.metadata, MetadataFilter::default());

@@ -39,7 +39,7 @@ use tower::Service as _;
 use idempotency::Idempotency;
 
 use crate::domain::Domain;
-use crate::http_server::{self, Client, Transport};
+use crate::http_server::{self, Client, ClientTransport};
 use crate::tokens::Tokens;
 
 /// What the API works with.
@@ -60,7 +60,7 @@ struct Api {
 }
 
 /// State of the router.
-type Shared = Arc<Api>;
+type SharedApi = Arc<Api>;
 
 /// The API, for more than one listener. All clones are one.
 #[derive(Clone)]
@@ -99,12 +99,12 @@ async fn serve_client(client: Client, service: Service, stop: CancellationToken)
         let (service, caller) = (service.clone(), caller.clone());
         async move { Ok::<_, Infallible>(service.answer(request, &caller).await) }
     });
-    http_server::serve(&client, Transport::plain(&client), answer, stop).await;
+    http_server::serve(&client, ClientTransport::plain(&client), answer, stop).await;
 }
 
 /// The whole API.
 fn router(app: App) -> Router {
-    let api: Shared = Arc::new(Api { app, idempotency: Arc::default() });
+    let api: SharedApi = Arc::new(Api { app, idempotency: Arc::default() });
     let built = Router::new()
         .route("/health", get(health))
         .route("/sandboxes", get(list::running).post(create::v1))

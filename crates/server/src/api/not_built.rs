@@ -6,7 +6,7 @@ use axum::extract::MatchedPath;
 use axum::routing::{MethodFilter, on};
 use http::{Method, Uri};
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::error::ApiError;
 
@@ -68,7 +68,7 @@ const ROUTES: &[(&str, &[MethodFilter])] = &[
 const MAX_NAMED: usize = 200;
 
 /// Adds every route that is known but not built.
-pub(super) fn add_to(router: Router<Shared>) -> Router<Shared> {
+pub(super) fn add_to(router: Router<SharedApi>) -> Router<SharedApi> {
     ROUTES.iter().fold(router, |router, (path, methods)| {
         methods.iter().fold(router, |router, method| router.route(path, on(*method, known)))
     })

@@ -10,14 +10,14 @@ use super::error::ApiError;
 
 /// In which order a list comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum SortOrder {
     /// Exactly the reverse of the other.
     Ascending,
     /// Newest first, and of the same instant the smaller id first.
     Descending,
 }
 
-impl Order {
+impl SortOrder {
     fn as_str(self) -> &'static str {
         match self {
             Self::Ascending => "asc",
@@ -43,23 +43,23 @@ impl Position {
         }
     }
 
-    pub(super) fn compare(&self, other: &Self, order: Order) -> Ordering {
+    pub(super) fn compare(&self, other: &Self, order: SortOrder) -> Ordering {
         let key = |position: &Self| (Reverse(position.micros), position.id.clone());
         let descending = key(self).cmp(&key(other));
         match order {
-            Order::Descending => descending,
-            Order::Ascending => descending.reverse(),
+            SortOrder::Descending => descending,
+            SortOrder::Ascending => descending.reverse(),
         }
     }
 
     /// The token of the page that begins behind this position.
-    pub(super) fn to_token(&self, order: Order) -> String {
+    pub(super) fn to_token(&self, order: SortOrder) -> String {
         let text = format!("{}__{}__{}", self.micros, self.id, order.as_str());
         URL_SAFE_NO_PAD.encode(text)
     }
 
     /// Reads a token of the same order.
-    pub(super) fn from_token(token: &str, order: Order) -> Result<Self, ApiError> {
+    pub(super) fn from_token(token: &str, order: SortOrder) -> Result<Self, ApiError> {
         let refused = || {
             ApiError::validation(
                 "nextToken",
@@ -91,10 +91,10 @@ mod tests {
     #[test]
     fn newest_first_then_the_smaller_id_and_the_other_order_is_the_reverse() {
         let mut all = [position(1, "a"), position(2, "b"), position(2, "a"), position(3, "a")];
-        all.sort_by(|a, b| a.compare(b, Order::Descending));
+        all.sort_by(|a, b| a.compare(b, SortOrder::Descending));
         let descending = [position(3, "a"), position(2, "a"), position(2, "b"), position(1, "a")];
         assert_eq!(all, descending);
-        all.sort_by(|a, b| a.compare(b, Order::Ascending));
+        all.sort_by(|a, b| a.compare(b, SortOrder::Ascending));
         let mut ascending = descending;
         ascending.reverse();
         assert_eq!(all, ascending);
@@ -102,11 +102,11 @@ mod tests {
 
     #[test]
     fn garbage_and_the_other_orders_token_are_refused() {
-        let token = position(5, "a").to_token(Order::Ascending);
-        assert!(Position::from_token(&token, Order::Descending).is_err());
+        let token = position(5, "a").to_token(SortOrder::Ascending);
+        assert!(Position::from_token(&token, SortOrder::Descending).is_err());
         let four = URL_SAFE_NO_PAD.encode("1__a__desc__x");
         for bad in ["", "x", "%%%", "AAAA", &four] {
-            assert!(Position::from_token(bad, Order::Descending).is_err(), "{bad}");
+            assert!(Position::from_token(bad, SortOrder::Descending).is_err(), "{bad}");
         }
     }
 
@@ -114,7 +114,7 @@ mod tests {
         #[test]
         fn a_token_leads_back_to_its_position(micros in any::<i64>(), id in "[a-z0-9_:/-]{1,21}") {
             let position = position(micros, &id);
-            for order in [Order::Ascending, Order::Descending] {
+            for order in [SortOrder::Ascending, SortOrder::Descending] {
                 let token = position.to_token(order);
                 prop_assert_eq!(Position::from_token(&token, order).ok(), Some(position.clone()));
             }
@@ -122,7 +122,7 @@ mod tests {
 
         #[test]
         fn no_token_panics(token in ".{0,64}") {
-            let _ = Position::from_token(&token, Order::Descending);
+            let _ = Position::from_token(&token, SortOrder::Descending);
         }
     }
 }

@@ -6,16 +6,16 @@ use http::request::Parts;
 use sandyard_types::{InvalidSandboxId, SandboxId};
 use tracing::Span;
 
-use super::Shared;
+use super::SharedApi;
 use super::error::ApiError;
 
 /// The sandbox that `{sandboxID}` names, without its client suffix (control-plane 4.1).
 pub(super) struct SandboxPath(pub(super) SandboxId);
 
-impl FromRequestParts<Shared> for SandboxPath {
+impl FromRequestParts<SharedApi> for SandboxPath {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, api: &SharedApi) -> Result<Self, ApiError> {
         // The extractor refuses a segment that is not UTF-8 when decoded: no id is.
         let params =
             RawPathParams::from_request_parts(parts, api).await.map_err(|_| InvalidSandboxId)?;

@@ -8,7 +8,7 @@ use http::StatusCode;
 use sandyard_contract::rest::{RefreshBody, SandboxDetailBody, TimeoutBody};
 use sandyard_core::SandboxError;
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::convert::detail_body;
@@ -31,7 +31,7 @@ pub(super) fn seconds(member: &str, value: i32) -> Result<Duration, ApiError> {
 pub(super) async fn detail(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
 ) -> Result<Json<SandboxDetailBody>, ApiError> {
     let sandbox = api.app.scheduler.get(caller.team, &id)?;
     let body = detail_body(&api.app, &sandbox).ok_or(SandboxError::NotFound(id))?;
@@ -42,7 +42,7 @@ pub(super) async fn detail(
 pub(super) async fn kill(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
 ) -> Result<StatusCode, ApiError> {
     api.app.scheduler.kill(caller.team, &id).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -52,7 +52,7 @@ pub(super) async fn kill(
 pub(super) async fn set_timeout(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<StatusCode, ApiError> {
     let timeout = seconds("timeout", body.parse::<TimeoutBody>()?.timeout)?;
@@ -65,7 +65,7 @@ pub(super) async fn set_timeout(
 pub(super) async fn refresh(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<StatusCode, ApiError> {
     let duration = body.parse_or_default::<RefreshBody>()?.duration.unwrap_or(0);

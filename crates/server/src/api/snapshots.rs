@@ -9,21 +9,21 @@ use sandyard_contract::rest::{SnapshotBody, SnapshotInfoBody};
 use sandyard_core::{Snapshot, SnapshotFilter, TemplateReference};
 use sandyard_types::SandboxId;
 
-use super::Shared;
+use super::SharedApi;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::list::{MAX_LIMIT, NEXT_TOKEN, Query, limit};
-use super::page_token::{Order, Position};
+use super::list::{MAX_LIMIT, NEXT_TOKEN, QueryPairs, limit};
+use super::page_token::{Position, SortOrder};
 use super::path::SandboxPath;
 
 /// The template that `{templateID}` names, decoded: its characters may be percent-encoded (control-plane G7).
 pub(super) struct TemplatePath(TemplateReference);
 
-impl FromRequestParts<Shared> for TemplatePath {
+impl FromRequestParts<SharedApi> for TemplatePath {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, api: &SharedApi) -> Result<Self, ApiError> {
         let refused = || ApiError::bad_request("invalid template reference");
         let params = RawPathParams::from_request_parts(parts, api).await.map_err(|_| refused())?;
         let (_, text) =
@@ -37,7 +37,7 @@ impl FromRequestParts<Shared> for TemplatePath {
 pub(super) async fn take(
     caller: Caller,
     SandboxPath(id): SandboxPath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<SnapshotInfoBody>), ApiError> {
     let SnapshotBody { name, memory: _ } = body.parse_or_default()?;
@@ -54,10 +54,10 @@ fn body_of(snapshot: &Snapshot) -> SnapshotInfoBody {
 /// `GET /snapshots`: newest first, in pages.
 pub(super) async fn list(
     caller: Caller,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let query = Query::parse(query.as_deref());
+    let query = QueryPairs::parse(query.as_deref());
     let given = |name: &str| query.get(name).filter(|value| !value.is_empty());
     let name = given("name").map(str::parse::<TemplateReference>).transpose();
     let filter = SnapshotFilter {
@@ -65,7 +65,7 @@ pub(super) async fn list(
         name: name.map_err(|error| ApiError::validation("name", error))?,
     };
     let limit = query.get("limit").map_or(Ok(MAX_LIMIT), limit)?;
-    let after = given("nextToken").map(|token| Position::from_token(token, Order::Descending));
+    let after = given("nextToken").map(|token| Position::from_token(token, SortOrder::Descending));
     let after = after.transpose()?;
     let found = api.app.scheduler.catalogue().snapshots(caller.team, &filter);
     let found = found.map_err(|error| ApiError::validation("name", error))?;
@@ -75,15 +75,15 @@ pub(super) async fn list(
         .map(|snapshot| (Position::new(snapshot.created_at, &snapshot.id), snapshot))
         .collect();
     if let Some(after) = &after {
-        placed.retain(|(place, _)| place.compare(after, Order::Descending).is_gt());
+        placed.retain(|(place, _)| place.compare(after, SortOrder::Descending).is_gt());
     }
-    placed.sort_by(|(a, _), (b, _)| a.compare(b, Order::Descending));
+    placed.sort_by(|(a, _), (b, _)| a.compare(b, SortOrder::Descending));
     let more = placed.len() > limit;
     placed.truncate(limit);
     let mut headers = HeaderMap::new();
     if let Some((last, _)) = placed.last().filter(|_| more) {
         // A token is made of what may stand in a header.
-        let token = HeaderValue::from_str(&last.to_token(Order::Descending));
+        let token = HeaderValue::from_str(&last.to_token(SortOrder::Descending));
         headers.extend(token.ok().map(|token| (NEXT_TOKEN, token)));
     }
     let page: Vec<SnapshotInfoBody> =
@@ -95,7 +95,7 @@ pub(super) async fn list(
 pub(super) async fn delete(
     caller: Caller,
     TemplatePath(reference): TemplatePath,
-    State(api): State<Shared>,
+    State(api): State<SharedApi>,
 ) -> Result<StatusCode, ApiError> {
     api.app.scheduler.delete_template(caller.team, &reference).await?;
     Ok(StatusCode::NO_CONTENT)

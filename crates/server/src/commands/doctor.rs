@@ -26,7 +26,7 @@ const ENOUGH_WATCHERS: u32 = 1024;
 /// # Errors
 /// If anything is missing.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let mut report = Report::default();
+    let mut report = DoctorReport::default();
     // An installation of its own: nothing of the user's is touched, and it may run beside a server.
     let folder = tempfile::tempdir().context("cannot make a folder for the trial")?;
     let trial = Config {
@@ -87,11 +87,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 #[derive(Default)]
-struct Report {
+struct DoctorReport {
     missing: usize,
 }
 
-impl Report {
+impl DoctorReport {
     fn step(&mut self, what: &str, result: anyhow::Result<String>) {
         match result {
             Ok(text) => println!("ok       {what}: {text}"),
@@ -156,7 +156,7 @@ async fn check_store(config: &Config, data: &DataDir) -> anyhow::Result<String> 
 }
 
 /// Over TLS clients go by host names. Without it they need none, so that a missing one is not always a fault.
-async fn check_names(config: &Config, report: &mut Report) {
+async fn check_names(config: &Config, report: &mut DoctorReport) {
     let domain = config.proxy_domain.clone();
     let domain = domain.unwrap_or_else(|| Domain::local(config.proxy_listen.port()));
     let host = domain.api_host();
@@ -185,7 +185,7 @@ async fn check_names(config: &Config, report: &mut Report) {
 }
 
 /// All sandboxes watch directories as the host's root, and share what the kernel allows one user.
-fn check_watchers(report: &Report) {
+fn check_watchers(report: &DoctorReport) {
     const LIMIT: &str = "/proc/sys/fs/inotify/max_user_instances";
     let limit =
         std::fs::read_to_string(LIMIT).ok().and_then(|text| text.trim().parse::<u32>().ok());

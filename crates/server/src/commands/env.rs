@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use crate::config::Config;
-use crate::data_dir::{DataDir, Running};
+use crate::data_dir::{DataDir, RunningServer};
 use crate::domain::Domain;
 use crate::tls::{BUNDLE_FILE, CA_FILE, write_bundle};
 
@@ -88,7 +88,7 @@ fn say_names(domain: &Domain) {
     eprintln!("# Behind a company proxy, Python also needs NO_PROXY=.{name}");
 }
 
-fn find(config: &Config) -> anyhow::Result<(DataDir, Running)> {
+fn find(config: &Config) -> anyhow::Result<(DataDir, RunningServer)> {
     let data = DataDir::open(&config.data_dir)?;
     let running = data.running()?.with_context(|| {
         format!(
@@ -106,7 +106,7 @@ fn key(config: &Config, data: &DataDir) -> anyhow::Result<String> {
     }
 }
 
-fn print_store(data: &DataDir, running: &Running) -> anyhow::Result<()> {
+fn print_store(data: &DataDir, running: &RunningServer) -> anyhow::Result<()> {
     let owner = data.secrets()?.owner_key();
     print(&[
         ("SANDYARD_S3_ENDPOINT", running.public.s3.clone()),

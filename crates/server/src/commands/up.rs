@@ -15,7 +15,7 @@ use crate::api;
 use crate::config::Config;
 use crate::connection_budget::ConnectionBudget;
 use crate::control_socket::{self, Asker, DONE};
-use crate::data_dir::{DataDir, PublicUrls, Running};
+use crate::data_dir::{DataDir, PublicUrls, RunningServer};
 use crate::domain::Domain;
 use crate::event_log;
 use crate::installation::{Installation, bind};
@@ -128,7 +128,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Ok(())
     });
 
-    data.write_running(&Running {
+    data.write_running(&RunningServer {
         pid: std::process::id(),
         api_url: own_url(api_address),
         public: PublicUrls {

@@ -16,7 +16,7 @@ use sandyard_core::PoolSettings;
 use sandyard_types::{BucketName, Cache, Secret, Template};
 
 pub use reader::BadConfig;
-use reader::{Reader, required, secret, text};
+use reader::{ConfigReader, required, secret, text};
 
 use crate::domain::Domain;
 use crate::tls::CertificateFiles;
@@ -139,12 +139,12 @@ impl Config {
             builder = set.map_err(|e| BadConfig::one(format!("{key}: {e}")))?;
         }
         let layers = builder.build().map_err(|e| BadConfig::one(e.to_string()))?;
-        let mut reader = Reader::new(layers)?;
+        let mut reader = ConfigReader::new(layers)?;
         let config = Self::read(&mut reader);
         reader.finish(config)
     }
 
-    fn read(r: &mut Reader) -> Option<Self> {
+    fn read(r: &mut ConfigReader) -> Option<Self> {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let data_dir = r.optional("data_dir", |v| text(v).map(PathBuf::from));
         let data_dir = data_dir.or_else(default_data_dir);
@@ -232,7 +232,7 @@ fn environment(variables: std::collections::HashMap<String, String>) -> Environm
         .source(Some(variables))
 }
 
-fn read_store(r: &mut Reader) -> Option<StoreConfig> {
+fn read_store(r: &mut ConfigReader) -> Option<StoreConfig> {
     let backend = r.value("store.backend", "embedded".to_owned(), |v| {
         let text = text(v)?;
         match text.as_str() {
@@ -263,7 +263,7 @@ fn read_store(r: &mut Reader) -> Option<StoreConfig> {
 }
 
 /// Both files or neither.
-fn read_tls(r: &mut Reader) -> Option<CertificateFiles> {
+fn read_tls(r: &mut ConfigReader) -> Option<CertificateFiles> {
     let certificates = r.optional("tls.certificate_file", |v| text(v).map(PathBuf::from));
     let key = r.optional("tls.key_file", |v| text(v).map(PathBuf::from));
     match (certificates, key) {
@@ -274,7 +274,7 @@ fn read_tls(r: &mut Reader) -> Option<CertificateFiles> {
     }
 }
 
-fn read_cache(r: &mut Reader) -> Option<Cache> {
+fn read_cache(r: &mut ConfigReader) -> Option<Cache> {
     let kind = r.value("workspace.cache", "disk".to_owned(), text);
     let size = r.optional("workspace.cache_mib", |v| reader::within(v, 32, 1 << 20));
     match kind?.as_str() {

@@ -28,12 +28,12 @@ impl fmt::Display for BadConfig {
 }
 
 /// All values by their full keys. What is left after everything was read does not exist.
-pub(super) struct Reader {
+pub(super) struct ConfigReader {
     values: BTreeMap<String, Value>,
     problems: Vec<String>,
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn new(layers: config::Config) -> Result<Self, BadConfig> {
         let root: BTreeMap<String, Value> =
             layers.try_deserialize().map_err(|e| BadConfig::one(e.to_string()))?;
@@ -205,7 +205,7 @@ pub(super) fn within(value: Value, least: u32, most: u32) -> Result<u32, String>
 
 /// A value that another one makes necessary.
 pub(super) fn required<T>(
-    reader: &mut Reader,
+    reader: &mut ConfigReader,
     key: &str,
     value: Option<T>,
     why: &str,

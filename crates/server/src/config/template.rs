@@ -7,7 +7,7 @@ use sandyard_types::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::reader::{Reader, boolean, parsed, text, within};
+use super::reader::{ConfigReader, boolean, parsed, text, within};
 
 /// What `base` is unless `base.*` says otherwise, and what an entry leaves out.
 const CPU_COUNT: u32 = 2;
@@ -30,7 +30,7 @@ const BUILT_IN: [(&str, &str, &str, bool); 3] = [
 ];
 
 /// Those that are built in, and every entry of `[[templates]]`.
-pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
+pub(super) fn read_all(r: &mut ConfigReader) -> Option<Vec<Template>> {
     let mut templates = Vec::new();
     for built_in @ (key, ..) in BUILT_IN {
         templates.push(read(r, key, TemplateKind::BuiltIn, Some(built_in)));
@@ -52,7 +52,7 @@ pub(super) fn read_all(r: &mut Reader) -> Option<Vec<Template>> {
 }
 
 fn read(
-    r: &mut Reader,
+    r: &mut ConfigReader,
     key: &str,
     kind: TemplateKind,
     built_in: Option<(&str, &str, &str, bool)>,
@@ -112,7 +112,7 @@ fn read(
 }
 
 fn needed<T>(
-    r: &mut Reader,
+    r: &mut ConfigReader,
     key: &str,
     parse: impl FnOnce(config::Value) -> Result<T, String>,
 ) -> Option<T> {

@@ -21,7 +21,7 @@ use tracing::{debug, error, warn};
 
 pub(crate) use client::Client;
 pub(crate) use host::{BadHost, requested_host};
-pub(crate) use transport::Transport;
+pub(crate) use transport::ClientTransport;
 
 /// How long a client may take for a request's head, from the end of the one before on: more than the SDKs keep
 /// idle connections (300 s) and than E2B's own idle limit (600 s; control-plane 5.1, 5.5).
@@ -83,7 +83,7 @@ fn log_panic(ended: Result<(), JoinError>) {
 /// what its requests wait for is then dropped.
 pub(crate) async fn serve<S, B>(
     client: &Client,
-    transport: Transport,
+    transport: ClientTransport,
     service: S,
     stop: CancellationToken,
 ) where
@@ -154,7 +154,8 @@ mod tests {
             let begun = tokio::time::Instant::now();
             let service =
                 service_fn(async |_| Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())));
-            serve(&client, Transport::plain(&client), service, CancellationToken::new()).await;
+            serve(&client, ClientTransport::plain(&client), service, CancellationToken::new())
+                .await;
             assert!(begun.elapsed() >= IDLE, "{said}");
         }
         Ok(())

@@ -23,12 +23,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// The bytes of one client's HTTP.
-pub(crate) enum Transport {
+pub(crate) enum ClientTransport {
     Plain(SocketStream),
     Tls(Box<TlsStream<SocketStream>>),
 }
 
-impl Transport {
+impl ClientTransport {
     /// HTTP without TLS.
     pub(crate) fn plain(client: &Client) -> Self {
         Self::Plain(client.stream())
@@ -54,7 +54,7 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) 
     timeout(limit, work).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
-impl AsyncRead for Transport {
+impl AsyncRead for ClientTransport {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -74,7 +74,7 @@ impl AsyncRead for Transport {
     }
 }
 
-impl AsyncWrite for Transport {
+impl AsyncWrite for ClientTransport {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -141,7 +141,7 @@ mod tests {
             let mut stalled = TcpStream::connect(listener.local_addr()?).await?;
             stalled.write_all(said).await?;
             let client = Client::new(listener.accept().await?.0, None)?;
-            let failure = Transport::either(&client, &tls).await.err().map(|e| e.kind());
+            let failure = ClientTransport::either(&client, &tls).await.err().map(|e| e.kind());
             assert_eq!(failure, Some(ErrorKind::TimedOut), "{said:?}");
         }
         Ok(())

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use sandyard_types::{HostMask, Secret};
 use subtle::ConstantTimeEq as _;
 
-use super::answers::Refusal;
-use super::target::{ID_HEADER, PORT_HEADER, Target};
+use super::answers::ProxyRefusal;
+use super::target::{ID_HEADER, PORT_HEADER, ProxyTarget};
 
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("e2b-traffic-access-token");
 pub(super) const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
@@ -23,10 +23,10 @@ const ONCE: [HeaderName; 4] = [
 ];
 
 /// Refuses a request that carries one of [`ONCE`] more than once.
-pub(super) fn check_once(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn check_once(headers: &HeaderMap) -> Result<(), ProxyRefusal> {
     let repeated = |name: &HeaderName| headers.get_all(name).iter().nth(1).is_some();
     match ONCE.into_iter().find(repeated) {
-        Some(name) => Err(Refusal::Repeated(name)),
+        Some(name) => Err(ProxyRefusal::Repeated(name)),
         None => Ok(()),
     }
 }
@@ -43,20 +43,20 @@ pub(super) fn put_access_token(headers: &mut HeaderMap, token: &Secret) {
 /// own.
 pub(super) fn check(
     demanded: Option<&Secret>,
-    target: &Target,
+    target: &ProxyTarget,
     headers: &HeaderMap,
-) -> Result<(), Refusal> {
+) -> Result<(), ProxyRefusal> {
     let Some(demanded) = demanded else {
         return Ok(());
     };
     let given = headers.get(TOKEN_HEADER).map(HeaderValue::as_bytes).unwrap_or_default();
     if given.is_empty() {
-        return Err(Refusal::TrafficTokenMissing(target.id.clone()));
+        return Err(ProxyRefusal::TrafficTokenMissing(target.id.clone()));
     }
     if bool::from(demanded.reveal().as_bytes().ct_eq(given)) {
         Ok(())
     } else {
-        Err(Refusal::TrafficTokenWrong(target.id.clone()))
+        Err(ProxyRefusal::TrafficTokenWrong(target.id.clone()))
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_token_is_missing_wrong_or_right() {
-        let target = Target { id: "iabc".parse().expect("valid"), port: 80 };
+        let target = ProxyTarget { id: "iabc".parse().expect("valid"), port: 80 };
         let secret = Secret::new("right");
         let checked = |given: Option<&'static str>| {
             let mut headers = HeaderMap::new();
@@ -86,9 +86,9 @@ mod tests {
             check(Some(&secret), &target, &headers)
         };
         let id = target.id.clone();
-        assert_eq!(checked(None), Err(Refusal::TrafficTokenMissing(id.clone())));
-        assert_eq!(checked(Some("")), Err(Refusal::TrafficTokenMissing(id.clone())));
-        assert_eq!(checked(Some("wrong")), Err(Refusal::TrafficTokenWrong(id)));
+        assert_eq!(checked(None), Err(ProxyRefusal::TrafficTokenMissing(id.clone())));
+        assert_eq!(checked(Some("")), Err(ProxyRefusal::TrafficTokenMissing(id.clone())));
+        assert_eq!(checked(Some("wrong")), Err(ProxyRefusal::TrafficTokenWrong(id)));
         assert_eq!(checked(Some("right")), Ok(()));
         assert_eq!(check(None, &target, &HeaderMap::new()), Ok(()));
     }
@@ -100,7 +100,7 @@ mod tests {
             headers.append(&name, HeaderValue::from_static("a"));
             assert_eq!(check_once(&headers), Ok(()));
             headers.append(&name, HeaderValue::from_static("a"));
-            assert_eq!(check_once(&headers), Err(Refusal::Repeated(name)));
+            assert_eq!(check_once(&headers), Err(ProxyRefusal::Repeated(name)));
         }
     }
 

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use sandyard_types::SandboxId;
 use serde_json::{Value, json};
 
-use super::target::{Target, Unaddressed};
+use super::target::{ProxyTarget, Unaddressed};
 use super::unframed::Unframed;
 use crate::http_server::BadHost;
 
@@ -23,7 +23,7 @@ const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "
 
 /// Why a request was not forwarded, or got no answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum ProxyRefusal {
     /// It names no host, or more than one.
     Host(BadHost),
     /// A header that says for which sandbox it is, or what opens it, is there twice.
@@ -49,14 +49,14 @@ pub(super) enum Refusal {
     /// The sandbox is paused, and could not be woken, or not in time.
     WakeFailed { id: SandboxId, reason: String },
     /// Nothing listens on the port.
-    PortClosed(Target),
+    PortClosed(ProxyTarget),
     /// The service took the request and hung up.
-    NoAnswer(Target),
+    NoAnswer(ProxyTarget),
     /// The daemon did not do what the server asked, or gave no answer though it runs.
     Daemon { id: SandboxId, reason: String },
 }
 
-impl Refusal {
+impl ProxyRefusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Host(_) | Self::Repeated(_) | Self::Unaddressed(_) | Self::Method => {
@@ -126,13 +126,13 @@ impl Refusal {
                 "sandboxId": id,
                 "message": format!("The sandbox is paused and could not be resumed; try again: {reason}"),
             }),
-            Self::PortClosed(Target { id, port }) => json!({
+            Self::PortClosed(ProxyTarget { id, port }) => json!({
                 "code": code,
                 "sandboxId": id,
                 "port": port,
                 "message": "The sandbox is running but port is not open",
             }),
-            Self::NoAnswer(Target { id, port }) => json!({
+            Self::NoAnswer(ProxyTarget { id, port }) => json!({
                 "code": code,
                 "sandboxId": id,
                 "port": port,
@@ -168,14 +168,14 @@ impl Refusal {
                      <b>{id}</b>."
                 ),
             ),
-            Self::PortClosed(Target { id, port }) => (
+            Self::PortClosed(ProxyTarget { id, port }) => (
                 "Closed Port",
                 format!(
                     "The sandbox <b>{id}</b> is running, but there's no service running on port \
                      <b>{port}</b>."
                 ),
             ),
-            Self::NoAnswer(Target { id, port }) => (
+            Self::NoAnswer(ProxyTarget { id, port }) => (
                 "No Answer",
                 format!(
                     "The service on port <b>{port}</b> of the sandbox <b>{id}</b> closed the connection \
@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    async fn text(refusal: Refusal, browser: bool) -> (String, String) {
+    async fn text(refusal: ProxyRefusal, browser: bool) -> (String, String) {
         let response = refusal.respond(browser);
         let content_type = response.headers()[CONTENT_TYPE].to_str().expect("text");
         let content_type = content_type.to_owned();
@@ -274,15 +274,15 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_the_contracts() {
         let id: SandboxId = "iabc".parse().expect("valid");
-        let target = Target { id: id.clone(), port: 8000 };
-        let (kind, body) = text(Refusal::NotFound(id.clone()), false).await;
+        let target = ProxyTarget { id: id.clone(), port: 8000 };
+        let (kind, body) = text(ProxyRefusal::NotFound(id.clone()), false).await;
         assert_eq!(kind, "application/json; charset=utf-8");
         let body: Value = serde_json::from_str(&body).expect("json");
         let expected =
             json!({"code": 502, "sandboxId": "iabc", "message": "The sandbox was not found"});
         assert_eq!(body, expected);
 
-        let (_, body) = text(Refusal::PortClosed(target.clone()), false).await;
+        let (_, body) = text(ProxyRefusal::PortClosed(target.clone()), false).await;
         let body: Value = serde_json::from_str(&body).expect("json");
         let expected = json!({
             "code": 502, "sandboxId": "iabc", "port": 8000,
@@ -290,16 +290,16 @@ mod tests {
         });
         assert_eq!(body, expected);
 
-        let (kind, page) = text(Refusal::NotFound(id), true).await;
+        let (kind, page) = text(ProxyRefusal::NotFound(id), true).await;
         assert_eq!(kind, "text/html; charset=utf-8");
         assert!(page.starts_with("<html") && page.ends_with("</html>"));
         assert!(page.contains("Sandbox Not Found") && page.contains("iabc"));
-        let (_, page) = text(Refusal::PortClosed(target), true).await;
+        let (_, page) = text(ProxyRefusal::PortClosed(target), true).await;
         assert!(page.contains("no service running on port"));
         assert!(page.contains("iabc") && page.contains("8000"));
 
         let path = "/init".to_owned();
-        let (kind, body) = text(Refusal::Reserved { path }, true).await;
+        let (kind, body) = text(ProxyRefusal::Reserved { path }, true).await;
         assert_eq!(kind, "application/json; charset=utf-8");
         assert!(body.contains("reserved for the E2B control plane"));
     }

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::target::Target;
+use super::target::ProxyTarget;
 use super::{Route, Routes};
 
 /// The address of a container answers at once or never.
@@ -42,7 +42,7 @@ const BACK_OFF: [Duration; 4] = [
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(super) enum SandboxConnectError {
     /// The sandbox is unknown, or its daemon cannot be reached: the container has just ended.
     #[error("the sandbox is gone: {0}")]
     Gone(String),
@@ -54,13 +54,13 @@ pub(super) enum ConnectError {
     Refused(String),
 }
 
-fn gone(error: impl std::fmt::Display) -> ConnectError {
-    ConnectError::Gone(error.to_string())
+fn gone(error: impl std::fmt::Display) -> SandboxConnectError {
+    SandboxConnectError::Gone(error.to_string())
 }
 
 /// The URI under which the pool of connections knows a target: `http://<id>:<port>/...`. Ids are never
 /// used twice, so no connection to a dead sandbox can serve another.
-pub(super) fn pool_uri(target: &Target, uri: &Uri) -> Result<Uri, InvalidUriParts> {
+pub(super) fn pool_uri(target: &ProxyTarget, uri: &Uri) -> Result<Uri, InvalidUriParts> {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(Scheme::HTTP);
     // An id and a port are letters, digits and a colon.
@@ -71,19 +71,19 @@ pub(super) fn pool_uri(target: &Target, uri: &Uri) -> Result<Uri, InvalidUriPart
 }
 
 /// The reverse of [`pool_uri`].
-fn target_from(uri: &Uri) -> Option<Target> {
-    Some(Target { id: uri.host()?.parse().ok()?, port: uri.port_u16()? })
+fn target_from(uri: &Uri) -> Option<ProxyTarget> {
+    Some(ProxyTarget { id: uri.host()?.parse().ok()?, port: uri.port_u16()? })
 }
 
 /// Makes connections for the pool.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(super) struct SandboxConnector {
     pub(super) routes: Arc<dyn Routes>,
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Upstream>;
-    type Error = ConnectError;
+impl Service<Uri> for SandboxConnector {
+    type Response = TokioIo<SandboxConnection>;
+    type Error = SandboxConnectError;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -101,21 +101,22 @@ impl Service<Uri> for Connector {
 
 pub(super) async fn connect(
     routes: &dyn Routes,
-    target: &Target,
-) -> Result<Upstream, ConnectError> {
+    target: &ProxyTarget,
+) -> Result<SandboxConnection, SandboxConnectError> {
     let mut waits = BACK_OFF.iter();
     loop {
         let route = routes.route(&target.id).ok_or_else(|| gone("no such sandbox"))?;
         if target.port == DAEMON_PORT {
             let stream = dial(&route).await.map_err(gone)?;
-            return Ok(Upstream::new(stream, Bytes::new()));
+            return Ok(SandboxConnection::new(stream, Bytes::new()));
         }
         let made = tokio::time::timeout(TUNNEL_LIMIT, tunnel(&route, target.port)).await;
-        let late = || ConnectError::Refused(format!("no answer to a tunnel in {TUNNEL_LIMIT:?}"));
+        let late =
+            || SandboxConnectError::Refused(format!("no answer to a tunnel in {TUNNEL_LIMIT:?}"));
         match made.unwrap_or_else(|_| Err(late())) {
-            Err(ConnectError::PortClosed(port)) => match waits.next() {
+            Err(SandboxConnectError::PortClosed(port)) => match waits.next() {
                 Some(wait) => tokio::time::sleep(*wait).await,
-                None => return Err(ConnectError::PortClosed(port)),
+                None => return Err(SandboxConnectError::PortClosed(port)),
             },
             made => return made,
         }
@@ -123,7 +124,7 @@ pub(super) async fn connect(
 }
 
 /// Whether the sandbox's daemon takes connections.
-pub(super) async fn daemon_answers(routes: &dyn Routes, target: &Target) -> bool {
+pub(super) async fn daemon_answers(routes: &dyn Routes, target: &ProxyTarget) -> bool {
     match routes.route(&target.id) {
         Some(route) => dial(&route).await.is_ok(),
         None => false,
@@ -145,7 +146,7 @@ async fn dial(route: &Route) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn tunnel(route: &Route, port: u16) -> Result<Upstream, ConnectError> {
+async fn tunnel(route: &Route, port: u16) -> Result<SandboxConnection, SandboxConnectError> {
     let stream = dial(route).await.map_err(gone)?;
     let (mut sender, mut connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
@@ -155,9 +156,9 @@ async fn tunnel(route: &Route, port: u16) -> Result<Upstream, ConnectError> {
         .header(UPGRADE, TUNNEL_PROTOCOL)
         .header(CONTROL_TOKEN_HEADER, route.control_token.reveal())
         .body(Empty::<Bytes>::new())
-        .map_err(|error| ConnectError::Refused(error.to_string()))?;
+        .map_err(|error| SandboxConnectError::Refused(error.to_string()))?;
 
-    // The connection is driven here, beside its one request, and then taken apart.
+    // The connection and its one request are driven here together. Then the connection is taken apart.
     let mut over = false;
     let response = {
         let mut response = pin!(sender.send_request(request));
@@ -173,39 +174,39 @@ async fn tunnel(route: &Route, port: u16) -> Result<Upstream, ConnectError> {
     };
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS => {}
-        StatusCode::SERVICE_UNAVAILABLE => return Err(ConnectError::PortClosed(port)),
+        StatusCode::SERVICE_UNAVAILABLE => return Err(SandboxConnectError::PortClosed(port)),
         status => {
             let reason = format!("it answered the tunnel to port {port} with {status}");
-            return Err(ConnectError::Refused(reason));
+            return Err(SandboxConnectError::Refused(reason));
         }
     }
     if !over {
         poll_fn(|cx| connection.poll_without_shutdown(cx)).await.map_err(gone)?;
     }
     let parts = connection.into_parts();
-    Ok(Upstream::new(parts.io.into_inner(), parts.read_buf))
+    Ok(SandboxConnection::new(parts.io.into_inner(), parts.read_buf))
 }
 
 /// A connection to a port of a sandbox.
-pub(super) struct Upstream {
+pub(super) struct SandboxConnection {
     /// What the service said before the tunnel's own answer was read.
     early: Bytes,
     stream: TcpStream,
 }
 
-impl Upstream {
+impl SandboxConnection {
     fn new(stream: TcpStream, early: Bytes) -> Self {
         Self { early, stream }
     }
 }
 
-impl Connection for Upstream {
+impl Connection for SandboxConnection {
     fn connected(&self) -> Connected {
         Connected::new()
     }
 }
 
-impl AsyncRead for Upstream {
+impl AsyncRead for SandboxConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -221,7 +222,7 @@ impl AsyncRead for Upstream {
     }
 }
 
-impl AsyncWrite for Upstream {
+impl AsyncWrite for SandboxConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_pool_tells_sandboxes_and_ports_apart() {
-        let target = Target { id: "iabc".parse().expect("valid"), port: 8000 };
+        let target = ProxyTarget { id: "iabc".parse().expect("valid"), port: 8000 };
         let asked: Uri = "/a%2Fb?x=1".parse().expect("uri");
         let uri = pool_uri(&target, &asked).expect("uri");
         assert_eq!(uri.to_string(), "http://iabc:8000/a%2Fb?x=1");

@@ -1,4 +1,4 @@
-//! One client connection, and what goes on beside its requests.
+//! One client connection, its requests and its background tasks.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -24,37 +24,37 @@ use super::Port;
 use super::answers::ProxyBody;
 use super::forward::Proxy;
 use super::http2::Http2Services;
-use crate::http_server::{self, Client, Transport, requested_host};
+use crate::http_server::{self, Client, ClientTransport, requested_host};
 
-/// Where a connection's requests leave what outlives them: upgraded connections, and those to services that
-/// the next request can use.
-pub(super) type Work = mpsc::Sender<BoxFuture<'static, ()>>;
+/// Takes the background tasks of a connection, which outlive the request that starts them: upgraded
+/// connections, and connections to services that the next request can use.
+pub(super) type BackgroundTasks = mpsc::Sender<BoxFuture<'static, ()>>;
 
-/// Leaves a connection's work to it for as long as it is there.
-pub(super) struct Beside(pub(super) mpsc::WeakSender<BoxFuture<'static, ()>>);
+/// Reads what is left of a request in a background task, as long as the connection exists.
+pub(super) struct BackgroundDiscard(pub(super) mpsc::WeakSender<BoxFuture<'static, ()>>);
 
-impl Discard for Beside {
+impl Discard for BackgroundDiscard {
     fn run(&self, reading: BoxFuture<'static, ()>) {
         // Without the connection there is nothing to be read. On HTTP/1.1 the requests come one by one, so that
         // there is room.
-        if let Some(work) = self.0.upgrade()
-            && work.try_send(reading).is_err()
+        if let Some(background) = self.0.upgrade()
+            && background.try_send(reading).is_err()
         {
             debug!("what is left of a request is not read");
         }
     }
 }
 
-/// Work that may wait to be taken up, which the connection does at once.
+/// Background tasks that may wait for their start. The connection starts each at once.
 const WAITING: usize = 1;
 
-/// What all connections share.
-pub(super) struct Front {
+/// The proxy's listener, which all its connections share.
+pub(super) struct ProxyListener {
     pub(super) port: Port,
     pub(super) proxy: Proxy,
 }
 
-impl Front {
+impl ProxyListener {
     /// Whether a request is for the API. A host that cannot be read in one way is the proxy's to refuse.
     fn is_for_api<B>(&self, request: &Request<B>) -> bool {
         match requested_host(request) {
@@ -64,9 +64,9 @@ impl Front {
     }
 }
 
-/// What one connection's requests share.
-pub(super) struct Scope {
-    pub(super) work: Work,
+/// What the requests of one connection share.
+pub(super) struct ConnectionContext {
+    pub(super) background: BackgroundTasks,
     pub(super) services: Http2Services,
     /// Whether the present answer is an execution's, which ends at its client's FIN (code-interpreter 5).
     pub(super) follows_execution: watch::Sender<bool>,
@@ -75,11 +75,11 @@ pub(super) struct Scope {
 }
 
 /// Serves one connection until it ends, with all that it was upgraded to.
-pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationToken) {
+pub(super) async fn serve(client: Client, listener: Arc<ProxyListener>, stop: CancellationToken) {
     let begun = tokio::select! {
         // Nothing is under way yet.
         () = stop.cancelled() => return,
-        begun = Transport::either(&client, &front.port.tls) => begun,
+        begun = ClientTransport::either(&client, &listener.port.tls) => begun,
     };
     let transport = match begun {
         Ok(Some(transport)) => transport,
@@ -89,19 +89,19 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
             return;
         }
     };
-    let (work, mut left) = mpsc::channel(WAITING);
-    let scope = Arc::new(Scope {
-        work,
+    let (background, mut started) = mpsc::channel(WAITING);
+    let context = Arc::new(ConnectionContext {
+        background,
         services: Http2Services::default(),
         follows_execution: watch::Sender::new(false),
         source: client.source(),
     });
-    let follows_execution = scope.follows_execution.subscribe();
+    let follows_execution = context.follows_execution.subscribe();
     let service = {
         let client = client.clone();
         service_fn(move |request| {
-            let (client, front, scope) = (client.clone(), front.clone(), scope.clone());
-            async move { Ok::<_, Infallible>(answer(request, &client, &front, &scope).await) }
+            let (client, listener, context) = (client.clone(), listener.clone(), context.clone());
+            async move { Ok::<_, Infallible>(answer(request, &client, &listener, &context).await) }
         })
     };
     let mut tasks = JoinSet::new();
@@ -117,14 +117,14 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
                     debug!("the client of an execution has gone");
                     break;
                 }
-                Some(work) = left.recv() => {
-                    tasks.spawn(work);
+                Some(task) = started.recv() => {
+                    tasks.spawn(task);
                 }
             }
         }
     }
-    while let Some(work) = left.recv().await {
-        tasks.spawn(work);
+    while let Some(task) = started.recv().await {
+        tasks.spawn(task);
     }
     tokio::select! {
         _ = tasks.join_all() => {}
@@ -136,13 +136,13 @@ pub(super) async fn serve(client: Client, front: Arc<Front>, stop: CancellationT
 async fn answer(
     request: Request<Incoming>,
     client: &Client,
-    front: &Front,
-    scope: &Scope,
+    listener: &ProxyListener,
+    context: &ConnectionContext,
 ) -> Response<Either<ProxyBody, Body>> {
-    if front.is_for_api(&request) {
-        return front.port.api.answer(request, client).await.map(Either::Right);
+    if listener.is_for_api(&request) {
+        return listener.port.api.answer(request, client).await.map(Either::Right);
     }
-    front.proxy.answer(request, scope).await.map(Either::Left)
+    listener.proxy.answer(request, context).await.map(Either::Left)
 }
 
 /// Copies both ways until both ends of a connection that left HTTP have closed, each half by itself.

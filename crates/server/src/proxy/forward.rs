@@ -21,14 +21,14 @@ use tracing::{Instrument as _, Span, debug, debug_span, field, warn};
 
 use super::Routes;
 use super::access::{check, check_once, put_access_token, put_mask};
-use super::answers::{ProxyBody, Refusal, wants_html};
-use super::connect::{ConnectError, Connector, daemon_answers, pool_uri};
-use super::connection::{Beside, Scope, upgraded};
+use super::answers::{ProxyBody, ProxyRefusal, wants_html};
+use super::connect::{SandboxConnectError, SandboxConnector, daemon_answers, pool_uri};
+use super::connection::{BackgroundDiscard, ConnectionContext, upgraded};
 use super::headers::{prepare_request, put_upgrade, remove_hop_by_hop, wanted_upgrade};
-use super::http2::{Failure, is_grpc};
+use super::http2::{ForwardFailure, is_grpc};
 use super::reserved::reserved;
 use super::signed::SignedUrl;
-use super::target::{Target, Unaddressed, target_of};
+use super::target::{ProxyTarget, Unaddressed, target_of};
 use super::unframed::{Unframed, is_unframed};
 use super::wake::{by_access_token, wake};
 use crate::http_server::requested_host;
@@ -46,8 +46,8 @@ const START_PATH: &str = "/process.Process/Start";
 /// Forwards requests.
 pub(super) struct Proxy {
     routes: Arc<dyn Routes>,
-    daemons: Client<Connector, Inbound>,
-    services: Client<Connector, Inbound>,
+    daemons: Client<SandboxConnector, Inbound>,
+    services: Client<SandboxConnector, Inbound>,
     starts: Starts,
 }
 
@@ -77,7 +77,7 @@ impl Starts {
 impl Proxy {
     pub(super) fn new(routes: Arc<dyn Routes>) -> Self {
         let client = |idle| {
-            let connector = Connector { routes: routes.clone() };
+            let connector = SandboxConnector { routes: routes.clone() };
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(idle)
@@ -93,17 +93,17 @@ impl Proxy {
         Self { daemons, services, starts: Starts::default(), routes }
     }
 
-    /// Answers a request of the connection with this scope.
+    /// Answers a request of the connection with this context.
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        scope: &Scope,
+        context: &ConnectionContext,
     ) -> Response<ProxyBody> {
         let browser = wants_html(request.headers());
         let request = match request.version() {
             Version::HTTP_2 => request.map(Inbound::of_stream),
             _ => {
-                let discard = Arc::new(Beside(scope.work.downgrade()));
+                let discard = Arc::new(BackgroundDiscard(context.background.downgrade()));
                 request.map(|body| Inbound::new(body, discard))
             }
         };
@@ -116,10 +116,10 @@ impl Proxy {
             port = field::Empty,
         );
         async {
-            let answer = self.forward(request, scope).await;
+            let answer = self.forward(request, context).await;
             match &answer {
                 Ok(response) => debug!(status = response.status().as_u16(), "forwarded"),
-                Err(Refusal::Daemon { id, reason }) => {
+                Err(ProxyRefusal::Daemon { id, reason }) => {
                     warn!(sandbox.id = %id, reason, "the executor failed");
                 }
                 Err(refusal) => debug!(?refusal, "not forwarded"),
@@ -138,25 +138,25 @@ impl Proxy {
     async fn forward(
         &self,
         mut request: Request<Inbound>,
-        scope: &Scope,
-    ) -> Result<Response<ProxyBody>, Refusal> {
+        context: &ConnectionContext,
+    ) -> Result<Response<ProxyBody>, ProxyRefusal> {
         if *request.method() == Method::CONNECT {
-            return Err(Refusal::Method);
+            return Err(ProxyRefusal::Method);
         }
-        scope.follows_execution.send_replace(false);
-        let host = requested_host(&request).map_err(Refusal::Host)?;
+        context.follows_execution.send_replace(false);
+        let host = requested_host(&request).map_err(ProxyRefusal::Host)?;
         check_once(request.headers())?;
         let target = self.target(&request, host.as_ref())?;
         Span::current().record("sandbox.id", target.id.as_str()).record("port", target.port);
         if target.port == DAEMON_PORT
             && let Some(path) = reserved(request.uri().path())
         {
-            return Err(Refusal::Reserved { path });
+            return Err(ProxyRefusal::Reserved { path });
         }
         let route = match self.routes.route(&target.id) {
             Some(route) => route,
             // No request there is for a service: none wakes anybody.
-            None if target.port == CONTROL_PORT => return Err(Refusal::NotFound(target.id)),
+            None if target.port == CONTROL_PORT => return Err(ProxyRefusal::NotFound(target.id)),
             None => {
                 let signed = SignedUrl::of(request.method(), request.uri());
                 wake(self.routes.as_ref(), &target, request.headers(), signed).await?
@@ -166,7 +166,7 @@ impl Proxy {
             check(route.traffic_token.as_ref(), &target, request.headers())?;
         }
         if target.port == CONTROL_PORT {
-            return Err(Refusal::PortClosed(target));
+            return Err(ProxyRefusal::PortClosed(target));
         }
 
         let executes = target.port == INTERPRETER_PORT && request.uri().path() == EXECUTE_PATH;
@@ -178,7 +178,7 @@ impl Proxy {
         if target.port == DAEMON_PORT
             && let Some(token) = &route.access_token
             // Code in a sandbox is not that sandbox's client: it would be root by its daemon, sudo or not.
-            && !scope.source.is_some_and(|source| self.routes.is_sandbox(source))
+            && !context.source.is_some_and(|source| self.routes.is_sandbox(source))
         {
             put_access_token(request.headers_mut(), token);
         }
@@ -189,11 +189,11 @@ impl Proxy {
         }
         let response = if grpc {
             let routes = self.routes.as_ref();
-            match scope.services.send(request, &target, routes, &scope.work).await {
+            match context.services.send(request, &target, routes, &context.background).await {
                 Ok(response) => response,
-                Err(Failure::Connect(error)) => return Err(refusal_of(target, &error)),
-                Err(Failure::Http(error)) => return Err(self.hung_up(target, &error).await),
-                Err(Failure::Refused(refusal)) => return Err(refusal),
+                Err(ForwardFailure::Connect(error)) => return Err(refusal_of(target, &error)),
+                Err(ForwardFailure::Http(error)) => return Err(self.hung_up(target, &error).await),
+                Err(ForwardFailure::Refused(refusal)) => return Err(refusal),
             }
         } else {
             let of_daemon = target.port == DAEMON_PORT;
@@ -209,9 +209,9 @@ impl Proxy {
                 Err(error) => return Err(self.refusal(target, &error).await),
             }
         };
-        match self.answer_from(response, &target, downstream, scope).await {
+        match self.answer_from(response, &target, downstream, context).await {
             Some(answer) => {
-                scope.follows_execution.send_replace(executes);
+                context.follows_execution.send_replace(executes);
                 Ok(answer)
             }
             None => Err(no_answer(target)),
@@ -223,36 +223,36 @@ impl Proxy {
         &self,
         request: &Request<Inbound>,
         host: Option<&Authority>,
-    ) -> Result<Target, Refusal> {
+    ) -> Result<ProxyTarget, ProxyRefusal> {
         let refused = match target_of(host.map(Authority::as_str), request.headers()) {
             Ok(target) => return Ok(target),
             Err(refused) => refused,
         };
         // Also for a name in a local network that only looks like a sandbox's, as `build-machine.lan`.
         if matches!(refused, Unaddressed::MissingHeader(_)) {
-            return Err(Refusal::Unaddressed(refused));
+            return Err(ProxyRefusal::Unaddressed(refused));
         }
         let routes = self.routes.as_ref();
         if let Some(target) = by_access_token(routes, request.headers()) {
             return Ok(target);
         }
         let Some(url) = SignedUrl::of(request.method(), request.uri()) else {
-            return Err(Refusal::Unaddressed(refused));
+            return Err(ProxyRefusal::Unaddressed(refused));
         };
         let id = url.sandbox(routes).ok_or(match refused {
-            Unaddressed::Host => Refusal::Signature,
-            other => Refusal::Unaddressed(other),
+            Unaddressed::Host => ProxyRefusal::Signature,
+            other => ProxyRefusal::Unaddressed(other),
         })?;
-        Ok(Target { id, port: DAEMON_PORT })
+        Ok(ProxyTarget { id, port: DAEMON_PORT })
     }
 
     /// The sandbox's answer as the client gets it; `None` if it goes on in a protocol that nobody asked for.
     async fn answer_from(
         &self,
         mut response: Response<Incoming>,
-        target: &Target,
+        target: &ProxyTarget,
         downstream: Option<OnUpgrade>,
-        scope: &Scope,
+        context: &ConnectionContext,
     ) -> Option<Response<ProxyBody>> {
         let mut upgrade = None;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -260,7 +260,7 @@ impl Proxy {
             upgrade = wanted_upgrade(response.headers());
             let downstream = downstream?;
             // The receiver is the connection itself: without it nobody waits for this answer either.
-            scope.work.send(upgraded(downstream, upstream)).await.ok()?;
+            context.background.send(upgraded(downstream, upstream)).await.ok()?;
         }
         let unframed = is_unframed(&response);
         remove_hop_by_hop(response.headers_mut());
@@ -276,10 +276,10 @@ impl Proxy {
     }
 
     /// Why there is no answer.
-    async fn refusal(&self, target: Target, error: &legacy::Error) -> Refusal {
+    async fn refusal(&self, target: ProxyTarget, error: &legacy::Error) -> ProxyRefusal {
         let mut cause = error.source();
         while let Some(source) = cause {
-            match source.downcast_ref::<ConnectError>() {
+            match source.downcast_ref::<SandboxConnectError>() {
                 Some(error) => return refusal_of(target, error),
                 None => cause = source.source(),
             }
@@ -288,46 +288,50 @@ impl Proxy {
     }
 
     /// Why a connection ended before the answer.
-    async fn hung_up(&self, target: Target, error: &(dyn Error + Send + Sync)) -> Refusal {
+    async fn hung_up(
+        &self,
+        target: ProxyTarget,
+        error: &(dyn Error + Send + Sync),
+    ) -> ProxyRefusal {
         debug!(?error, "the connection ended before the answer");
         // Did the service hang up, or the whole sandbox end?
         if daemon_answers(self.routes.as_ref(), &target).await {
             no_answer(target)
         } else {
-            Refusal::NotFound(target.id)
+            ProxyRefusal::NotFound(target.id)
         }
     }
 }
 
 /// Whatever took the request and gave no answer still runs.
-fn no_answer(target: Target) -> Refusal {
+fn no_answer(target: ProxyTarget) -> ProxyRefusal {
     match target.port {
         DAEMON_PORT => {
             let reason = "it closed the connection without an answer".to_owned();
-            Refusal::Daemon { id: target.id, reason }
+            ProxyRefusal::Daemon { id: target.id, reason }
         }
-        _ => Refusal::NoAnswer(target),
+        _ => ProxyRefusal::NoAnswer(target),
     }
 }
 
 /// Why there is no connection.
-fn refusal_of(target: Target, error: &ConnectError) -> Refusal {
+fn refusal_of(target: ProxyTarget, error: &SandboxConnectError) -> ProxyRefusal {
     match error {
-        ConnectError::Gone(reason) => {
+        SandboxConnectError::Gone(reason) => {
             debug!(reason, "the sandbox does not answer");
-            Refusal::NotFound(target.id)
+            ProxyRefusal::NotFound(target.id)
         }
-        ConnectError::PortClosed(_) => Refusal::PortClosed(target),
-        ConnectError::Refused(reason) => {
+        SandboxConnectError::PortClosed(_) => ProxyRefusal::PortClosed(target),
+        SandboxConnectError::Refused(reason) => {
             let (id, reason) = (target.id, reason.clone());
-            Refusal::Daemon { id, reason }
+            ProxyRefusal::Daemon { id, reason }
         }
     }
 }
 
 /// Points the request at the target; its `Host` stays what the client asked for.
-fn address<B>(request: &mut Request<B>, target: &Target) -> Result<(), Refusal> {
-    let refused = || Refusal::Unaddressed(Unaddressed::Host);
+fn address<B>(request: &mut Request<B>, target: &ProxyTarget) -> Result<(), ProxyRefusal> {
+    let refused = || ProxyRefusal::Unaddressed(Unaddressed::Host);
     if let Some(authority) = request.uri().authority() {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| refused())?;
         request.headers_mut().insert(HOST, host);

@@ -15,10 +15,10 @@ use sandyard_http::Inbound;
 use tracing::debug;
 
 use super::Routes;
-use super::answers::Refusal;
-use super::connect::{ConnectError, connect};
-use super::connection::Work;
-use super::target::{Target, Unaddressed};
+use super::answers::ProxyRefusal;
+use super::connect::{SandboxConnectError, connect};
+use super::connection::BackgroundTasks;
+use super::target::{ProxyTarget, Unaddressed};
 
 const GRPC: &str = "application/grpc";
 
@@ -31,18 +31,18 @@ pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
 }
 
 /// Why there is no answer.
-pub(super) enum Failure {
-    Connect(ConnectError),
+pub(super) enum ForwardFailure {
+    Connect(SandboxConnectError),
     Http(hyper::Error),
-    Refused(Refusal),
+    Refused(ProxyRefusal),
 }
 
 /// Connections to services, kept as long as the client's own connection, which gRPC keeps for long.
 #[derive(Default)]
-pub(super) struct Http2Services(Mutex<HashMap<Target, SendRequest<Inbound>>>);
+pub(super) struct Http2Services(Mutex<HashMap<ProxyTarget, SendRequest<Inbound>>>);
 
 impl Http2Services {
-    fn kept(&self) -> MutexGuard<'_, HashMap<Target, SendRequest<Inbound>>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<ProxyTarget, SendRequest<Inbound>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,41 +50,42 @@ impl Http2Services {
     pub(super) async fn send(
         &self,
         mut request: Request<Inbound>,
-        target: &Target,
+        target: &ProxyTarget,
         routes: &dyn Routes,
-        work: &Work,
-    ) -> Result<Response<Incoming>, Failure> {
-        address(&mut request).ok_or(Failure::Refused(Refusal::Unaddressed(Unaddressed::Host)))?;
+        background: &BackgroundTasks,
+    ) -> Result<Response<Incoming>, ForwardFailure> {
+        address(&mut request)
+            .ok_or(ForwardFailure::Refused(ProxyRefusal::Unaddressed(Unaddressed::Host)))?;
         let kept = self.kept().get(target).filter(|kept| !kept.is_closed()).cloned();
         let mut service = match kept {
             Some(service) => service,
             None => {
-                let service = open(target, routes, work).await?;
+                let service = open(target, routes, background).await?;
                 // Of two that are made at once, the later one is used from then on.
                 self.kept().insert(target.clone(), service.clone());
                 service
             }
         };
-        service.ready().await.map_err(Failure::Http)?;
-        service.send_request(request).await.map_err(Failure::Http)
+        service.ready().await.map_err(ForwardFailure::Http)?;
+        service.send_request(request).await.map_err(ForwardFailure::Http)
     }
 }
 
 async fn open(
-    target: &Target,
+    target: &ProxyTarget,
     routes: &dyn Routes,
-    work: &Work,
-) -> Result<SendRequest<Inbound>, Failure> {
-    let stream = connect(routes, target).await.map_err(Failure::Connect)?;
+    background: &BackgroundTasks,
+) -> Result<SendRequest<Inbound>, ForwardFailure> {
+    let stream = connect(routes, target).await.map_err(ForwardFailure::Connect)?;
     let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-    let (service, connection) = shaken.map_err(Failure::Http)?;
+    let (service, connection) = shaken.map_err(ForwardFailure::Http)?;
     let driven = connection.map(|ended| {
         if let Err(error) = ended {
             debug!(%error, "a connection to a service broke");
         }
     });
     // Refused only when the client's connection has ended: nobody waits for the answer then.
-    let _ = work.send(driven.boxed()).await;
+    let _ = background.send(driven.boxed()).await;
     Ok(service)
 }
 

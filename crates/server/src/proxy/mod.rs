@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use routes::SchedulerRoutes;
 
-use connection::Front;
+use connection::ProxyListener;
 use forward::Proxy;
 
 use crate::{api, http_server};
@@ -111,7 +111,7 @@ pub trait Routes: Send + Sync + 'static {
 /// closes every connection.
 pub async fn serve(listener: TcpListener, quota: Quota, port: Port, stop: CancellationToken) {
     let proxy = Proxy::new(port.routes.clone());
-    let front = Arc::new(Front { port, proxy });
-    let serve = |client| connection::serve(client, front.clone(), stop.clone());
+    let proxy_listener = Arc::new(ProxyListener { port, proxy });
+    let serve = |client| connection::serve(client, proxy_listener.clone(), stop.clone());
     http_server::accept(listener, quota, stop.clone(), serve).await;
 }

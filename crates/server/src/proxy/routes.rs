@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandyard_core::{SandboxError, Scheduler, State};
+use sandyard_core::{SandboxError, SandboxState, Scheduler};
 use sandyard_types::{SandboxId, Secret};
 use tracing::warn;
 
@@ -29,8 +29,12 @@ impl Routes for SchedulerRoutes {
     fn route(&self, id: &SandboxId) -> Option<Route> {
         let sandbox = self.scheduler.route(id)?;
         match sandbox.state {
-            State::Running | State::Snapshotting => {}
-            State::Creating | State::Pausing | State::Paused | State::Resuming | State::Killing => {
+            SandboxState::Running | SandboxState::Snapshotting => {}
+            SandboxState::Creating
+            | SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming
+            | SandboxState::Killing => {
                 return None;
             }
         }

@@ -1,7 +1,7 @@
 //! Which port of which sandbox a request is for (control-plane 5.5 (1), (2)).
 
 use http::HeaderMap;
-pub(super) use sandyard_contract::sandbox_host::Target;
+pub(super) use sandyard_contract::sandbox_host::ProxyTarget;
 use sandyard_contract::sandbox_host::{
     InvalidHost, names_no_sandbox, port_of, target_of_host, without_port,
 };
@@ -38,7 +38,10 @@ impl From<InvalidHost> for Unaddressed {
 
 /// Reads host and headers. On `localhost`, addresses and hosts that begin with `sandbox.` the headers
 /// decide; on others the host does if it names a sandbox, else the headers again (names in a local network).
-pub(super) fn target_of(host: Option<&str>, headers: &HeaderMap) -> Result<Target, Unaddressed> {
+pub(super) fn target_of(
+    host: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<ProxyTarget, Unaddressed> {
     let host = host.map(without_port).unwrap_or_default();
     let by_headers = from_headers(headers);
     if names_no_sandbox(host)
@@ -54,7 +57,7 @@ pub(super) fn target_of(host: Option<&str>, headers: &HeaderMap) -> Result<Targe
 }
 
 /// What the headers say; `None` if there are none.
-fn from_headers(headers: &HeaderMap) -> Option<Result<Target, Unaddressed>> {
+fn from_headers(headers: &HeaderMap) -> Option<Result<ProxyTarget, Unaddressed>> {
     let (id, port) = match (headers.get(ID_HEADER), headers.get(PORT_HEADER)) {
         (None, None) => return None,
         (Some(_), None) => return Some(Err(Unaddressed::MissingHeader("E2b-Sandbox-Port"))),
@@ -65,7 +68,7 @@ fn from_headers(headers: &HeaderMap) -> Option<Result<Target, Unaddressed>> {
         let port = port.ok().and_then(port_of).ok_or(Unaddressed::Port)?;
         let id = id.map_err(|_| Unaddressed::Id)?;
         let id = SandboxId::from_path(id.trim()).map_err(|_| Unaddressed::Id)?;
-        Ok(Target { id, port })
+        Ok(ProxyTarget { id, port })
     };
     Some(target())
 }
@@ -87,8 +90,8 @@ mod tests {
         headers
     }
 
-    fn target(id: &str, port: u16) -> Target {
-        Target { id: id.parse().expect("valid"), port }
+    fn target(id: &str, port: u16) -> ProxyTarget {
+        ProxyTarget { id: id.parse().expect("valid"), port }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use hyper::body::{Body, Frame, Incoming};
 
 use super::Routes;
 use super::connect::daemon_answers;
-use super::target::Target;
+use super::target::ProxyTarget;
 
 /// Whether the answer's body ends where the connection does. HTTP/2 marks the ends of all.
 pub(super) fn is_unframed(response: &Response<Incoming>) -> bool {
@@ -30,13 +30,13 @@ pub(super) fn is_unframed(response: &Response<Incoming>) -> bool {
 pub(super) struct Unframed {
     body: Incoming,
     routes: Arc<dyn Routes>,
-    target: Target,
+    target: ProxyTarget,
     /// At the end: whether the sandbox lives.
     lives: Option<BoxFuture<'static, bool>>,
 }
 
 impl Unframed {
-    pub(super) fn new(body: Incoming, routes: Arc<dyn Routes>, target: Target) -> Self {
+    pub(super) fn new(body: Incoming, routes: Arc<dyn Routes>, target: ProxyTarget) -> Self {
         Self { body, routes, target, lives: None }
     }
 }

@@ -10,9 +10,9 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::timeout;
 
 use super::access::{ACCESS_TOKEN, check};
-use super::answers::Refusal;
+use super::answers::ProxyRefusal;
 use super::signed::SignedUrl;
-use super::target::Target;
+use super::target::ProxyTarget;
 use super::{NotWoken, Route, Routes, Sleeping};
 
 /// The longest wait for a sandbox that is being paused or resumed.
@@ -22,11 +22,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// the daemon's token, if it is for a signed URL.
 pub(super) async fn wake(
     routes: &dyn Routes,
-    target: &Target,
+    target: &ProxyTarget,
     headers: &HeaderMap,
     signed: Option<SignedUrl>,
-) -> Result<Route, Refusal> {
-    let not_found = || Refusal::NotFound(target.id.clone());
+) -> Result<Route, ProxyRefusal> {
+    let not_found = || ProxyRefusal::NotFound(target.id.clone());
     let Sleeping { access_token, traffic_token } =
         routes.sleeping(&target.id).ok_or_else(not_found)?;
     if target.port == DAEMON_PORT {
@@ -34,7 +34,7 @@ pub(super) async fn wake(
             shows(headers, token) || signed.as_ref().is_some_and(|url| url.fits(token))
         };
         if !access_token.as_ref().is_none_or(proves) {
-            return Err(Refusal::WakeDenied(target.id.clone()));
+            return Err(ProxyRefusal::WakeDenied(target.id.clone()));
         }
     } else {
         check(traffic_token.as_ref(), target, headers)?;
@@ -43,14 +43,14 @@ pub(super) async fn wake(
         Ok(Ok(())) => routes.route(&target.id).ok_or_else(not_found),
         Ok(Err(NotWoken::Gone)) => Err(not_found()),
         Ok(Err(NotWoken::TooMany(reason))) => {
-            Err(Refusal::WakeLimit { id: target.id.clone(), reason })
+            Err(ProxyRefusal::WakeLimit { id: target.id.clone(), reason })
         }
         Ok(Err(NotWoken::Failed(reason))) => {
-            Err(Refusal::WakeFailed { id: target.id.clone(), reason })
+            Err(ProxyRefusal::WakeFailed { id: target.id.clone(), reason })
         }
         Err(_) => {
             let reason = format!("it did not run after {} s", LIMIT.as_secs());
-            Err(Refusal::WakeFailed { id: target.id.clone(), reason })
+            Err(ProxyRefusal::WakeFailed { id: target.id.clone(), reason })
         }
     }
 }
@@ -62,9 +62,9 @@ fn shows(headers: &HeaderMap, token: &Secret) -> bool {
 
 /// The sandbox whose daemon demands the token that a request shows. Some releases name a sandbox by nothing else
 /// (control-plane 5.3).
-pub(super) fn by_access_token(routes: &dyn Routes, headers: &HeaderMap) -> Option<Target> {
+pub(super) fn by_access_token(routes: &dyn Routes, headers: &HeaderMap) -> Option<ProxyTarget> {
     headers.get(ACCESS_TOKEN)?;
     let sandboxes = routes.secure_sandboxes();
     let found = sandboxes.into_iter().find(|(_, token)| shows(headers, token));
-    found.map(|(id, _)| Target { id, port: DAEMON_PORT })
+    found.map(|(id, _)| ProxyTarget { id, port: DAEMON_PORT })
 }

@@ -40,14 +40,14 @@ pub struct CertificateFiles {
 }
 
 /// Where certificates come from.
-enum Source {
+enum CertificateSource {
     Files(CertificateFiles),
     Local { data: DataDir, domain: Domain },
 }
 
 /// What the proxy shows to clients that speak TLS.
 pub struct Tls {
-    source: Source,
+    source: CertificateSource,
     current: Arc<Current>,
     config: Arc<ServerConfig>,
 }
@@ -92,8 +92,8 @@ impl Tls {
         files: Option<&CertificateFiles>,
     ) -> anyhow::Result<Self> {
         let source = match files {
-            Some(files) => Source::Files(files.clone()),
-            None => Source::Local { data: data.clone(), domain: domain.clone() },
+            Some(files) => CertificateSource::Files(files.clone()),
+            None => CertificateSource::Local { data: data.clone(), domain: domain.clone() },
         };
         let provider = Arc::new(ring::default_provider());
         let issued = source.issue(&provider, OffsetDateTime::now_utc())?;
@@ -138,7 +138,7 @@ impl Tls {
     }
 }
 
-impl Source {
+impl CertificateSource {
     fn issue(&self, provider: &CryptoProvider, now: OffsetDateTime) -> anyhow::Result<Issued> {
         match self {
             Self::Local { data, domain } => {

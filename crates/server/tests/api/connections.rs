@@ -7,14 +7,14 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_testkit::{Behaviour, EngineCall};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::harness::{Harness, KEY, read_rest, read_until, reset};
+use crate::harness::{Harness, KEY, read_remaining, read_until, reset};
 
 const PORT: u16 = 8000;
 /// Longer than anything here takes, and shorter than what only a forgotten connection's probe would find.
@@ -30,7 +30,7 @@ async fn send(address: SocketAddr, request: &str) -> anyhow::Result<TcpStream> {
 async fn half_closed(address: SocketAddr, request: &str) -> anyhow::Result<String> {
     let mut stream = send(address, request).await?;
     stream.shutdown().await?;
-    Ok(timeout(LIMIT, read_rest(&mut stream)).await?)
+    Ok(timeout(LIMIT, read_remaining(&mut stream)).await?)
 }
 
 /// The body of an answer that was not sent in chunks.
@@ -147,12 +147,12 @@ async fn a_client_of_the_api_that_closes_its_side_gets_its_answer() -> anyhow::R
     let set = half_closed(server.api, &request).await?;
     assert!(set.starts_with("HTTP/1.1 204"), "{set}");
     // One that takes a while.
-    server.engine.script(Call::Delete, Behaviour::Hang);
+    server.engine.script(EngineCall::Delete, Behaviour::Hang);
     let mut stream = send(server.api, &format!("DELETE /sandboxes/{id} {head}\r\n")).await?;
     stream.shutdown().await?;
-    timeout(LIMIT, server.engine.called(Call::Delete, 1)).await?;
-    server.engine.heal(Call::Delete);
-    let killed = timeout(LIMIT, read_rest(&mut stream)).await?;
+    timeout(LIMIT, server.engine.called(EngineCall::Delete, 1)).await?;
+    server.engine.heal(EngineCall::Delete);
+    let killed = timeout(LIMIT, read_remaining(&mut stream)).await?;
     assert!(killed.starts_with("HTTP/1.1 204"), "{killed}");
     Ok(())
 }
@@ -165,9 +165,9 @@ async fn a_create_counts_a_closed_side_as_leaving() -> anyhow::Result<()> {
          Content-Type: application/json\r\nContent-Length: 21\r\n\r\n{{\"templateID\":\"base\"}}"
     );
     for number in [1, 2] {
-        server.engine.script(Call::Claim, Behaviour::Hang);
+        server.engine.script(EngineCall::Claim, Behaviour::Hang);
         let stream = send(server.api, &request).await?;
-        timeout(LIMIT, server.engine.called(Call::Claim, number)).await?;
+        timeout(LIMIT, server.engine.called(EngineCall::Claim, number)).await?;
         if number == 1 {
             drop(stream)
         } else {
@@ -175,11 +175,11 @@ async fn a_create_counts_a_closed_side_as_leaving() -> anyhow::Result<()> {
         }
         // What is answered after it came after it.
         server.get("/health").await?;
-        server.engine.heal(Call::Claim);
-        timeout(LIMIT, server.engine.called(Call::Delete, number)).await?;
+        server.engine.heal(EngineCall::Claim);
+        timeout(LIMIT, server.engine.called(EngineCall::Delete, number)).await?;
     }
     // Whoever closes its side and does listen learns why there is no sandbox; of a bad body, what is wrong.
-    server.engine.script(Call::Claim, Behaviour::Hang);
+    server.engine.script(EngineCall::Claim, Behaviour::Hang);
     let answer = half_closed(server.api, &request).await?;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     assert!(answer.contains("keep it open until the answer"), "{answer}");
@@ -226,7 +226,7 @@ async fn a_client_of_a_sandbox_that_closes_its_side_gets_its_answer() -> anyhow:
         timeout(LIMIT, read_until(&mut client, piece)).await??;
     }
     service.write_all(b"0\r\n\r\n").await?;
-    assert!(timeout(LIMIT, read_rest(&mut client)).await?.ends_with("0\r\n\r\n"));
+    assert!(timeout(LIMIT, read_remaining(&mut client)).await?.ends_with("0\r\n\r\n"));
     Ok(())
 }
 
@@ -240,7 +240,7 @@ async fn a_client_that_closed_and_left_is_noticed_when_something_is_sent() -> an
     drop(client);
     // One write is enough: nobody has to try a second time.
     service.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n").await?;
-    assert_eq!(timeout(LIMIT, read_rest(&mut service)).await?, "");
+    assert_eq!(timeout(LIMIT, read_remaining(&mut service)).await?, "");
     Ok(())
 }
 
@@ -261,11 +261,11 @@ async fn each_half_of_an_upgraded_connection_ends_by_itself() -> anyhow::Result<
     service.write_all(switching).await?;
     service.write_all(b"all").await?;
     service.shutdown().await?;
-    let said = timeout(LIMIT, read_rest(&mut client)).await?;
+    let said = timeout(LIMIT, read_remaining(&mut client)).await?;
     assert!(said.starts_with("HTTP/1.1 101") && said.ends_with("all"), "{said}");
     client.write_all(b"later").await?;
     client.shutdown().await?;
-    assert_eq!(timeout(LIMIT, read_rest(&mut service)).await?, "later");
+    assert_eq!(timeout(LIMIT, read_remaining(&mut service)).await?, "later");
 
     // The client ends its half before the upgrade has happened.
     let mut client = send(server.proxy, &format!("{request}early")).await?;
@@ -273,10 +273,10 @@ async fn each_half_of_an_upgraded_connection_ends_by_itself() -> anyhow::Result<
     let (mut service, _) = listener.accept().await?;
     read_until(&mut service, "\r\n\r\n").await?;
     service.write_all(switching).await?;
-    assert_eq!(timeout(LIMIT, read_rest(&mut service)).await?, "early");
+    assert_eq!(timeout(LIMIT, read_remaining(&mut service)).await?, "early");
     service.write_all(b"bye").await?;
     drop(service);
-    assert!(timeout(LIMIT, read_rest(&mut client)).await?.ends_with("bye"));
+    assert!(timeout(LIMIT, read_remaining(&mut client)).await?.ends_with("bye"));
 
     // And one that is gone for good is left on the other side too.
     let mut client = send(server.proxy, &request).await?;

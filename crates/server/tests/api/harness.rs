@@ -66,13 +66,13 @@ pub(crate) struct Harness {
 
 /// An answer that was read to its end.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ApiAnswer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl ApiAnswer {
     pub(crate) fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_slice(&self.body).with_context(|| {
             format!("{} with a body that is no JSON: {:?}", self.status, self.body)
@@ -158,10 +158,10 @@ impl Harness {
         })
     }
 
-    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<ApiAnswer> {
         let response = self.client.request(request).await?;
         let (parts, body) = response.into_parts();
-        Ok(Answer {
+        Ok(ApiAnswer {
             status: parts.status,
             headers: parts.headers,
             body: body.collect().await?.to_bytes(),
@@ -175,7 +175,7 @@ impl Harness {
         method: Method,
         path: &str,
         body: Option<Value>,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<ApiAnswer> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.api))
@@ -192,15 +192,15 @@ impl Harness {
         method: Method,
         path: &str,
         body: Option<Value>,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<ApiAnswer> {
         self.call_as(KEY, method, path, body).await
     }
 
-    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<ApiAnswer> {
         self.call(Method::GET, path, None).await
     }
 
-    pub(crate) async fn post(&self, path: &str, body: Value) -> anyhow::Result<Answer> {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> anyhow::Result<ApiAnswer> {
         self.call(Method::POST, path, Some(body)).await
     }
 
@@ -215,7 +215,7 @@ impl Harness {
         Ok(id)
     }
 
-    pub(crate) async fn kill(&self, id: &SandboxId) -> anyhow::Result<Answer> {
+    pub(crate) async fn kill(&self, id: &SandboxId) -> anyhow::Result<ApiAnswer> {
         self.call(Method::DELETE, &format!("/sandboxes/{id}"), None).await
     }
 
@@ -246,7 +246,7 @@ impl Harness {
         host: &str,
         path: &str,
         headers: &[(&'static str, &str)],
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<ApiAnswer> {
         let mut request = Request::get(format!("http://{}{path}", self.proxy)).header("host", host);
         for (name, value) in headers {
             request = request.header(*name, HeaderValue::from_str(value)?);
@@ -306,7 +306,7 @@ pub(crate) async fn read_until(stream: &mut TcpStream, end: &str) -> anyhow::Res
 }
 
 /// Reads until the other side closes, however it does that.
-pub(crate) async fn read_rest(stream: &mut TcpStream) -> String {
+pub(crate) async fn read_remaining(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     // A reset is an end too; what came before it stays.
     let _ = stream.read_to_end(&mut all).await;

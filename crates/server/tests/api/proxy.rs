@@ -7,7 +7,7 @@ use sandyard_contract::daemon::TUNNEL_PATH;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::harness::{Answer, Harness, OTHER_KEY};
+use crate::harness::{ApiAnswer, Harness, OTHER_KEY};
 
 const PORT: u16 = 8000;
 
@@ -15,7 +15,7 @@ fn routing(id: &str, port: &str) -> [(&'static str, String); 2] {
     [("e2b-sandbox-id", id.to_owned()), ("e2b-sandbox-port", port.to_owned())]
 }
 
-async fn routed(server: &Harness, id: &str, port: &str, path: &str) -> anyhow::Result<Answer> {
+async fn routed(server: &Harness, id: &str, port: &str, path: &str) -> anyhow::Result<ApiAnswer> {
     let headers = routing(id, port);
     let headers: Vec<(&'static str, &str)> =
         headers.iter().map(|(n, v)| (*n, v.as_str())).collect();

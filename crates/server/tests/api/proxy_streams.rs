@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::harness::{Harness, read_rest, read_until, reset};
+use crate::harness::{Harness, read_remaining, read_until, reset};
 
 const PORT: u16 = 8000;
 
@@ -100,7 +100,7 @@ async fn an_upgrade_passes_with_half_closes() -> anyhow::Result<()> {
         }
         // Closing one half reaches the service, whose answer still comes back.
         stream.shutdown().await?;
-        assert_eq!(read_rest(&mut stream).await, "bye");
+        assert_eq!(read_remaining(&mut stream).await, "bye");
     }
     Ok(())
 }
@@ -185,7 +185,7 @@ async fn a_sandbox_that_dies_breaks_its_streams_off() -> anyhow::Result<()> {
     // Nobody has told the scheduler yet.
     server.engine.die_unseen(&server.instance(&id)?);
     for (host, mut stream) in streams {
-        let rest = read_rest(&mut stream).await;
+        let rest = read_remaining(&mut stream).await;
         assert!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
         let message = server.proxied(&host, "/health", &[]).await?.error(502)?;
         assert_eq!(message, "The sandbox was not found");
@@ -226,7 +226,7 @@ async fn a_body_that_ends_with_its_connection_ends_well_only_while_the_sandbox_l
     served.write_all(ANSWER).await?;
     read_until(&mut client, "part").await?;
     server.engine.die_unseen(&server.instance(&id)?);
-    let rest = read_rest(&mut client).await;
+    let rest = read_remaining(&mut client).await;
     assert!(!rest.contains("0\r\n\r\n"), "a clean end: {rest:?}");
     Ok(())
 }
@@ -279,7 +279,7 @@ async fn a_stop_lets_what_runs_end_and_takes_nothing_new() -> anyhow::Result<()>
     server.stop.cancel();
     let proxy = server.proxy;
     stream.write_all(b"1\r\nb\r\n0\r\n\r\n").await?;
-    let rest = read_rest(&mut stream).await;
+    let rest = read_remaining(&mut stream).await;
     assert!(rest.contains("b\r\n") && rest.ends_with("0\r\n\r\n"), "{rest:?}");
     server.stopped().await;
     assert!(TcpStream::connect(proxy).await.is_err());

@@ -2,7 +2,7 @@
 //! 5.3, 5.7).
 
 use http::{Method, StatusCode};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::SandboxId;
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ async fn many_requests_join_one_resume() -> anyhow::Result<()> {
     for answer in futures::future::try_join_all(asked).await? {
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     }
-    let thawed = server.engine.calls().iter().filter(|(call, _)| *call == Call::Thaw).count();
+    let thawed = server.engine.calls().iter().filter(|(call, _)| *call == EngineCall::Thaw).count();
     assert_eq!(thawed, 1);
     Ok(())
 }
@@ -102,10 +102,10 @@ async fn what_may_not_be_woken_is_not_found() -> anyhow::Result<()> {
 async fn a_full_team_and_a_failing_engine_have_answers_of_their_own() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let id = paused(&server, json!({})).await?;
-    server.engine.script(Call::Thaw, Behaviour::Fail);
+    server.engine.script(EngineCall::Thaw, Behaviour::Fail);
     let failed = server.proxied(&host(&id, 8000), "/", &[]).await?;
     assert_eq!(failed.status, StatusCode::CONFLICT, "{}", failed.text());
-    server.engine.heal(Call::Thaw);
+    server.engine.heal(EngineCall::Thaw);
     for _ in 0..MAX_SANDBOXES {
         server.create(json!({})).await?;
     }

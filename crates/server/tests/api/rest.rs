@@ -2,7 +2,7 @@
 
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_testkit::{Behaviour, EngineCall};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -164,7 +164,7 @@ async fn timeout_zero_ends_the_sandbox() -> anyhow::Result<()> {
     let path = format!("/sandboxes/{id}");
     let answer = server.post(&format!("{path}/timeout"), json!({"timeout": 0})).await?;
     assert_eq!(answer.status, StatusCode::NO_CONTENT);
-    server.engine.called(Call::Delete, 1).await;
+    server.engine.called(EngineCall::Delete, 1).await;
     server.get(&path).await?.error(404)?;
     Ok(())
 }
@@ -244,7 +244,7 @@ async fn create_with_key(
     server: &Harness,
     key: &str,
     body: Value,
-) -> anyhow::Result<crate::harness::Answer> {
+) -> anyhow::Result<crate::harness::ApiAnswer> {
     let request = Request::post(format!("http://{}/v2/sandboxes", server.api))
         .header("X-API-Key", KEY)
         .header("Idempotency-Key", key)
@@ -284,7 +284,7 @@ async fn a_repeated_create_gets_the_same_sandbox() -> anyhow::Result<()> {
 async fn a_failed_create_says_why_leaves_nothing_and_may_be_repeated() -> anyhow::Result<()> {
     let server = Harness::start().await?;
     let body = json!({"templateID": "base"});
-    for call in [Call::EnsureImage, Call::Create, Call::Claim] {
+    for call in [EngineCall::EnsureImage, EngineCall::Create, EngineCall::Claim] {
         for behaviour in [Behaviour::Fail, Behaviour::FailAfter] {
             server.engine.script(call, behaviour);
             let answer = create_with_key(&server, "k", body.clone()).await?;

@@ -1,13 +1,13 @@
 //! Pause, resume, snapshots and forks over the REST API (control-plane 3.4, 3.5).
 
 use http::{Method, StatusCode};
-use sandyard_testkit::{Behaviour, Call};
+use sandyard_testkit::{Behaviour, EngineCall};
 use sandyard_types::SandboxId;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Harness, KEY, MAX_SANDBOXES, OTHER_KEY, TEMPLATE_ID};
+use crate::harness::{ApiAnswer, Harness, KEY, MAX_SANDBOXES, OTHER_KEY, TEMPLATE_ID};
 
-async fn post(server: &Harness, path: &str, body: Option<Value>) -> anyhow::Result<Answer> {
+async fn post(server: &Harness, path: &str, body: Option<Value>) -> anyhow::Result<ApiAnswer> {
     server.call(Method::POST, path, body).await
 }
 
@@ -166,7 +166,7 @@ async fn forks_are_copies_of_their_own_each_made_or_failed() -> anyhow::Result<(
     }
     assert_eq!(server.engine.images(), Vec::<String>::new());
 
-    server.engine.script(Call::Create, Behaviour::Fail);
+    server.engine.script(EngineCall::Create, Behaviour::Fail);
     let failed = server.post(&path, json!({})).await?;
     assert_eq!(failed.status, StatusCode::CREATED);
     assert_eq!(failed.json()?[0]["error"]["code"], json!(500));

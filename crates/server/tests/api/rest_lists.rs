@@ -8,16 +8,16 @@ use http::StatusCode;
 use sandyard_types::SandboxId;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Harness, TEMPLATE_ID};
+use crate::harness::{ApiAnswer, Harness, TEMPLATE_ID};
 
-fn ids(answer: &Answer) -> anyhow::Result<Vec<SandboxId>> {
+fn ids(answer: &ApiAnswer) -> anyhow::Result<Vec<SandboxId>> {
     anyhow::ensure!(answer.status == StatusCode::OK, "{}", answer.text());
     let list = answer.json()?;
     let entries = list.as_array().context("no array")?.iter();
     entries.map(|entry| Ok(entry["sandboxID"].as_str().context("id")?.parse()?)).collect()
 }
 
-fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+fn header<'a>(answer: &'a ApiAnswer, name: &str) -> Option<&'a str> {
     answer.headers.get(name).and_then(|value| value.to_str().ok())
 }
 

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
-use sandyard_testkit::Call;
+use sandyard_testkit::EngineCall;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Harness, KEY, MAX_SANDBOXES};
+use crate::harness::{ApiAnswer, Harness, KEY, MAX_SANDBOXES};
 
 async fn send(
     server: &Harness,
@@ -14,7 +14,7 @@ async fn send(
     path: &str,
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
-) -> anyhow::Result<Answer> {
+) -> anyhow::Result<ApiAnswer> {
     let mut request = Request::builder().method(method).uri(format!("http://{}{path}", server.api));
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -97,8 +97,8 @@ async fn bad_requests_say_what_is_wrong_and_leave_nothing() -> anyhow::Result<()
         let message = answer.error(status)?;
         assert!(message.contains(expected), "{body}: {message}");
     }
-    let calls: Vec<Call> = server.engine.calls().into_iter().map(|(call, _)| call).collect();
-    assert_eq!(calls, [Call::List, Call::Images], "only what a start looks at");
+    let calls: Vec<EngineCall> = server.engine.calls().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls, [EngineCall::List, EngineCall::Images], "only what a start looks at");
     Ok(())
 }
 
