@@ -55,9 +55,9 @@ def test_an_engine_that_dies() -> None:
     def die() -> None:
         held.engine.close()
         died.set()
-        raise ConnectionAbortedError("the engine is gone")
 
-    held.engine.at(COMMIT, die, before=True)
+    # It breaks off without an answer: a Rule's answer is sent in the engine's place, and this one is not HTTP.
+    held.engine.at(COMMIT, die, before=True).answer = b"\r\n"
     answered = held.begin(lambda: rest.call("snapshot", sandbox))
     assert died.wait(30)
     held.engine = EngineProxy(folder / "engine.sock")

@@ -54,9 +54,10 @@ class Modelled:
     id: str
     pid: int
     state: str = "running"
-    # Of the file `version`, and of the counter, which lives in memory.
+    # Of the file `version`.
     version: int = 0
-    alive: bool = True
+    # Whether the counter, which lives in memory, has to be alive; two operations at once may have ended it or not.
+    kept: bool = True
 
 
 def transition(state: str, operation: str) -> dict[str, set[int]] | None:
@@ -154,7 +155,7 @@ class Model:
         assert allowed, f"not one of {forward + backward}"
         # It may have been down and up again in between, with or without its memory.
         if "files" in (before, seen) or "pause files" in (first, second):
-            sandbox.alive = sandbox.alive and seen == "running" and self.counter(sandbox)
+            sandbox.kept = False
         self.settle(sandbox, seen)
 
     def refused(self, sandbox: Modelled, operation: str) -> None:
@@ -183,7 +184,7 @@ class Model:
     def settle(self, sandbox: Modelled, state: str) -> None:
         """The sandbox is in this state, the lists say the same, and it has what it should have."""
         if state == "files" or (sandbox.state == "files" and state == "running"):
-            sandbox.alive = False
+            sandbox.kept = False
         sandbox.state = state
         assert self.seen(sandbox) == state
         shown = {s["sandboxID"]: s["state"] for s in self.rest.listed()}
@@ -195,10 +196,11 @@ class Model:
         assert client.files.read("version") == str(sandbox.version)
         sandbox.version += 1
         client.files.write("version", str(sandbox.version))
-        if sandbox.alive:
-            assert self.counter(sandbox), "its memory was lost"
-        else:
-            sandbox.pid, sandbox.alive = serve_counter(client), True
+        alive = self.counter(sandbox)
+        assert alive or not sandbox.kept, "its memory was lost"
+        if not alive:
+            sandbox.pid = serve_counter(client)
+        sandbox.kept = True
 
     def counter(self, sandbox: Modelled) -> bool:
         """True if the process of before still serves."""
