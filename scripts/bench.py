@@ -22,6 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 
+from bench_interpreter import measure_interpreter
 from bench_lifecycle import measure_lifecycle
 from bench_sandbox import (EXECUTOR_PORT, READY, Sides, measure_commands, measure_files,
                            measure_floors, milliseconds)
@@ -33,7 +34,7 @@ from e2b import Sandbox
 MIB = 1 << 20
 # Connections whose requests never end: a thousand was enough to stop a server.
 UNFINISHED = 3000
-GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway", "lifecycle")
+GROUPS = ("creates", "ready", "commands", "files", "memory", "gateway", "lifecycle", "interpreter")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -380,6 +381,8 @@ def main() -> int:
         measure_memory(table, arguments, idle_mib)
     if "lifecycle" in arguments.only:
         measure_lifecycle(table, engine, rounds)
+    if "interpreter" in arguments.only:
+        measure_interpreter(table, rounds)
     if "gateway" in arguments.only:
         measure_gateway(table, arguments.folder, arguments, 2 if arguments.quick else 7)
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.system()} "

@@ -26,9 +26,21 @@ from botocore.exceptions import ClientError
 from containers import container_of
 from e2b import Sandbox
 from e2b.exceptions import NotFoundException
+from e2b_code_interpreter import Sandbox as CodeInterpreter
 from PIL import Image
 
 REPORT = pathlib.Path(__file__).parent.parent / "examples" / "sales-report" / "report.py"
+# A cell of a notebook: its last line is its result.
+CELL = """
+import pandas as pd, matplotlib.pyplot as plt
+
+sales = pd.read_csv("uploads/sales.csv")
+sales["cents"] = sales["price_cents"] * sales["units"]
+regions = sales.groupby("region")["cents"].sum()
+regions.plot.bar(title="Revenue")
+plt.savefig("artifacts/regions.png")
+regions.to_frame()
+"""
 ROWS = 12_000
 PRODUCTS = {"notebook": 349, "fountain pen": 2990, "ink, blue-black": 1250, "desk lamp": 4900, "stapler": 1190}
 REGIONS = ["north", "east", "south", "west"]
@@ -216,6 +228,7 @@ def main() -> None:
     for name in ("report.json", "revenue.png"):
         size = store.head_object(Bucket=bucket, Key=f"{prefix}artifacts/{name}")["ContentLength"]
         check(size > 0, f"{prefix}artifacts/{name} is still in the store, {size} bytes")
+    run_a_cell(rows, session, store, bucket, prefix)
     print(f"all steps done: {time.monotonic() - start:.2f} s", flush=True)
 
 
@@ -239,6 +252,23 @@ def work_in(sandbox: Sandbox, rows: list[dict[str, str]], store, bucket: str, pr
         image.load()
         colours = image.getcolors() or []
         check(image.format == "PNG" and image.size == (640, 360) and len(colours) == 3, f"the chart is a PNG of {image.size}")
+
+
+def run_a_cell(rows: list[dict[str, str]], session: str, store, bucket: str, prefix: str) -> None:
+    with step(6, "run a cell in a code interpreter on the same session"):
+        with CodeInterpreter.create(metadata={"session": session}) as interpreter:
+            ran = interpreter.run_code(CELL)
+    if ran.error:
+        raise SystemExit(f"FAILED: {ran.error.traceback}")
+    expected = expected_report(rows)["by_region"]
+    tables = [result.data for result in ran.results if result.data]
+    check(tables == [{"cents": list(expected.values())}], "its table has every region's revenue, as computed outside")
+    charts = [result for result in ran.results if result.chart]
+    check(len(charts) == 1 and charts[0].chart.title == "Revenue", "its chart came as a picture and as data")
+    content = store.get_object(Bucket=bucket, Key=f"{prefix}artifacts/regions.png")["Body"].read()
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        check(image.format == "PNG", f"{prefix}artifacts/regions.png is in the store: a PNG of {image.size}")
 
 
 if __name__ == "__main__":

@@ -62,15 +62,16 @@ make_sdk_releases() {
     make_node_modules tests/releases
 }
 
-readonly FRAMEWORKS=$STATE/frameworks PYTHON_FRAMEWORKS="openai_agents langchain crewai agentscope"
+readonly FRAMEWORKS=$STATE/frameworks PYTHON_FRAMEWORKS=(openai_agents langchain crewai agentscope)
 
 # Each pins a release of the SDK, so each has an environment of its own.
 ensure_frameworks() {
-    local inputs
+    local inputs folders=("${PYTHON_FRAMEWORKS[@]/#/tests/frameworks/}")
     ensure_python
     ensure_node
     inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" "$PUBLISHED_BEFORE" "$(hash_of \
-        tests/frameworks/*/*.txt tests/frameworks/computesdk/package-lock.json)")
+        "${folders[@]/%//requirements.txt}" tests/frameworks/agentscope/gateway.txt \
+        tests/frameworks/computesdk/package-lock.json)")
     if [ -d "$FRAMEWORKS" ] && is_current frameworks "$inputs"; then return; fi
     step frameworks "install frameworks that use E2B" make_frameworks
     set_current frameworks "$inputs"
@@ -79,19 +80,22 @@ ensure_frameworks() {
 make_frameworks() (
     cd "$ROOT/tests/frameworks"
     rm -rf "$FRAMEWORKS"
-    uv() { retry 3 "$VENV/bin/uv" "$@" --quiet --exclude-newer "$PUBLISHED_BEFORE"; }
-    for name in $PYTHON_FRAMEWORKS; do
-        uv venv --python "$VENV/bin/python" "$FRAMEWORKS/$name"
-        uv pip install --python "$FRAMEWORKS/$name/bin/python" -r "$name/requirements.txt"
-    done
+    for name in "${PYTHON_FRAMEWORKS[@]}"; do make_framework "$name"; done
     # For the base image's Python, whatever this machine's is.
     gateway=$FRAMEWORKS/gateway
     target=(--target "$gateway" --only-binary :all: --python-version 3.11 --python-platform "$(uname -m)-manylinux_2_28")
-    uv pip install "${target[@]}" -r agentscope/gateway.txt
-    uv pip install "${target[@]}" --no-deps "$(grep -o 'agentscope.*' agentscope/requirements.txt)"
+    dated_uv pip install "${target[@]}" -r agentscope/gateway.txt
+    dated_uv pip install "${target[@]}" --no-deps "$(grep -o 'agentscope.*' agentscope/requirements.txt)"
     tar -C "$gateway" -czf "$gateway.tar.gz" .
     make_node_modules tests/frameworks/computesdk
 )
+
+make_framework() { # NAME
+    dated_uv venv --clear --python "$VENV/bin/python" "$FRAMEWORKS/$1"
+    dated_uv pip install --python "$FRAMEWORKS/$1/bin/python" -r "$ROOT/tests/frameworks/$1/requirements.txt"
+}
+
+dated_uv() { retry 3 "$VENV/bin/uv" "$@" --quiet --exclude-newer "$PUBLISHED_BEFORE"; }
 
 ensure_node() { ensure_node_modules node "the newest JavaScript SDK" tests/node; }
 

@@ -90,14 +90,17 @@ make_test_kernels() (
         s|/usr/local/lib/sandyard-node-kernel|$node|; s|/usr/local/lib/sandyard-python-kernel|$files/python-kernel|" "$STATE"/kernels/*/kernel.json
 )
 
-# Releases of the code interpreter's package for Python.
+# Releases of the code interpreter's packages, and the frameworks that run code with them.
 ensure_interpreter_releases() {
     local inputs folder=$STATE/interpreter-releases
     ensure_python
+    ensure_node
     ensure_local_names
-    inputs=$(hash_text "$(python3 --version 2>&1)" "$(hash_of tests/interpreter_releases/python.txt)")
+    inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" \
+        "$(hash_of tests/interpreter_releases/python.txt tests/interpreter_releases/package-lock.json \
+            tests/frameworks/code_interpreter/requirements.txt)")
     if [ -d "$folder" ] && is_current interpreter-releases "$inputs"; then return; fi
-    step interpreter-releases "install releases of e2b-code-interpreter" make_interpreter_releases "$folder"
+    step interpreter-releases "install releases of the code interpreter's packages" make_interpreter_releases "$folder"
     set_current interpreter-releases "$inputs"
 }
 
@@ -108,4 +111,6 @@ make_interpreter_releases() { # FOLDER
         retry 3 "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --target "$1/$package-$e2b" \
             "e2b-code-interpreter==$package" "e2b==$e2b"
     done < <(sed 's/#.*//; /^$/d' "$ROOT/tests/interpreter_releases/python.txt")
+    make_node_modules tests/interpreter_releases
+    make_framework code_interpreter
 }

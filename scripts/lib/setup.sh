@@ -31,6 +31,7 @@ setup_server() {
 # Everything the demo and the tests use; the store's program only where it is asked for.
 setup_demo() { # STORE
     setup_server
+    ensure_interpreter_image
     ensure_python
     if [ "$1" = minio ]; then ensure_minio; fi
 }

@@ -8,6 +8,7 @@ import pathlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from conftest import Server, docker, until
 from e2b import Sandbox
 from engine_proxy import EngineProxy
 from lifecycle import Rest, serve_counter
+from pool import filled, shelves
 
 PAUSE, UNPAUSE = r"^POST [^ ]*/containers/{}/pause", r"^POST [^ ]*/containers/{}/unpause"
 STOP, START = r"^(POST [^ ]*/containers/{0}/(stop|kill))", r"^POST [^ ]*/containers/{}/start"
@@ -140,3 +142,31 @@ def test_killed_while_a_create_claims_from_the_pool(own_server: Callable[..., Se
         rest.close()
     with server.create() as sandbox:
         assert sandbox.commands.run("echo on").stdout == "on\n"
+
+
+@pytest.mark.parametrize("workspace", [False, True], ids=["plain", "workspace"])
+def test_killed_between_a_claim_and_its_answer(own_server: Callable[..., Server], workspace: bool) -> None:
+    """The create has taken a container from the pool and tells it; the container hears of it when the server is dead."""
+    server = own_server(SANDYARD_POOL__MAX="2", SANDYARD_BASE__POOL="1")
+    waiting = filled(server)
+    kind = ("base", "workspace" if workspace else "plain")
+    assert len(waiting) == 2 and kind in shelves(server), shelves(server)
+    for container in waiting:
+        docker("pause", container)
+    body = {"templateID": "base", "metadata": {"session": "claimed"} if workspace else {}}
+    with server.http() as api, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(api.post, "/v2/sandboxes", json=body)
+        until("a container is taken", lambda: shelves(server)[kind][0] == 0)
+        server.kill9()
+        with pytest.raises(httpx.TransportError):
+            call.result(30)
+    for container in waiting:
+        docker("unpause", container)
+    server.start()
+    rest = Rest(server)
+    assert rest.listed() == []
+    # The one that was told of a sandbox that nobody knows is given to nobody.
+    until("there is the pool and nothing else", lambda: len(filled(server)) == 2 == len(server.containers()))
+    with server.create(metadata={"session": "claimed"}) as sandbox:
+        assert sandbox.commands.run("echo on").stdout == "on\n"
+    rest.close()

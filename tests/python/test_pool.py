@@ -19,6 +19,7 @@ import pytest
 from conftest import NO_POOL, Server, docker, inspect, until
 from e2b import Sandbox
 from lifecycle import ask
+from pool import filled, shelves, spares
 
 # What a program in a sandbox can see of where it is. Each line is one fact.
 FACTS = r"""
@@ -43,24 +44,6 @@ def servers() -> Iterator[tuple[Server, Server]]:
     yield pooled, plain
     pooled.down()
     plain.down()
-
-
-def spares(server: Server) -> set[str]:
-    """Containers that nobody has claimed."""
-    with_sandbox = {server.container(line.sandbox_id) for line in Sandbox.list(**server.options()).next_items()}
-    return set(server.containers()) - with_sandbox
-
-
-def shelves(server: Server) -> dict[tuple[str, str], tuple[int, int]]:
-    """How many wait of each kind, and how many should."""
-    lines = [line.split() for line in server.command("ls", "--pool").stdout.splitlines()]
-    return {(template, kind): (int(ready), int(target)) for template, kind, ready, _, _, target in lines}
-
-
-def filled(server: Server) -> set[str]:
-    """The pool's containers, when there are as many as there should be."""
-    until("the pool is filled", lambda: all(ready >= target for ready, target in shelves(server).values()), 60)
-    return spares(server)
 
 
 def shown(server: Server, metadata: dict[str, str]) -> list[str]:

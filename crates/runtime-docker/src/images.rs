@@ -149,6 +149,9 @@ impl DockerRuntime {
                 changes.push(format!("ENV {name}=\"{quoted}\""));
             }
         }
+        if let Some(workdir) = config.working_dir.filter(|dir| !dir.is_empty()) {
+            changes.push(format!("WORKDIR {workdir}"));
+        }
         let options = CreateImageOptionsBuilder::default()
             .from_src("-")
             .repo(repository)

@@ -32,7 +32,7 @@ fn leave(socket: TcpStream, abruptly: bool) {
 #[test]
 fn a_process_starts_though_its_client_has_left() {
     let mut daemon = TestDaemon::start();
-    let sockets = || daemon.open_files("socket:");
+    let sockets = || daemon.tcp_sockets();
     // The connection of the claim may still be closing.
     until("only the listener is left", || sockets() == 1);
     let mut body = shell("exec sleep 60");

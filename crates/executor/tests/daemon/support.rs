@@ -142,6 +142,14 @@ impl TestDaemon {
             .count()
     }
 
+    /// How many TCP sockets it has, its listener included.
+    pub(crate) fn tcp_sockets(&self) -> usize {
+        let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", self.pid()));
+        let table = table.expect("it runs");
+        let inodes = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(9));
+        inodes.map(|inode| self.open_files(&format!("socket:[{inode}]"))).sum()
+    }
+
     /// Its resident memory.
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
