@@ -77,14 +77,14 @@ def kill_all(server: Server, ids: list[str]) -> None:
 def measure_bursts(table: Table, engine: Engine, folder: pathlib.Path) -> None:
     ids: list[str] = []
     large = {"SANDYARD_BASE__POOL": str(AT_ONCE), "SANDYARD_POOL__MAX": str(AT_ONCE),
-             "SANDYARD_POOL__MEMORY_MIB": "8192", "SANDYARD_LIMITS__MAX_SANDBOXES": "1000"}
+             "SANDYARD_POOL__MEMORY_MIB": "8192", "SANDYARD_LIMITS__MAX_SANDBOXES": "1000", "SANDYARD_CODE_INTERPRETER__POOL": "0"}
     with Server(folder / "large", large) as server:
         wait(f"{AT_ONCE} containers are in the pool", lambda: server.pool()["plain"] >= AT_ONCE)
         times, _ = at_once(AT_ONCE, created(server, ids))
         kill_all(server, ids)
         table.bound(f"{AT_ONCE} creates at once, pool of {AT_ONCE}, p95", "ms",
                     sorted(times)[int(0.95 * AT_ONCE) - 1], 150)
-    small = {"SANDYARD_BASE__POOL": "2", "SANDYARD_LIMITS__MAX_SANDBOXES": "1000"}
+    small = {"SANDYARD_BASE__POOL": "2", "SANDYARD_LIMITS__MAX_SANDBOXES": "1000", "SANDYARD_CODE_INTERPRETER__POOL": "0"}
     with Server(folder / "small", small) as server:
         server.filled(2)
         sample = server.create()
@@ -277,7 +277,7 @@ def scratch() -> Iterator[pathlib.Path]:
 
 
 def measure_lifecycle(table: Table, engine: Engine, rounds: int) -> None:
-    many = {"SANDYARD_LIMITS__MAX_SANDBOXES": "1000"}
+    many = {"SANDYARD_LIMITS__MAX_SANDBOXES": "1000", "SANDYARD_CODE_INTERPRETER__POOL": "0"}
     with scratch() as folder:
         with Server(folder / "pool", many) as server:
             measure_pool(table, engine, server, rounds)

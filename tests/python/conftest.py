@@ -228,7 +228,7 @@ def server() -> Iterator[Server]:
 
 
 # Whoever counts containers, or acts at a named call to the engine, has none that nobody asked for.
-NO_POOL = {"SANDYARD_POOL__MAX": "0"}
+NO_POOL = {"SANDYARD_POOL__MAX": "0", "SANDYARD_CODE_INTERPRETER__POOL": "0"}
 
 
 @pytest.fixture(scope="session")

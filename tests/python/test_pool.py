@@ -39,7 +39,7 @@ for f in /run/e2b/* /run/e2b/.[!.]*; do echo $f $(cat $f 2>&1); done
 def servers() -> Iterator[tuple[Server, Server]]:
     """One whose creates come from a pool, and one without."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="sy-"))
-    pooled = Server(folder / "pooled")
+    pooled = Server(folder / "pooled", {"SANDYARD_CODE_INTERPRETER__POOL": "0"})
     plain = Server(folder / "plain", NO_POOL)
     yield pooled, plain
     pooled.down()

@@ -76,6 +76,10 @@ pub struct InitBody {
     /// Our own: the template's id, for `E2B_TEMPLATE_ID`.
     #[serde(default, rename = "templateID", skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
+    /// Our own: whether clients know the token, and so have to show it to the code interpreter too. The SDKs show it with
+    /// code to run, and not with calls for contexts (code-interpreter 2).
+    #[serde(default)]
+    pub secured: bool,
     /// Our own: what [`CONTROL_TOKEN_HEADER`] must carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_token: Option<Secret>,

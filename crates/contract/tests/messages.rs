@@ -156,11 +156,12 @@ fn claim_of_the_daemon() {
         timestamp: Some(time::macros::datetime!(2026-01-02 03:04:05.6 UTC)),
         sandbox_id: Some("i1".to_owned()),
         template_id: Some("base".to_owned()),
+        secured: true,
         control_token: Some(Secret::new("control")),
     };
     is_written_as(
         &body,
-        r#"{"accessToken":"token","envVars":{"A":"1"},"defaultUser":"user","defaultWorkdir":"/home/user","timestamp":"2026-01-02T03:04:05.6Z","sandboxID":"i1","templateID":"base","controlToken":"control"}"#,
+        r#"{"accessToken":"token","envVars":{"A":"1"},"defaultUser":"user","defaultWorkdir":"/home/user","timestamp":"2026-01-02T03:04:05.6Z","sandboxID":"i1","templateID":"base","secured":true,"controlToken":"control"}"#,
     );
     let least = InitBody {
         env_vars: None,
@@ -168,10 +169,13 @@ fn claim_of_the_daemon() {
         default_workdir: None,
         sandbox_id: None,
         template_id: None,
+        secured: false,
         control_token: None,
         ..body
     };
-    is_written_as(&least, r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z"}"#);
+    is_written_as(&least, r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z","secured":false}"#);
+    let older = r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z"}"#;
+    assert_eq!(serde_json::from_str::<InitBody>(older).expect("read"), least);
 }
 
 #[test]

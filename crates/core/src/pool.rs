@@ -28,7 +28,7 @@ pub struct PoolSettings {
     /// The most containers of one kind; 0 switches the pool off.
     pub max: u32,
     /// The memory that all containers of the pool may take together, in MiB, each counted as
-    /// [`IDLE_MIB`].
+    /// [`IDLE_MIB`], or [`IDLE_INTERPRETER_MIB`] with a code interpreter.
     pub memory_mib: u32,
 }
 
@@ -42,6 +42,14 @@ impl Default for PoolSettings {
 /// rounded up.
 pub const IDLE_MIB: u32 = 16;
 
+/// The same of a container whose code interpreter has two kernels running: Python with its libraries for data, and
+/// Node.js.
+pub const IDLE_INTERPRETER_MIB: u32 = 192;
+
+fn idle_mib(template: &Template) -> u32 {
+    if template.interpreter { IDLE_INTERPRETER_MIB } else { IDLE_MIB }
+}
+
 /// Creates that are this old say nothing about the next ones.
 const MEMORY_OF_DEMAND: Duration = Duration::from_secs(60);
 
@@ -52,6 +60,9 @@ const SHRINK_AFTER: Duration = Duration::from_secs(60);
 /// After a container that could not be made, until the next try.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// After the image of a template was not on the engine, until the next look. The pool fetches none: a create does.
+const NO_IMAGE_RETRY: Duration = Duration::from_secs(60);
+
 /// What one kind of container is made from. Two templates that differ in nothing that is fixed at create share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ShelfKey {
@@ -61,6 +72,7 @@ struct ShelfKey {
     pids: u32,
     disk_mib: u32,
     sudo: bool,
+    interpreter: bool,
     profile: Profile,
 }
 
@@ -73,6 +85,7 @@ impl ShelfKey {
             pids: template.pids,
             disk_mib: template.disk_mib,
             sudo: template.sudo,
+            interpreter: template.interpreter,
             profile,
         }
     }
@@ -374,8 +387,8 @@ impl Pool {
         }
         let now = Instant::now();
         let mut shelves = self.shelves();
-        let all: usize = shelves.values().map(|shelf| shelf.warm.len()).sum();
-        let room = (self.settings.memory_mib / IDLE_MIB) as usize;
+        let weights = shelves.values().map(|s| s.warm.len() * idle_mib(&s.template) as usize);
+        let room = (self.settings.memory_mib as usize).saturating_sub(weights.sum());
         let mut wait = SHRINK_AFTER;
         let mut best: Option<(usize, ShelfKey)> = None;
         for (key, shelf) in shelves.iter_mut() {
@@ -392,7 +405,8 @@ impl Pool {
                 continue;
             }
             let missing = target.saturating_sub(shelf.warm.len());
-            if missing > 0 && all < room && best.as_ref().is_none_or(|(most, _)| missing > *most) {
+            let fits = idle_mib(&shelf.template) as usize <= room;
+            if missing > 0 && fits && best.as_ref().is_none_or(|(most, _)| missing > *most) {
                 best = Some((missing, key.clone()));
             }
         }
@@ -409,7 +423,7 @@ impl Pool {
         let begun = Instant::now();
         let made = self.start(&instance, template, profile).await;
         match made {
-            Ok(warm) => {
+            Ok(Some(warm)) => {
                 let mut shelves = self.shelves();
                 if let Some(shelf) = shelves.get_mut(key) {
                     shelf.making_time = begun.elapsed();
@@ -418,6 +432,14 @@ impl Pool {
                     drop(shelves);
                     return self.set_making(None);
                 }
+            }
+            Ok(None) => {
+                debug!(template = %template.name, "no container for the pool: its image is not on the engine");
+                if let Some(shelf) = self.shelves().get_mut(key) {
+                    shelf.not_before = Some(Instant::now() + NO_IMAGE_RETRY);
+                }
+                // Nothing was made.
+                return self.set_making(None);
             }
             Err(reason) => {
                 info!(reason, template = %template.name, "cannot make a container for the pool");
@@ -434,12 +456,13 @@ impl Pool {
         *self.making.lock().unwrap_or_else(PoisonError::into_inner) = instance;
     }
 
+    /// One more container; nothing if its image is not on the engine.
     async fn start(
         &self,
         instance: &InstanceId,
         template: &Arc<Template>,
         profile: Profile,
-    ) -> Result<Warm, String> {
+    ) -> Result<Option<Warm>, String> {
         let spec = ContainerSpec {
             instance: instance.clone(),
             template: Template::clone(template),
@@ -447,11 +470,14 @@ impl Pool {
             cache: self.cache,
         };
         let engine = |error: RuntimeError| error.to_string();
+        if !self.runtime.image_present(template).await.map_err(engine)? {
+            return Ok(None);
+        }
         let facts = self.runtime.ensure_image(template).await.map_err(engine)?;
         let instance = self.runtime.create(&spec).await.map_err(engine)?;
         let ready = self.executor.ready(&instance).await;
         ready.map_err(|error: ExecutorError| error.to_string())?;
-        Ok(Warm { instance, facts, key: ShelfKey::of(template, profile) })
+        Ok(Some(Warm { instance, facts, key: ShelfKey::of(template, profile) }))
     }
 
     async fn delete(&self, instance: &InstanceId) {

@@ -19,12 +19,22 @@ pub struct DaemonClaim {
     pub variables: BTreeMap<String, String>,
     /// What a request has to show, if it shows anything.
     access_token: String,
+    /// Whether code is run only for those who show the token: in secured sandboxes.
+    token_demanded: bool,
 }
 
 impl DaemonClaim {
-    /// Whether a token is the sandbox's, in a time that tells nothing about it.
-    pub fn accepts(&self, token: &[u8]) -> bool {
-        self.access_token.as_bytes().ct_eq(token).into()
+    /// Whether code may be run for somebody who shows these tokens, compared in a time that tells nothing about ours. One
+    /// that is shown must be right, demanded or not.
+    pub fn accepts<'a>(&self, tokens: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut shown = false;
+        for token in tokens {
+            shown = true;
+            if !bool::from(self.access_token.as_bytes().ct_eq(token)) {
+                return false;
+            }
+        }
+        shown || !self.token_demanded
     }
 }
 
@@ -50,12 +60,23 @@ mod tests {
     #[tokio::test]
     async fn the_last_line_counts() -> anyhow::Result<()> {
         let (sender, receiver) = watch::channel(None);
-        let lines = b"{\"variables\":{},\"accessToken\":\"a\"}\n{\"variables\":{\"X\":\"1\"},\"accessToken\":\"b\"}\n";
+        let lines = b"{\"variables\":{},\"accessToken\":\"a\",\"tokenDemanded\":true}\n\
+            {\"variables\":{\"X\":\"1\"},\"accessToken\":\"b\",\"tokenDemanded\":true}\n";
         read(&lines[..], &sender).await?;
         let claim = receiver.borrow();
         let claim = claim.as_ref().expect("there is one");
         assert_eq!(claim.variables["X"], "1");
-        assert!(claim.accepts(b"b") && !claim.accepts(b"a") && !claim.accepts(b""));
+        for (tokens, accepted) in [
+            (vec![&b"b"[..]], true),
+            (vec![b"a"], false),
+            (vec![b""], false),
+            (vec![b"b", b"a"], false),
+            (vec![], false),
+        ] {
+            assert_eq!(claim.accepts(tokens.iter().copied()), accepted, "{tokens:?}");
+        }
+        let open = DaemonClaim { token_demanded: false, ..claim.clone() };
+        assert!(open.accepts(std::iter::empty()) && !open.accepts([&b"a"[..]].into_iter()));
         assert!(read(&b"nonsense\n"[..], &sender).await.is_err());
         Ok(())
     }

@@ -174,7 +174,7 @@ fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
         "no claim yet"
     );
     let claim =
-        json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t" });
+        json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t", "tokenDemanded": false });
     writeln!(interpreter.claims, "{claim}")?;
     // The line and the request come over different ways.
     let until = Instant::now() + Duration::from_secs(10);

@@ -261,6 +261,10 @@ impl Runtime for DockerRuntime {
         Ok(())
     }
 
+    async fn image_present(&self, template: &Template) -> Result<bool, RuntimeError> {
+        self.is_present(&template.image).await
+    }
+
     async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
         self.image_facts(template).await
     }

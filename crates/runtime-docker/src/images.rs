@@ -35,6 +35,14 @@ impl DockerRuntime {
         format!("sandyard-{}/sandbox", self.settings.installation)
     }
 
+    pub(crate) async fn is_present(&self, image: &str) -> Result<bool, RuntimeError> {
+        match self.docker.inspect_image(image).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) => Ok(false),
+            Err(error) => Err(failed(&self.endpoint, "inspect an image", error)),
+        }
+    }
+
     pub(crate) async fn image_facts(
         &self,
         template: &Template,

@@ -121,6 +121,7 @@ impl NetworkExecutor {
             env_vars: Some(claim.env.clone()),
             default_user: Some(claim.default_user.clone()),
             default_workdir: claim.default_workdir.clone(),
+            secured: claim.secured,
             timestamp: Some(OffsetDateTime::now_utc()),
             sandbox_id: Some(claim.id.to_string()),
             template_id: Some(claim.template_id.to_string()),

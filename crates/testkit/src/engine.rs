@@ -116,6 +116,8 @@ struct EngineState {
     halted: BTreeSet<InstanceId>,
     /// Images that were made of containers.
     images: BTreeSet<String>,
+    /// Images of templates that are not there.
+    missing_images: BTreeSet<String>,
     /// What each container was made from.
     used_images: HashMap<InstanceId, String>,
     /// Calls that hang now.
@@ -194,6 +196,16 @@ impl FakeEngine {
     pub fn heal(&self, call: EngineCall) {
         self.state().behaviours.remove(&call);
         self.inner.healed.send_replace(());
+    }
+
+    /// Takes an image of a template away, or brings it back.
+    pub fn set_image(&self, image: &str, there: bool) {
+        let mut state = self.state();
+        if there {
+            state.missing_images.remove(image);
+        } else {
+            state.missing_images.insert(image.to_owned());
+        }
     }
 
     /// All calls so far, in order.

@@ -21,6 +21,8 @@ pub struct Claim {
     pub default_user: String,
     /// Directory of processes that name none; the user's home if absent.
     pub default_workdir: Option<String>,
+    /// Whether clients are told the sandbox's access token.
+    pub secured: bool,
     /// What to mount.
     pub workspace: Option<WorkspaceSpec>,
 }

@@ -130,6 +130,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// [`RuntimeError::Unsupported`], naming what.
     fn validate(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
 
+    /// Whether the template's image is on the engine. Fetches nothing.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] if the engine does not tell.
+    async fn image_present(&self, template: &Template) -> Result<bool, RuntimeError>;
+
     /// Makes sure the template's image is there, and reads what it says about itself.
     ///
     /// # Errors

@@ -207,6 +207,22 @@ async fn a_container_that_cannot_be_made_is_tried_again_later_and_leaves_nothing
     Ok(())
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_pool_waits_for_an_image_and_fetches_none() -> anyhow::Result<()> {
+    let (time, mut host) = (StillTime::new(), SchedulerHost::with(settings(1, 1, 512)).await?);
+    host.engine.set_image(&template().image, false);
+    host.keep_pool();
+    for _ in 0..3 {
+        time.pass(Duration::from_secs(61)).await;
+        breathe().await;
+        assert_eq!((host.count(EngineCall::EnsureImage), ready(&host)), (0, vec![0, 0]));
+    }
+    host.engine.set_image(&template().image, true);
+    time.pass(Duration::from_secs(61)).await;
+    filled(&host, [1, 1]).await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_container_that_dies_in_the_pool_is_replaced() -> anyhow::Result<()> {
     let mut host = SchedulerHost::with(settings(1, 1, 512)).await?;

@@ -163,6 +163,7 @@ fn apply(settings: &mut Settings, body: InitBody) -> Vec<(&'static str, String)>
     settings.claimed_at = body.timestamp;
     settings.access_token = Some(body.access_token);
     settings.control_token = body.control_token;
+    settings.secured = body.secured;
     if let Some(variables) = body.env_vars {
         settings.user_variables = variables;
     }

@@ -45,6 +45,8 @@ pub(super) struct Interpreter {
 struct InterpreterClaim {
     variables: BTreeMap<String, String>,
     access_token: String,
+    /// Whether code is run only for those who show it.
+    token_demanded: bool,
 }
 
 /// One that runs.
@@ -152,6 +154,7 @@ async fn tell(daemon: &Daemon, input: &mut pipe::Sender) -> anyhow::Result<()> {
         InterpreterClaim {
             variables: settings.variables(),
             access_token: token.reveal().to_owned(),
+            token_demanded: settings.secured,
         }
     };
     let mut line = serde_json::to_vec(&claim)?;

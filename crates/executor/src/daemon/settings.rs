@@ -14,6 +14,8 @@ pub(super) struct Settings {
     pub access_token: Option<Secret>,
     /// Token of tunnels; `None` before the claim, and in a sandbox without tunnels.
     pub control_token: Option<Secret>,
+    /// Whether clients know the access token.
+    pub secured: bool,
     /// User of requests that name none.
     pub default_user: String,
     /// Directory of processes that name none, else the user's home.
@@ -31,6 +33,7 @@ impl Default for Settings {
         Self {
             access_token: None,
             control_token: None,
+            secured: false,
             default_user: BOOT_USER.to_owned(),
             default_workdir: None,
             user_variables: BTreeMap::new(),

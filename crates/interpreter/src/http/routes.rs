@@ -106,11 +106,13 @@ async fn execute(
     claim: &watch::Receiver<Option<DaemonClaim>>,
     request: Request<Incoming>,
 ) -> Result<Response<InterpreterBody>, Response<InterpreterBody>> {
-    let wrong = |token: &HeaderValue| {
-        claim.borrow().as_ref().is_some_and(|claim| !claim.accepts(token.as_bytes()))
-    };
-    if request.headers().get_all(ACCESS_TOKEN).iter().any(wrong) {
-        let message = "the access token in X-Access-Token is not this sandbox's";
+    let shown = request.headers().get_all(ACCESS_TOKEN);
+    let accepted = claim
+        .borrow()
+        .as_ref()
+        .is_none_or(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes)));
+    if !accepted {
+        let message = "this sandbox is secured: the header X-Access-Token has to hold its access token";
         return Err(text(StatusCode::UNAUTHORIZED, message));
     }
     let body: ExecuteBody = read(request).await?;

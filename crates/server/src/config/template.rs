@@ -15,6 +15,8 @@ const MEMORY_MIB: u32 = 1024;
 const PIDS: u32 = 1024;
 /// Containers of `base` that wait in the pool, without and with a workspace each.
 const BASE_POOL: u32 = 2;
+/// And of the interpreter's usual template, where its image is on the engine: its kernels take a second to start.
+const INTERPRETER_POOL: u32 = 1;
 
 /// Templates that are part of sandyard: their key in the configuration, their name, their image, and whether a code
 /// interpreter runs in them.
@@ -70,6 +72,7 @@ fn read(
     let interpreter = r.value(&at("interpreter"), has_interpreter, boolean);
     let pool = match key {
         "base" => BASE_POOL,
+        "code_interpreter" => INTERPRETER_POOL,
         _ => 0,
     };
     let pool = r.value(&at("pool"), pool, |v| within(v, 0, 1000));

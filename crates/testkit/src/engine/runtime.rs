@@ -26,6 +26,10 @@ impl Runtime for FakeEngine {
         Ok(())
     }
 
+    async fn image_present(&self, template: &Template) -> Result<bool, RuntimeError> {
+        Ok(self.has_image(&template.image))
+    }
+
     async fn ensure_image(&self, template: &Template) -> Result<ImageFacts, RuntimeError> {
         let missing = |()| RuntimeError::ImageMissing {
             image: template.image.clone(),
@@ -240,7 +244,9 @@ impl FakeEngine {
 
     /// Whether a container can be made from an image: one that a commit made must not be removed yet.
     fn has_image(&self, image: &str) -> bool {
-        !image.starts_with(COMMITTED) || self.state().images.contains(image)
+        let state = self.state();
+        let missing = state.missing_images.contains(image);
+        !missing && (!image.starts_with(COMMITTED) || state.images.contains(image))
     }
 
     async fn start_daemon(

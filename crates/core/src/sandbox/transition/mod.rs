@@ -104,6 +104,7 @@ fn claim_of(record: &SandboxRecord) -> Claim {
         env,
         default_user: record.template.user.clone(),
         default_workdir: record.template.workdir.clone().or_else(|| record.image_workdir.clone()),
+        secured: record.secure,
         workspace: record.workspace.as_deref().cloned(),
     }
 }
