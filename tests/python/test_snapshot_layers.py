@@ -20,7 +20,7 @@ IMAGE = "sandyard-test/layers:latest"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("layers")
     quoted = ODD.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
-    lines = ["FROM sandyard/base:latest", f'ENV ODD="{quoted}"', "WORKDIR /opt/work", "COPY Dockerfile ."]
+    lines = ["FROM sandyard/base:latest", f'ENV ODD="{quoted}"', "WORKDIR /opt/work", "USER root", "RUN chown user .", "USER user", "COPY Dockerfile ."]
     lines += [f"COPY Dockerfile layer-{n}" for n in range(LAYERS)]
     (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
     subprocess.run(["docker", "build", "--quiet", "--tag", IMAGE, folder], check=True, capture_output=True)
@@ -42,7 +42,7 @@ def test_many_layers_become_one(server: Server) -> None:
     sandbox = rest.create("layers")
     run = rest.sdk(sandbox).commands.run
     run("echo kept > here && sudo chmod 4755 here && ln -s here link")
-    shown = "pwd; printenv ODD; ls -l --time-style=full-iso . | sort; cat here; sudo id -u"
+    shown = "pwd; printenv ODD; ls -l --time-style=+%s . | sort; cat here; sudo id -u"
     expected = run(shown).stdout
     assert expected.splitlines()[:2] == ["/opt/work", ODD]
     snapshot = rest.does("snapshot", sandbox, 201).json()["snapshotID"]

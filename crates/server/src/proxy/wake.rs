@@ -68,3 +68,58 @@ pub(super) fn by_access_token(routes: &dyn Routes, headers: &HeaderMap) -> Optio
     let found = sandboxes.into_iter().find(|(_, token)| shows(headers, token));
     found.map(|(id, _)| ProxyTarget { id, port: DAEMON_PORT })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use async_trait::async_trait;
+    use http::StatusCode;
+    use http_body_util::BodyExt as _;
+    use sandyard_types::SandboxId;
+    use serde_json::{Value, json};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// One sandbox, whose resume never ends.
+    struct NeverWakes;
+
+    #[async_trait]
+    impl Routes for NeverWakes {
+        fn route(&self, _: &SandboxId) -> Option<Route> {
+            None
+        }
+
+        fn sleeping(&self, _: &SandboxId) -> Option<Sleeping> {
+            Some(Sleeping { access_token: None, traffic_token: None })
+        }
+
+        async fn wake(&self, _: &SandboxId) -> Result<(), NotWoken> {
+            std::future::pending().await
+        }
+
+        fn is_sandbox(&self, _: IpAddr) -> bool {
+            false
+        }
+
+        fn secure_sandboxes(&self) -> Vec<(SandboxId, Secret)> {
+            Vec::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resume_that_takes_too_long_is_a_conflict_to_try_again() {
+        let target = ProxyTarget { id: "i1".parse().expect("valid"), port: 8000 };
+        let begun = Instant::now();
+        let woken = wake(&NeverWakes, &target, &HeaderMap::new(), None).await;
+        let Err(refusal) = woken else { panic!("it has no way to it") };
+        assert_eq!(begun.elapsed(), LIMIT);
+        let answer = refusal.respond(false);
+        assert_eq!(answer.status(), StatusCode::CONFLICT);
+        let body = answer.into_body().collect().await.expect("whole").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!((&body["sandboxId"], &body["code"]), (&json!("i1"), &json!(409)));
+        assert!(body["message"].as_str().is_some_and(|text| text.contains("try again")), "{body}");
+    }
+}
