@@ -78,7 +78,7 @@ make_test_kernels() (
     local files=$ROOT/$INTERPRETER_FILES environment=$STATE/kernels-venv node=$STATE/kernels-node
     rm -rf "$environment" "$node" "$STATE/kernels" "$STATE/ipython"
     python3 -m venv "$environment"
-    sed -n '/^ipykernel==\|^ipython==\|^bash_kernel==\|^orjson/p' "$files/python.txt" >"$environment/requirements.txt"
+    sed -n '/^ipykernel==\|^ipython==\|^bash_kernel==\|^orjson\|^pybase64/p' "$files/python.txt" >"$environment/requirements.txt"
     retry 3 "$environment/bin/pip" install --disable-pip-version-check --no-input --quiet -r "$environment/requirements.txt"
     cp -r "$files/node-kernel" "$node"
     cd "$node"

@@ -173,7 +173,10 @@ fn claim_of_the_daemon() {
         control_token: None,
         ..body
     };
-    is_written_as(&least, r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z","secured":false}"#);
+    is_written_as(
+        &least,
+        r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z","secured":false}"#,
+    );
     let older = r#"{"accessToken":"token","timestamp":"2026-01-02T03:04:05.6Z"}"#;
     assert_eq!(serde_json::from_str::<InitBody>(older).expect("read"), least);
 }

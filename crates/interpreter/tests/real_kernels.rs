@@ -173,8 +173,7 @@ fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
         Err(()),
         "no claim yet"
     );
-    let claim =
-        json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t", "tokenDemanded": false });
+    let claim = json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t", "tokenDemanded": false });
     writeln!(interpreter.claims, "{claim}")?;
     // The line and the request come over different ways.
     let until = Instant::now() + Duration::from_secs(10);

@@ -35,6 +35,8 @@ function address(channel) {
 const ownSession = randomUUID();
 
 function sign(parts) {
+    // Without a key messages are not signed.
+    if (!connection.key) return '';
     const hmac = createHmac('sha256', connection.key);
     for (const part of parts) hmac.update(part);
     return hmac.digest('hex');

@@ -112,7 +112,8 @@ async fn execute(
         .as_ref()
         .is_none_or(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes)));
     if !accepted {
-        let message = "this sandbox is secured: the header X-Access-Token has to hold its access token";
+        let message =
+            "this sandbox is secured: the header X-Access-Token has to hold its access token";
         return Err(text(StatusCode::UNAUTHORIZED, message));
     }
     let body: ExecuteBody = read(request).await?;

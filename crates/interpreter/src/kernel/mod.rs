@@ -131,7 +131,10 @@ impl Kernel {
         settings: &KernelSettings,
         cwd: &Path,
     ) -> Result<Self, KernelError> {
-        let (session, key) = Session::new().map_err(|_| KernelError::Key)?;
+        let (session, key) = match spec.metadata.sandyard_transport {
+            KernelTransport::Tcp => Session::signed().map_err(|_| KernelError::Key)?,
+            KernelTransport::Ipc => (Session::unsigned(), String::new()),
+        };
         let oom_kills = oom_kills();
         let folder = settings.run_folder.join(&session.id()[..16]);
         let (mut process, endpoints) = KernelProcess::start(spec, &key, folder, cwd, settings)
