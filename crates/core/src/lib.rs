@@ -20,7 +20,7 @@ pub use catalogue::{
     SnapshotFilter, TemplateReference, UnknownTemplate,
 };
 pub use events::{EndReason, Event, SandboxEvent};
-pub use pool::{IDLE_MIB, PoolReport, PoolSettings};
+pub use pool::{IDLE_INTERPRETER_MIB, IDLE_MIB, PoolReport, PoolSettings};
 pub use ports::{
     Claim, ContainerSpec, ContainerState, DiskSpace, Engine, EngineFacts, ExecutorClient,
     ExecutorError, Flushed, ImageFacts, Instance, Profile, Runtime, RuntimeError, RuntimeEvent,
