@@ -92,7 +92,7 @@ pub(crate) fn write_line(line: &mut Vec<u8>, data: &[(String, Box<RawValue>)], i
 
 /// JSON without line breaks: outside of texts they mean nothing, and in texts they are escaped.
 fn write_value(line: &mut Vec<u8>, json: &str) {
-    if json.contains(['\n', '\r']) {
+    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_some() {
         line.extend(json.bytes().filter(|byte| !matches!(byte, b'\n' | b'\r')));
     } else {
         line.extend_from_slice(json.as_bytes());

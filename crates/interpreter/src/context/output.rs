@@ -62,7 +62,7 @@ impl LineOutput {
     /// they can be escaped.
     pub(super) fn put_written(&mut self, json: &[u8]) {
         let mut rest = json;
-        while let Some(at) = rest.iter().position(|byte| matches!(byte, 0xc2 | 0xe2)) {
+        while let Some(at) = memchr::memchr2(0xc2, 0xe2, rest) {
             let (before, from) = rest.split_at(at);
             self.waiting.extend_from_slice(before);
             let (length, text): (usize, &[u8]) = match from {
