@@ -109,14 +109,32 @@ def measure_cells(table: Table, server: Server, rounds: int) -> tuple[float, flo
     took = [run(sandbox, shown) for _ in range(max(3, rounds // 4))]
     table.rate(f"{IMAGES} PNG results of 1 MB", "MB/s", IMAGES / statistics.median(took) * 1000, 100)
 
-    status = sandbox.commands.run("cat /proc/$(pgrep -f 'uvicorn main:app' | head -1)/status", user="root").stdout
+    status = sandbox.commands.run("cat /proc/$(pgrep -f '[u]vicorn main:app' | head -1)/status", user="root").stdout
     resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
     table.bound("interpreter resident, without its kernels", "MiB", resident / 1024, 8)
 
     _, all_of_them = at_once(CONTEXTS, lambda _: sandbox.create_code_context())
     table.bound(f"{CONTEXTS} contexts created at once", "s", all_of_them / 1000, 6)
+    table.bound("interpreter back after kill -9", "s", back_after_kill(sandbox), 1)
     sandbox.kill()
     return statistics.median(peer["start"]), median
+
+
+def back_after_kill(sandbox: Sandbox) -> float:
+    """The median time until it takes requests again, in seconds, seen from inside."""
+    loop = ("import os, signal, sys, time, urllib.request\n"
+            "os.kill(int(sys.argv[1]), signal.SIGKILL)\n"
+            "begun = time.perf_counter()\n"
+            "while True:\n"
+            "    try:\n"
+            "        urllib.request.urlopen('http://127.0.0.1:49999/health'); break\n"
+            "    except OSError: time.sleep(0.005)\n"
+            "print(time.perf_counter() - begun)\n")
+    sandbox.files.write("/tmp/back.py", loop)
+    found = "pgrep -f '[u]vicorn main:app' | head -1"
+    # The first second of a life is waited for, whatever ended it.
+    script = f"sleep 1.2; /usr/bin/python3 /tmp/back.py $({found})"
+    return statistics.median(float(sandbox.commands.run(script, user="root").stdout) for _ in range(3))
 
 
 def first_results(server: Server, rounds: int, before_each: object = None) -> float:

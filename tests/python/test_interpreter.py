@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import Server, docker, until
+from conftest import ROOT, Server, docker, until
 from e2b import NotFoundException, SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
@@ -281,6 +281,12 @@ def test_a_table_is_html_and_data(box: Sandbox) -> None:
     assert "<table" in table.html and table.text
 
 
+def test_nothing_in_a_table_is_null(box: Sandbox) -> None:
+    code = "import pandas as pd\npd.DataFrame({'i': pd.array([1, None], dtype='Int64'), 't': [pd.NaT, None], 'f': [float('nan'), 1]})"
+    [table] = box.run_code(code).results
+    assert table.data == {"i": [1, None], "t": [None, None], "f": [None, 1]}
+
+
 def test_lists_and_dictionaries_are_json_too(box: Sandbox) -> None:
     value = box.run_code("import numpy as np\n{1: np.int64(3), 'n': float('nan'), 'l': [1, (2,)]}").results[0]
     assert value.json == {"1": 3, "n": None, "l": [1, [2]]}
@@ -296,10 +302,12 @@ def test_formats(box: Sandbox) -> None:
     assert list(latex.formats()) == ["text", "latex"]
     [shown] = box.run_code("from IPython.display import display\ndisplay({'text/latex': '$x$'}, raw=True)").results
     assert list(shown.formats()) == ["latex"]
-    all_types = ("text/html text/markdown image/svg+xml text/latex application/javascript").split()
+    all_types = ("text/html text/markdown image/svg+xml text/latex application/javascript "
+                 "image/png image/jpeg application/pdf").split()
     bundle = {t: "v" for t in all_types} | {"application/json": {"a": 1}, "x/y": "other"}
     [every] = box.run_code(f"display({bundle!r}, raw=True)").results
     assert (every.html, every.markdown, every.svg, every.latex, every.javascript) == ("v",) * 5
+    assert (every.png, every.jpeg, every.pdf) == ("v",) * 3
     assert every.json == {"a": 1} and every.extra == {"x/y": "other"}
 
 
@@ -371,6 +379,34 @@ def test_the_working_directory_in_shells(box: Sandbox, context: object) -> None:
     assert "".join(box.run_code("pwd", language="bash").logs.stdout).strip() == "/home/user"
 
 
+def test_the_packages_of_the_list_are_there_and_can_be_imported(box: Sandbox) -> None:
+    """code-interpreter 9. All by their metadata; those with the most native code are imported too."""
+    lines = (ROOT / "executor-image" / "interpreter" / "python.txt").read_text().splitlines()
+    names = [line.split("==")[0] for line in lines if line and not line.startswith("#")]
+    assert len(names) > 40
+    found = box.run_code(f"from importlib.metadata import version\n[version(name) for name in {names!r}] and 'all'")
+    assert found.text == "all", found.error
+    heavy = "cv2 gensim librosa matplotlib numba pandas scipy.stats skimage sklearn.linear_model spacy soundfile xarray"
+    context = box.create_code_context()
+    imported = box.run_code(f"for name in {heavy.split()!r}: __import__(name)\n'imported'", context=context, timeout=120)
+    assert imported.text == "imported", imported.error
+    figure = box.run_code("import plotly.express as px\npx.line(x=[1, 2], y=[3, 4])", context=context, timeout=60)
+    assert figure.error is None and figure.results, figure
+    box.remove_code_context(context)
+
+
+def test_run_python_code_is_one_call_on_top(box: Sandbox) -> None:
+    path = ROOT / "examples" / "run-python-code" / "run_python_code.py"
+    example: dict[str, object] = {"__name__": "example"}
+    exec(compile(path.read_text(), path, "exec"), example)
+    run = example["run_python_code"]
+    told = json.loads(run("import sys\nprint('out'); print('err', file=sys.stderr)\n6 * 7", box))
+    assert told == {"success": True, "results": [{"text": "42"}], "stdout": ["out\n"], "stderr": ["err\n"], "error": None,
+                    "sandbox_id": box.sandbox_id}
+    failed = json.loads(run("1 / 0", box))
+    assert (failed["success"], failed["error"]["name"]) == (False, "ZeroDivisionError")
+
+
 def test_kernels_are_root(box: Sandbox) -> None:
     assert box.run_code("import os; (os.getuid(), os.environ['HOME'])").text == "(0, '/root')"
 
@@ -427,6 +463,26 @@ def test_javascript_is_interrupted_and_keeps_its_state(box: Sandbox, code: str) 
     box.run_code("var state = 7", context=made)
     assert interrupted(box, code, made) < 1
     assert box.run_code("state", context=made).text == "7"
+    box.remove_code_context(made)
+
+
+@pytest.mark.parametrize(("language", "code"), [
+    ("python", "while True: print('on and on')"), ("javascript", "while (true) console.log('on and on')")])
+def test_an_endless_loop_that_prints_is_interrupted(box: Sandbox, language: str, code: str) -> None:
+    made = box.create_code_context(language=language)
+    assert interrupted(box, code, made) < 5
+    assert box.run_code("3 * 3", context=made).logs.stdout == []
+    box.remove_code_context(made)
+
+
+def test_what_javascript_cannot_send_is_a_text_at_least(box: Sandbox) -> None:
+    made = box.create_code_context(language="javascript")
+    for code, shown in (("const a = {}; a.own = a; a", "[Circular *1]"), ("10n ** 20n", "100000000000000000000n"),
+                        ("({ f() {}, big: 1n })", "big: 1n"), ("Symbol('x')", "Symbol(x)")):
+        ran = box.run_code(code, context=made)
+        assert ran.error is None and shown in ran.text, ran
+    failed = box.run_code("require('node:nothing-of-that-name')", context=made)
+    assert "nothing-of-that-name" in failed.error.traceback
     box.remove_code_context(made)
 
 

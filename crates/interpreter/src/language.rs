@@ -95,7 +95,13 @@ impl Dialect {
     }
 }
 
+/// Variables of bash that cannot be set.
+const READ_ONLY: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
+
 fn is_shell_name(name: &str) -> bool {
+    if READ_ONLY.contains(&name) {
+        return false;
+    }
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -192,7 +198,12 @@ mod tests {
 
     #[test]
     fn bash_takes_names_that_it_can_have() {
-        let change = BTreeMap::from([("A-B", Some("1")), ("A; id", None), ("_a1", Some("2"))]);
+        let change = BTreeMap::from([
+            ("A-B", Some("1")),
+            ("A; id", None),
+            ("UID", Some("1")),
+            ("_a1", Some("2")),
+        ]);
         assert_eq!(Dialect::Bash.change_environment(&change), "export _a1=$'2'\n");
     }
 

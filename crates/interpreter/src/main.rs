@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::DumpableBehavior;
 use sandyard_contract::daemon::INTERPRETER_PORT;
 use sandyard_interpreter::{
-    ContextSettings, Contexts, KernelSettings, KernelSpecs, listen, read_claims, serve,
+    ContextSettings, Contexts, DaemonClaim, KernelSettings, KernelSpecs, listen, read_claims, serve,
 };
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
@@ -88,7 +88,7 @@ fn run(args: InterpreterArgs) -> anyhow::Result<()> {
 async fn work(args: InterpreterArgs) -> anyhow::Result<()> {
     let mut told_to_end =
         signal(SignalKind::terminate()).context("failed to listen for signals")?;
-    let (sender, claim) = watch::channel(None);
+    let (sender, claim) = watch::channel((!args.claims).then(DaemonClaim::open));
     let claims = async {
         if !args.claims {
             std::future::pending::<()>().await;

@@ -19,10 +19,15 @@ struct TestInterpreter {
 
 impl TestInterpreter {
     fn start(run_folder: &Path) -> anyhow::Result<Self> {
+        Self::start_with(run_folder, &[])
+    }
+
+    fn start_with(run_folder: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let kernels =
             std::env::var("SANDYARD_TEST_KERNELS").context("SANDYARD_TEST_KERNELS is not set")?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandyard-interpreter"))
-            .args(["--claims", "--listen", "127.0.0.1:0", "--cwd", "/tmp", "--kernels", &kernels])
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0", "--cwd", "/tmp", "--kernels", &kernels])
             .arg("--run")
             .arg(run_folder)
             .stdin(Stdio::piped())
@@ -167,19 +172,15 @@ fn cells_have_their_lines_and_keep_their_state() -> anyhow::Result<()> {
 #[ignore = "needs kernels"]
 fn what_the_daemon_tells_is_used() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut interpreter = TestInterpreter::start(&folder.path().join("run"))?;
-    assert_eq!(
-        interpreter.value("import os; os.environ.get('A')").map_err(|_| ()),
-        Err(()),
-        "no claim yet"
-    );
+    let mut interpreter = TestInterpreter::start_with(&folder.path().join("run"), &["--claims"])?;
+    // Until it knows whose it is it runs nothing.
+    let body = json!({ "code": "import os; os.environ['A']" }).to_string();
+    let waiting = interpreter.send("POST", "/execute", "", &body)?;
     let claim = json!({ "variables": { "A": "1", "SANDYARD_MAX_CONTEXTS": "3" }, "accessToken": "t", "tokenDemanded": false });
     writeln!(interpreter.claims, "{claim}")?;
-    // The line and the request come over different ways.
-    let until = Instant::now() + Duration::from_secs(10);
-    while interpreter.value("os.environ.get('A')").ok().as_deref() != Some("1") {
-        ensure!(Instant::now() < until, "the variable is not there");
-    }
+    let (status, lines) = answer(waiting)?;
+    assert_eq!(status, 200);
+    assert!(lines.contains(r#""text":"1""#), "{lines}");
     let own =
         interpreter.execute(&json!({ "code": "os.environ['A']", "env_vars": { "A": "2" } }))?;
     assert_eq!(own[1]["text"], "2");
@@ -285,5 +286,128 @@ fn a_restart_ends_what_runs_and_a_reader_that_is_slow_loses_nothing() -> anyhow:
     assert_eq!(again[1]["text"], "/");
     assert_eq!(interpreter.request("DELETE", &format!("/contexts/{id}"), "")?.0, 200);
     assert_eq!(interpreter.request("DELETE", &format!("/contexts/{id}"), "")?.0, 404);
+    Ok(())
+}
+
+/// All lines of an answer of which a part was read.
+fn lines_of(mut stream: TcpStream, mut seen: String) -> anyhow::Result<Vec<Value>> {
+    stream.read_to_string(&mut seen)?;
+    Ok(unchunked(&seen)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
+
+#[test]
+#[ignore = "needs kernels"]
+fn what_waits_in_a_removed_context_is_told_so() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
+    let (_, made) = interpreter.request("POST", "/contexts", "{}")?;
+    let made: Value = serde_json::from_str(&made)?;
+    let id = made["id"].as_str().context("an id")?;
+    let execute = |code: &str| {
+        let body = json!({ "code": code, "context_id": id }).to_string();
+        interpreter.send("POST", "/execute", "", &body)
+    };
+    let mut running = execute("import time; time.sleep(300)")?;
+    let seen = begun(&mut running)?;
+    let mut waiting = execute("1")?;
+    // It waits once its head is answered.
+    let mut first = [0; 8];
+    waiting.read_exact(&mut first)?;
+    assert_eq!(interpreter.request("DELETE", &format!("/contexts/{id}"), "")?.0, 200);
+    for lines in [lines_of(running, seen)?, lines_of(waiting, String::from_utf8(first.to_vec())?)?]
+    {
+        assert_eq!(error(&lines, "UnexpectedEndOfExecution")?, "the context was removed");
+        assert_eq!(types(&lines).last(), Some(&"end_of_execution"));
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs kernels"]
+fn a_kernel_that_dies_while_nothing_runs_is_told_by_the_next_cell() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
+    let pid = interpreter.value("x = 1\n__import__('os').getpid()")?;
+    ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "it is not there");
+    let until = Instant::now() + Duration::from_secs(10);
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        ensure!(Instant::now() < until, "it does not end");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let told = interpreter.execute(&json!({ "code": "x" }))?;
+    assert!(error(&told, "ContextRestarting")?.contains("all variables are lost"), "{told:?}");
+    let after = interpreter.execute(&json!({ "code": "x" }))?;
+    error(&after, "NameError")?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs kernels"]
+fn output_that_nobody_reads_is_bounded_and_one_large_message_is_not() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let interpreter = TestInterpreter::start(&folder.path().join("run"))?;
+    let large = interpreter.execute(&json!({ "code": "print('x' * 70_000_000)" }))?;
+    let printed = large.iter().filter_map(|line| line["text"].as_str()).map(str::len);
+    assert_eq!(printed.sum::<usize>(), 70_000_001);
+
+    let ended = folder.path().join("interrupted");
+    let code = format!(
+        "try:\n    while True: print('y' * 1_000_000)\nexcept KeyboardInterrupt:\n    open('{}', 'w')",
+        ended.display()
+    );
+    let mut unread =
+        interpreter.send("POST", "/execute", "", &json!({ "code": code }).to_string())?;
+    let seen = begun(&mut unread)?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while !ended.exists() {
+        ensure!(Instant::now() < until, "it is not interrupted");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let lines = lines_of(unread, seen)?;
+    assert!(error(&lines, "OutputLimitExceeded")?.contains("64 MiB"));
+    assert_eq!(types(&lines).last(), Some(&"end_of_execution"));
+    assert_eq!(interpreter.value("1")?, "1");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs kernels"]
+fn bash_keeps_its_step_whatever_is_asked_of_it() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut interpreter = TestInterpreter::start_with(&folder.path().join("run"), &["--claims"])?;
+    let claim =
+        json!({ "variables": { "GLOBAL": "kept" }, "accessToken": "t", "tokenDemanded": false });
+    writeln!(interpreter.claims, "{claim}")?;
+    let run = |code: &str, env: Value| {
+        interpreter.execute(&json!({ "code": code, "language": "bash", "env_vars": env }))
+    };
+    let told = |code: &str| -> anyhow::Result<String> {
+        let lines = run(code, json!({}))?;
+        Ok(lines.iter().filter_map(|line| line["text"].as_str()).collect())
+    };
+    assert_eq!(told("echo $GLOBAL; pwd")?, "kept\n/tmp\n");
+    // Names that bash keeps for itself.
+    let lines = run("echo $OTHER", json!({ "UID": "5", "PPID": "1", "OTHER": "set" }))?;
+    assert_eq!(lines[1]["text"], "set\n", "{lines:?}");
+
+    for unfinished in ["echo \"open", "if true; then"] {
+        let lines = run(unfinished, json!({}))?;
+        error(&lines, "NoReply")?;
+        assert_eq!(told("echo on")?, "on\n", "after {unfinished}");
+    }
+
+    // A program that takes its time to end: one interrupt is enough, and no output is another cell's.
+    let code = "python3 -c 'import signal, time; signal.signal(2, lambda *_: (time.sleep(0.7), exit(0))); \
+                print(\"ready\", flush=True); time.sleep(300)'";
+    let body = json!({ "code": code, "language": "bash" }).to_string();
+    let mut stream = interpreter.send("POST", "/execute", "", &body)?;
+    let _seen = begun(&mut stream)?;
+    drop(stream);
+    for number in 0..3 {
+        assert_eq!(told(&format!("echo {number}"))?, format!("{number}\n"));
+    }
+
+    assert!(told("exit 3")?.ends_with("Restarting Bash"));
+    assert_eq!(told("echo $GLOBAL; pwd")?, "kept\n/tmp\n");
     Ok(())
 }

@@ -170,7 +170,8 @@ function describe(error) {
     if (util.types.isNativeError(error) || error instanceof Error) {
         const lines = String(error.stack ?? error).split('\n');
         // From here on it is the inspector and this program.
-        const end = lines.findIndex((line) => line.includes(__dirname) || line.includes('node:'));
+        const isOurs = (line) => line.startsWith('    at ') && (line.includes(__dirname) || line.includes('node:'));
+        const end = lines.findIndex(isOurs);
         const stack = (end < 0 ? lines : lines.slice(0, end)).join('\n');
         return { name: nameOf(error), value: String(error.message), traceback: stack };
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::execution::put_error;
+use super::output::LineOutput;
 use super::table::SharedContexts;
 use super::{ContextCommand, ExecuteRequest};
 use crate::kernel::{Kernel, KernelError, KernelEvent, KernelSpec};
@@ -32,7 +34,7 @@ pub(super) struct ContextDriver {
     pub(super) globals: Option<BTreeMap<String, String>>,
     /// How many of our own executions the present kernel has counted: some count silent ones too.
     pub(super) uncounted: i64,
-    /// Why the kernel was given up though nobody asked for it, until a client has been told.
+    /// Why the kernel ended or was given up though nobody asked for it, until a client has been told.
     pub(super) unreported: Option<String>,
     pub(super) requests: mpsc::Receiver<ExecuteRequest>,
     pub(super) commands: mpsc::Receiver<ContextCommand>,
@@ -66,9 +68,20 @@ impl ContextDriver {
                 }
                 Some(ContextCommand::Remove(answer)) => {
                     let killed = self.kill().await;
+                    self.refuse_waiting();
                     return tell(answer, killed);
                 }
             }
+        }
+    }
+
+    /// Answers the requests that wait for their turn in a context that was removed.
+    fn refuse_waiting(&mut self) {
+        self.requests.close();
+        while let Ok(request) = self.requests.try_recv() {
+            let mut output = LineOutput::new(request.lines);
+            put_error(&mut output, "UnexpectedEndOfExecution", "the context was removed");
+            output.end();
         }
     }
 
@@ -80,6 +93,7 @@ impl ContextDriver {
             KernelEvent::Lost(error) => format!("the connection to the kernel is lost: {error}"),
         };
         crate::log!("context {}: {reason}; starting another one", self.id);
+        self.unreported = Some(format!("{reason}; it was restarted, and all variables are lost"));
         if let Err(error) = self.restart().await {
             crate::log!("context {}: {error}", self.id);
         }
@@ -156,9 +170,7 @@ impl ContextDriver {
             }
             Err(_) => {
                 kernel.interrupt().await?;
-                Err(KernelError::SetUp(format!(
-                    "the kernel did not set its environment within {SILENT_LIMIT:?}"
-                )))
+                Err(KernelError::SetUpTimeout(SILENT_LIMIT))
             }
         }
     }

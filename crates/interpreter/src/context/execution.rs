@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::driver::{ContextDriver, next_event};
 use super::output::{Line, LineOutput, SendOutcome, WAITING_LIMIT};
 use super::{ContextCommand, ExecuteRequest};
-use crate::kernel::{KernelEvent, KernelMessage};
+use crate::kernel::{KernelError, KernelEvent, KernelMessage};
 use crate::language::Dialect;
 use sandyard_types::error_chain;
 
@@ -21,6 +21,11 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(100);
 const INTERRUPT_AGAIN_MOST: Duration = Duration::from_secs(1);
 /// For how long cancelled work may keep others waiting before its kernel is given up.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+/// A kernel that is done with code sends its answer just before it says so, over another connection. One that does not
+/// send it within this time has failed in a way that it does not tell.
+const REPLY_LIMIT: Duration = Duration::from_secs(1);
+/// What bash's kernel shows last when its shell has ended and it has started another.
+const SHELL_RESTARTED: &str = "Restarting Bash";
 
 /// The answer to a request to execute.
 #[derive(Debug, Deserialize)]
@@ -81,6 +86,8 @@ struct Progress {
     uncounted: i64,
     /// Whether the ends of lines are told by themselves, as the original's kernel for Java does (code-interpreter 6).
     splits_lines: bool,
+    /// What standard output ended with.
+    last_output: String,
 }
 
 /// An execution that is to end early.
@@ -99,10 +106,20 @@ impl ContextDriver {
             // It waited for its turn, and its client did not.
             return None;
         }
+        if let Some(reason) = self.unreported.take() {
+            put_error(&mut output, "ContextRestarting", &reason);
+            output.end();
+            return None;
+        }
         let ending = match self.begin(&code, &env).await {
             Ok(id) => self.follow(&id, &mut output).await,
+            // The kernel refused it and goes on.
+            Err(error @ KernelError::SetUp(_)) => {
+                put_error(&mut output, "EnvironmentError", &error_chain(&error));
+                Ending::Done
+            }
             Err(error) => {
-                put_error(&mut output, "ContextRestarting", &error);
+                put_error(&mut output, "ContextRestarting", &error_chain(&error));
                 Ending::KernelGone
             }
         };
@@ -129,19 +146,15 @@ impl ContextDriver {
         &mut self,
         code: &str,
         env: &BTreeMap<String, String>,
-    ) -> Result<String, String> {
-        if let Some(reason) = self.unreported.take() {
-            return Err(reason);
-        }
+    ) -> Result<String, KernelError> {
         if self.kernel.is_none() {
-            self.restart().await.map_err(|error| error_chain(&error))?;
+            self.restart().await?;
         }
-        self.prepare(env).await.map_err(|error| error_chain(&error))?;
-        let Some(kernel) = self.kernel.as_mut() else {
-            return Err("there is no kernel".to_owned());
-        };
-        let request = kernel.execute_request(code, false).map_err(|error| error_chain(&error))?;
-        kernel.send(&request).await.map_err(|error| error_chain(&error))?;
+        self.prepare(env).await?;
+        // It was there, or was just started.
+        let kernel = self.kernel.as_mut().ok_or(KernelError::Silent)?;
+        let request = kernel.execute_request(code, false)?;
+        kernel.send(&request).await?;
         Ok(request.id)
     }
 
@@ -153,6 +166,7 @@ impl ContextDriver {
         let mut cancelled: Option<Cancelled> = None;
         let mut overflow = false;
         let mut keepalive = Instant::now() + KEEPALIVE;
+        let mut reply_by: Option<Instant> = None;
         loop {
             tokio::select! {
                 biased;
@@ -165,16 +179,19 @@ impl ContextDriver {
                     put_error(output, "UnexpectedEndOfExecution", what);
                     return Ending::Told(command);
                 }
-                sent = output.client(), if cancelled.is_none() => {
+                sent = output.client(), if cancelled.is_none() || overflow => {
                     if let SendOutcome::ClientLeft = sent {
                         output.discard();
-                        cancelled = Some(self.cancel().await);
+                        overflow = false;
+                        if cancelled.is_none() {
+                            cancelled = Some(self.cancel().await);
+                        }
                     }
                 }
                 event = next_event(self.kernel.as_mut()) => {
+                    let before = output.waiting();
                     match event {
                         KernelEvent::Published(message) if message.parent.as_deref() == Some(id) => {
-                            let before = output.waiting();
                             progress.published(&message, output);
                             if output.waiting() != before {
                                 keepalive = Instant::now() + KEEPALIVE;
@@ -198,41 +215,63 @@ impl ContextDriver {
                     }
                     if cancelled.is_some() {
                         output.discard();
-                    } else if output.waiting() > WAITING_LIMIT && !overflow {
+                    } else if before > WAITING_LIMIT {
+                        // One message may be larger than the limit.
                         overflow = true;
                         cancelled = Some(self.cancel().await);
                     }
                     if progress.is_done() {
+                        self.notice_restarted_shell(&progress);
                         if overflow {
-                            let value = format!(
-                                "the client has not read {} MiB of output; the execution was interrupted",
-                                WAITING_LIMIT >> 20);
-                            put_error(output, "OutputLimitExceeded", &value);
+                            put_overflow(output);
                         } else {
                             progress.finish(output);
                         }
                         return Ending::Done;
                     }
+                    if progress.idle && reply_by.is_none() {
+                        reply_by = Some(Instant::now() + REPLY_LIMIT);
+                    }
                 }
-                () = sleep_until(keepalive), if cancelled.is_none() => {
+                () = sleep_until_some(reply_by) => {
+                    let value = "the kernel gave no answer to this code; it may be unfinished, such as an open quote";
+                    put_error(output, "NoReply", value);
+                    return Ending::Done;
+                }
+                () = sleep_until(keepalive), if cancelled.is_none() || overflow => {
                     output.put(&Line::Keepalive);
                     keepalive = Instant::now() + KEEPALIVE;
                 }
-                () = interrupt_again(cancelled.as_ref()) => {
+                () = sleep_until_some(cancelled.as_ref().map(|cancelled| cancelled.again)) => {
                     let Some(cancel) = &mut cancelled else { continue };
                     if cancel.since.elapsed() > CANCEL_LIMIT && !self.requests.is_empty() {
                         let reason = format!(
-                            "work whose client had left did not stop within {CANCEL_LIMIT:?}; the context was \
-                             restarted, and all variables are lost");
+                            "work that was cancelled did not stop within {CANCEL_LIMIT:?}; the context was restarted, \
+                             and all variables are lost");
                         crate::log!("context {}: {reason}", self.id);
+                        if overflow {
+                            put_overflow(output);
+                        }
                         self.unreported = Some(reason);
                         return Ending::KernelGone;
                     }
                     cancel.pause = (cancel.pause * 2).min(INTERRUPT_AGAIN_MOST);
                     cancel.again = Instant::now() + cancel.pause;
-                    self.interrupt().await;
+                    // Bash's kernel waits for its shell's prompt after the first; a second one would end that wait, and
+                    // every later cell would get the output of the one before.
+                    if self.dialect != Some(Dialect::Bash) || !progress.accepted {
+                        self.interrupt().await;
+                    }
                 }
             }
+        }
+    }
+
+    /// A shell that was started anew has neither the variables nor the directory of the one before.
+    fn notice_restarted_shell(&mut self, progress: &Progress) {
+        if self.dialect == Some(Dialect::Bash) && progress.last_output.ends_with(SHELL_RESTARTED) {
+            self.globals = None;
+            self.entered.clear();
         }
     }
 
@@ -251,10 +290,10 @@ impl ContextDriver {
     }
 }
 
-/// Returns when cancelled work has to be interrupted once more.
-async fn interrupt_again(cancelled: Option<&Cancelled>) {
-    match cancelled {
-        Some(cancelled) => sleep_until(cancelled.again).await,
+/// Returns at an instant, and never without one.
+async fn sleep_until_some(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -276,7 +315,11 @@ impl Progress {
                     });
                 }
             }
-            "stream" => put_stream(message, self.splits_lines, output),
+            "stream" => {
+                if let Some(text) = put_stream(message, self.splits_lines, output) {
+                    self.last_output = text;
+                }
+            }
             "execute_result" => put_result(message, true, output),
             "display_data" => put_result(message, false, output),
             "error" => {
@@ -301,9 +344,9 @@ impl Progress {
         }
     }
 
-    /// Done is idle after the input was accepted; what was not accepted has an answer that says why.
+    /// Done is idle after an answer, or after an error, which is as good as one.
     fn is_done(&self) -> bool {
-        self.idle && (self.accepted || self.reply.is_some())
+        self.idle && (self.failed || self.reply.is_some())
     }
 
     /// What is left to be told at the end.
@@ -323,13 +366,18 @@ impl Progress {
     }
 }
 
-fn put_stream(message: &KernelMessage, splits_lines: bool, output: &mut LineOutput) {
+/// Returns what was written.
+fn put_stream(
+    message: &KernelMessage,
+    splits_lines: bool,
+    output: &mut LineOutput,
+) -> Option<String> {
     #[derive(Deserialize)]
     struct StreamContent {
         name: String,
         text: String,
     }
-    let Some(stream) = readable(message, message.content::<StreamContent>()) else { return };
+    let stream = readable(message, message.content::<StreamContent>())?;
     let now;
     let timestamp = match &message.date {
         Some(date) => date,
@@ -345,7 +393,8 @@ fn put_stream(message: &KernelMessage, splits_lines: bool, output: &mut LineOutp
         });
     };
     if !splits_lines {
-        return put(&stream.text);
+        put(&stream.text);
+        return Some(stream.text);
     }
     for line in stream.text.split_inclusive('\n') {
         let text = line.strip_suffix('\n').unwrap_or(line);
@@ -355,6 +404,7 @@ fn put_stream(message: &KernelMessage, splits_lines: bool, output: &mut LineOutp
             }
         }
     }
+    Some(stream.text)
 }
 
 fn put_result(message: &KernelMessage, is_main: bool, output: &mut LineOutput) {
@@ -364,6 +414,13 @@ fn put_result(message: &KernelMessage, is_main: bool, output: &mut LineOutput) {
     output.put_written(&line);
 }
 
-fn put_error(output: &mut LineOutput, name: &str, value: &str) {
+fn put_overflow(output: &mut LineOutput) {
+    let limit = WAITING_LIMIT >> 20;
+    let value =
+        format!("the client has not read {limit} MiB of output; the execution was interrupted");
+    put_error(output, "OutputLimitExceeded", &value);
+}
+
+pub(super) fn put_error(output: &mut LineOutput, name: &str, value: &str) {
     output.put(&Line::Error { name, value, traceback: "" });
 }

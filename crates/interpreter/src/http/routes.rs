@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::body::InterpreterBody;
 use crate::DaemonClaim;
@@ -23,6 +25,8 @@ use crate::context::{ContextError, Contexts, ExecuteRequest};
 /// The longest body of a request, in bytes.
 const BODY_LIMIT: usize = 64 << 20;
 const ACCESS_TOKEN: HeaderName = HeaderName::from_static("x-access-token");
+/// For how long code waits for the daemon to tell whose the sandbox is.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 /// Chunks on their way to a client: one, and the last one, for which there is always a place.
 const CHUNKS: usize = 2;
 
@@ -107,10 +111,17 @@ async fn execute(
     request: Request<Incoming>,
 ) -> Result<Response<InterpreterBody>, Response<InterpreterBody>> {
     let shown = request.headers().get_all(ACCESS_TOKEN);
-    let accepted = claim
-        .borrow()
-        .as_ref()
-        .is_none_or(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes)));
+    // The daemon tells it first thing; until then nobody is known to be the owner.
+    let mut claim = claim.clone();
+    let claimed = timeout(CLAIM_LIMIT, claim.wait_for(Option::is_some)).await;
+    let accepted = match claimed {
+        Ok(Ok(claim)) => claim
+            .as_ref()
+            .is_some_and(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes))),
+        Ok(Err(_)) | Err(_) => {
+            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "the sandbox belongs to nobody yet"));
+        }
+    };
     if !accepted {
         let message =
             "this sandbox is secured: the header X-Access-Token has to hold its access token";

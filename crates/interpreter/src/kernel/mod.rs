@@ -65,8 +65,11 @@ pub enum KernelError {
     #[error("failed to make a key for the kernel's messages")]
     Key,
     /// What was to be set up in it failed there.
-    #[error("{0}")]
+    #[error("failed to set the directory or the variables: {0}")]
     SetUp(String),
+    /// What was to be set up in it did not end.
+    #[error("the kernel did not set its directory and variables within {0:?}")]
+    SetUpTimeout(Duration),
 }
 
 /// How a kernel's process ended.
@@ -106,7 +109,7 @@ pub(crate) enum KernelEvent {
 pub struct KernelSettings {
     /// Kernels keep their sockets in folders below it.
     pub run_folder: PathBuf,
-    /// Whether what they print outside of executions is thrown away.
+    /// Whether what they print outside of executions is thrown away. What forked ones print there goes to the log.
     pub quiet: bool,
 }
 

@@ -104,13 +104,10 @@ impl KernelProcess {
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
         let status = match &mut self.running {
             RunningKernel::Child(child) => child.wait().await?,
-            RunningKernel::Forked(kernel) => {
-                let status = kernel.ended().await?;
-                // Its server may have gone before it.
-                self.signal(Signal::KILL)?;
-                status
-            }
+            RunningKernel::Forked(kernel) => kernel.ended().await?,
         };
+        // What it has started goes with it; a forked one too, whose server may have gone before it.
+        self.signal(Signal::KILL)?;
         // From here on the number may be another group's.
         self.group = None;
         Ok(status)

@@ -45,6 +45,9 @@ def _sandyard_results():
     def cell(value):
         if value is None or isinstance(value, (bool, int, str)):
             return value
+        if type(value).__name__ == "NAType":
+            # pandas' value for "nothing" of any type.
+            return None
         if isinstance(value, float):
             return value if math.isfinite(value) else None
         if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
