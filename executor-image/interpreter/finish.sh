@@ -8,6 +8,11 @@ cd "$(dirname "$0")"
 kernels=/usr/local/share/jupyter/kernels
 install -d "$kernels" /usr/local/lib/sandyard-python-kernel /root/.ipython/profile_default/startup
 cp -r kernels/python3 kernels/javascript kernels/typescript kernels/bash "$kernels"
+# Its launcher would be the process that is watched and killed, and the kernel a child that outlives it.
+if [ -f "$kernels/java/kernel.json" ]; then
+    sed -i 's|"-jar",|"--add-opens", "jdk.jshell/jdk.jshell=ALL-UNNAMED", "-jar",|; /jjava-launcher.jar/d' \
+        "$kernels/java/kernel.json"
+fi
 cp node-kernel/*.js /usr/local/lib/sandyard-node-kernel/
 cp python-kernel/* /usr/local/lib/sandyard-python-kernel/
 cp profile/ipython_kernel_config.py /root/.ipython/profile_default/
