@@ -536,7 +536,7 @@ def test_a_kernel_that_ends_says_so_and_the_context_lives_on(box: Sandbox, conte
 
 def test_memory_beyond_the_limit_ends_the_kernel_and_not_the_sandbox(box: Sandbox, context: object) -> None:
     box.run_code("kept = 1")
-    limit = int(box.commands.run("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null",
+    limit = int(box.commands.run("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; true",
                                  user="root").stdout.split()[0])
     ended = box.run_code(f"x = b'x' * {2 * limit}", context=context, timeout=60)
     assert ended.error.name == "ContextRestarting" and "the sandbox's memory ran out" in ended.error.value

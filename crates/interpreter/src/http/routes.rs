@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
-    ACCESS_CONTROL_REQUEST_METHOD, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_REQUEST_METHOD, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    ORIGIN, VARY,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -119,13 +120,14 @@ async fn execute(
             .as_ref()
             .is_some_and(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes))),
         Ok(Err(_)) | Err(_) => {
-            return Err(text(StatusCode::SERVICE_UNAVAILABLE, "the sandbox belongs to nobody yet"));
+            let message = "the sandbox belongs to nobody yet";
+            return Err(unread(text(StatusCode::SERVICE_UNAVAILABLE, message)));
         }
     };
     if !accepted {
         let message =
             "this sandbox is secured: the header X-Access-Token has to hold its access token";
-        return Err(text(StatusCode::UNAUTHORIZED, message));
+        return Err(unread(text(StatusCode::UNAUTHORIZED, message)));
     }
     let body: ExecuteBody = read(request).await?;
     if body.context_id.is_some() && body.language.is_some() {
@@ -205,6 +207,12 @@ fn preflight(method: &HeaderValue, asked: &HeaderMap) -> Response<InterpreterBod
     if let Some(names) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
     }
+    response
+}
+
+/// An answer to a request whose body is not read: the connection ends with it.
+fn unread(mut response: Response<InterpreterBody>) -> Response<InterpreterBody> {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

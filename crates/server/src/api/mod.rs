@@ -21,18 +21,22 @@ mod snapshots;
 mod trace;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::middleware::from_fn;
 use axum::routing::{delete, get, post};
-use http::{Request, Response};
+use futures::future::BoxFuture;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use sandyard_core::Scheduler;
-use sandyard_http::Quota;
+use sandyard_http::{Discard, Inbound, Quota};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
@@ -82,8 +86,39 @@ impl Service {
     ) -> Response<Body> {
         // For those who must know whether anybody still waits for the answer.
         request.extensions_mut().insert(client.clone());
-        let Ok(answer) = self.router.clone().call(request.map(Body::new)).await;
+        let unread = Arc::new(UnreadRest::default());
+        let request = match request.version() {
+            Version::HTTP_2 => request.map(Inbound::of_stream),
+            _ => request.map(|body| Inbound::new(body, unread.clone())),
+        };
+        let Ok(mut answer) = self.router.clone().call(request.map(Body::new)).await;
+        if let Some(reading) = unread.take()
+            && timeout(UNREAD_LIMIT, reading).await.is_err()
+        {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         answer
+    }
+}
+
+/// For how long what is left of a request is read before an answer that did not need it: a refusal for want of a key. A
+/// client that has sent all can use its connection again; one that has not is told that it is closed, or its next
+/// request would fail.
+const UNREAD_LIMIT: Duration = Duration::from_secs(1);
+
+/// Reading what is left of a body, kept until the request is answered.
+#[derive(Default)]
+struct UnreadRest(Mutex<Option<BoxFuture<'static, ()>>>);
+
+impl UnreadRest {
+    fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Discard for UnreadRest {
+    fn run(&self, reading: BoxFuture<'static, ()>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
     }
 }
 

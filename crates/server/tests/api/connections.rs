@@ -300,3 +300,29 @@ async fn each_half_of_an_upgraded_connection_ends_by_itself() -> anyhow::Result<
     timeout(LIMIT, written).await?;
     Ok(())
 }
+
+/// Refused before its body is looked at (control-plane 1.3); what comes after it on the connection is answered too.
+#[tokio::test]
+async fn a_connection_lives_on_after_a_refusal_or_says_that_it_does_not() -> anyhow::Result<()> {
+    let server = Harness::start().await?;
+    let head = |length: usize| {
+        format!("POST /v2/sandboxes HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let mut stream = send(server.api, "").await?;
+    stream.set_nodelay(true)?;
+    for _ in 0..100 {
+        stream.write_all(head(1).as_bytes()).await?;
+        // Not in one packet with its head.
+        tokio::task::yield_now().await;
+        stream.write_all(b"{").await?;
+        let answer = timeout(LIMIT, read_until(&mut stream, "}")).await??;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+    // A client that does not send what it has announced.
+    stream.write_all(head(1000).as_bytes()).await?;
+    let answer = timeout(LIMIT, read_remaining(&mut stream)).await?;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    Ok(())
+}
