@@ -220,7 +220,9 @@ impl ContextDriver {
                         overflow = true;
                         cancelled = Some(self.cancel().await);
                     }
-                    if progress.is_done() {
+                    // Of what was cancelled nobody waits for the answer.
+                    let cancelled_ended = cancelled.is_some() && progress.idle && progress.accepted;
+                    if progress.is_done() || cancelled_ended {
                         self.notice_restarted_shell(&progress);
                         if overflow {
                             put_overflow(output);
@@ -269,7 +271,9 @@ impl ContextDriver {
 
     /// A shell that was started anew has neither the variables nor the directory of the one before.
     fn notice_restarted_shell(&mut self, progress: &Progress) {
-        if self.dialect == Some(Dialect::Bash) && progress.last_output.ends_with(SHELL_RESTARTED) {
+        if self.dialect == Some(Dialect::Bash)
+            && progress.last_output.trim_end().ends_with(SHELL_RESTARTED)
+        {
             self.globals = None;
             self.entered.clear();
         }

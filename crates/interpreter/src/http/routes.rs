@@ -114,20 +114,24 @@ async fn execute(
     let shown = request.headers().get_all(ACCESS_TOKEN);
     // The daemon tells it first thing; until then nobody is known to be the owner.
     let mut claim = claim.clone();
-    let claimed = timeout(CLAIM_LIMIT, claim.wait_for(Option::is_some)).await;
-    let accepted = match claimed {
-        Ok(Ok(claim)) => claim
-            .as_ref()
-            .is_some_and(|claim| claim.accepts(shown.iter().map(HeaderValue::as_bytes))),
-        Ok(Err(_)) | Err(_) => {
+    let accepted = {
+        let claimed = timeout(CLAIM_LIMIT, claim.wait_for(Option::is_some)).await;
+        claimed.ok().and_then(Result::ok).map(|claim| {
+            let tokens = shown.iter().map(HeaderValue::as_bytes);
+            claim.as_ref().is_some_and(|claim| claim.accepts(tokens))
+        })
+    };
+    match accepted {
+        Some(true) => {}
+        Some(false) => {
+            let message =
+                "this sandbox is secured: the header X-Access-Token has to hold its access token";
+            return Err(unread(text(StatusCode::UNAUTHORIZED, message)));
+        }
+        None => {
             let message = "the sandbox belongs to nobody yet";
             return Err(unread(text(StatusCode::SERVICE_UNAVAILABLE, message)));
         }
-    };
-    if !accepted {
-        let message =
-            "this sandbox is secured: the header X-Access-Token has to hold its access token";
-        return Err(unread(text(StatusCode::UNAUTHORIZED, message)));
     }
     let body: ExecuteBody = read(request).await?;
     if body.context_id.is_some() && body.language.is_some() {
