@@ -8,6 +8,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 
 from bench_sandbox import milliseconds
 from bench_server import Server, at_once, wait
@@ -85,8 +86,8 @@ def attached(server: Server, sandbox_id: str) -> Sandbox:
     return Sandbox.connect(sandbox_id, **server.options)
 
 
-def measure_cells(table: Table, server: Server, rounds: int) -> tuple[float, float]:
-    """Also: the medians of a kernel's start by `jupyter_client`, and of a create until it is answered."""
+def measure_cells(table: Table, server: Server, rounds: int) -> float:
+    """Returns the median time of a kernel's start by `jupyter_client`, in milliseconds."""
     sandbox = attached(server, server.create(TEMPLATE).sandbox_id)
     pid = int(sandbox.run_code("import os; os.getpid()").text)
     sandbox.files.write("/tmp/peer.py", PEER)
@@ -117,7 +118,7 @@ def measure_cells(table: Table, server: Server, rounds: int) -> tuple[float, flo
     table.bound(f"{CONTEXTS} contexts created at once", "s", all_of_them / 1000, 6)
     table.bound("interpreter back after kill -9", "s", back_after_kill(sandbox), 1)
     sandbox.kill()
-    return statistics.median(peer["start"]), median
+    return statistics.median(peer["start"])
 
 
 def back_after_kill(sandbox: Sandbox) -> float:
@@ -137,12 +138,11 @@ def back_after_kill(sandbox: Sandbox) -> float:
     return statistics.median(float(sandbox.commands.run(script, user="root").stdout) for _ in range(3))
 
 
-def first_results(server: Server, rounds: int, before_each: object = None) -> float:
+def first_results(server: Server, rounds: int, before_each: Callable[[], None] = lambda: None) -> float:
     """The median time from a create to the result of its first cell."""
     times = []
     for _ in range(rounds):
-        if callable(before_each):
-            before_each()
+        before_each()
         made: list[Sandbox] = []
 
         def first() -> None:
@@ -159,7 +159,7 @@ def measure_interpreter(table: Table, rounds: int) -> None:
     few = max(3, rounds // 2)
     with tempfile.TemporaryDirectory(prefix="sandyard-bench-") as folder:
         with Server(pathlib.Path(folder) / "cold", {"SANDYARD_POOL__MAX": "0"}) as server:
-            kernel_start, _ = measure_cells(table, server, rounds)
+            kernel_start = measure_cells(table, server, rounds)
             made: list[object] = []
             creates = [milliseconds(lambda: made.append(server.create())) for _ in range(few)]
             for sandbox in made:

@@ -84,10 +84,10 @@ pub enum Behaviour {
 /// are one engine.
 #[derive(Clone)]
 pub struct FakeEngine {
-    inner: Arc<Inner>,
+    inner: Arc<EngineParts>,
 }
 
-struct Inner {
+struct EngineParts {
     state: Mutex<EngineState>,
     events: broadcast::Sender<RuntimeEvent>,
     /// Sends the number of calls made so far.
@@ -171,7 +171,7 @@ impl FakeEngine {
     }
 
     fn with(daemons: bool) -> Self {
-        let inner = Inner {
+        let inner = EngineParts {
             state: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             made: watch::Sender::new(0),

@@ -127,10 +127,10 @@ pub enum EmbeddedError {
 /// Objects in a folder. Cheap to clone; the folder is released when the last clone is gone.
 #[derive(Clone)]
 pub struct Embedded {
-    inner: Arc<Inner>,
+    inner: Arc<EmbeddedParts>,
 }
 
-struct Inner {
+struct EmbeddedParts {
     folder: PathBuf,
     files: ContentFiles,
     readers: SqlitePool,
@@ -192,7 +192,7 @@ impl Embedded {
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(changes, writer_ended.clone().drop_guard()));
         tasks.spawn(leases::unlink_free(files.clone(), unlink, writer_ended));
-        let inner = Inner {
+        let inner = EmbeddedParts {
             folder,
             files,
             readers,

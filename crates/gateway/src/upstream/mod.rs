@@ -75,10 +75,10 @@ pub enum InvalidUpstream {
 /// A client of another S3 service. Cheap to clone.
 #[derive(Clone)]
 pub struct Upstream {
-    inner: Arc<Inner>,
+    inner: Arc<UpstreamParts>,
 }
 
-struct Inner {
+struct UpstreamParts {
     endpoint: String,
     scheme: Scheme,
     authority: Authority,
@@ -111,7 +111,7 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector()?);
-        let inner = Inner {
+        let inner = UpstreamParts {
             scheme,
             authority,
             path_style: config.path_style,
