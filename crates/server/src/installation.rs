@@ -181,7 +181,7 @@ impl Installation {
                 Ok(()) => progress(format!("killed {id}")),
                 Err(error) => {
                     progress(format!("{id}: {}", error.chain()));
-                    failures.push(id.to_string());
+                    failures.push(format!("{id} ({})", error.chain()));
                 }
             }
         }

@@ -7,6 +7,7 @@ brought from this machine (GATEWAY_PACKAGES, which scripts/setup makes).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pathlib
@@ -73,6 +74,17 @@ async def run(workspace: Workspace, *calls: tuple[str, dict[str, Any]]) -> list[
     return model.answers
 
 
+async def healthy(workspace: E2BWorkspace) -> None:
+    """Waits until the gateway answers. AgentScope's own start takes an answer of the gateway that it just told to
+    end for one of the new gateway, which may still be starting then."""
+    for _ in range(300):
+        if await workspace._gateway.health():
+            return
+        await asyncio.sleep(0.1)
+    log = await workspace.get_backend().read_file(workspace._gateway_log)
+    raise AssertionError(f"the gateway does not answer; its log: {log.decode(errors='replace')[-2000:]}")
+
+
 async def states(workspace_id: str) -> list[tuple[str, str]]:
     query = SandboxQuery(metadata={"agentscope.workspace.id": workspace_id})
     return [(found.sandbox_id, found.state.value) for found in await AsyncSandbox.list(query=query).next_items()]
@@ -98,7 +110,7 @@ async def test_an_agent_uses_its_tools_and_goes_on_after_a_pause(workspace_id: s
         for part in ("first", "changed", "/home/user/workspace", "user", "yes"):
             assert part in answers[3], answers[3]
         assert "notes.txt" in answers[4]
-        assert await workspace._gateway.health()
+        await healthy(workspace)
         assert await states(workspace_id) == [(sandbox_id, "running")]
     assert await states(workspace_id) == [(sandbox_id, "paused")]
     # Another object, as another process would make it: found by its metadata.
@@ -106,7 +118,7 @@ async def test_an_agent_uses_its_tools_and_goes_on_after_a_pause(workspace_id: s
         assert again.sandbox_id == sandbox_id
         [answer] = await run(again, ("Bash", {"command": "cat notes.txt; echo $FROM_CREATE", "description": "look"}))
         assert r"first\nchanged\nyes" in answer
-        assert await again._gateway.health()
+        await healthy(again)
     assert await states(workspace_id) == [(sandbox_id, "paused")]
     assert await AsyncSandbox.kill(sandbox_id)
     assert await states(workspace_id) == []
@@ -130,7 +142,8 @@ async def test_a_snapshot_with_the_gateway_is_a_template(workspace_id: str) -> N
         snapshot = await workspace._sandbox.create_snapshot()
     try:
         async with E2BWorkspace(workspace_id=f"{workspace_id}-2", template=snapshot.snapshot_id) as other:
-            assert other.sandbox_id != first and await other._gateway.health()
+            assert other.sandbox_id != first
+            await healthy(other)
             second = other.sandbox_id
         assert await AsyncSandbox.kill(second)
     finally:

@@ -64,6 +64,20 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// A failed create's driver may have ended a moment before it is asked: that is an end like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ending_all_right_after_a_failed_create_is_no_failure() -> anyhow::Result<()> {
+    let host = SchedulerHost::start().await?;
+    host.engine.script(EngineCall::EnsureImage, Behaviour::Fail);
+    for _ in 0..200 {
+        host.create(request()).await.expect_err("no image");
+        for (id, ended) in host.scheduler.kill_all().await {
+            assert!(ended.is_ok(), "{id}: {ended:?}");
+        }
+    }
+    host.assert_empty("after all creates failed").await
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_undone_is_tried_again_here_and_by_the_next_start() -> anyhow::Result<()>
 {
