@@ -45,6 +45,29 @@ def test_line(box: Sandbox) -> None:
     assert squares.points[0][0] == "2023-09-01"
 
 
+def test_lines_of_reference_are_no_data(box: Sandbox) -> None:
+    chart = chart_of(box, "plt.plot([1, 2, 3], [4, 5, 6], label='a'); plt.axhline(5); plt.axvline(2)")
+    assert isinstance(chart, LineChart)
+    assert [(e.label, list(map(tuple, e.points))) for e in chart.elements] == [("a", [(1, 4), (2, 5), (3, 6)])]
+
+
+def test_names_on_an_axis(box: Sandbox) -> None:
+    chart = chart_of(box, "plt.plot(['x', 'y', 'z'], [1, 2, 3])")
+    assert chart.x_scale.value == "categorical" and chart.y_scale.value == "linear"
+    assert (chart.x_ticks, chart.x_tick_labels) == ([0, 1, 2], ["x", "y", "z"])
+    assert [x for x, _ in chart.elements[0].points] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(("zone", "written"), [("", ""), (", tzinfo=zone", "+02:00")])
+def test_times_keep_their_zone(box: Sandbox, zone: str, written: str) -> None:
+    chart = chart_of(box, (
+        "import datetime\nzone = datetime.timezone(datetime.timedelta(hours=2))\n"
+        f"plt.plot([datetime.datetime(2023, 9, day, 12{zone}) for day in (1, 2)], [1, 2])"))
+    assert chart.x_scale.value == "datetime"
+    assert [x for x, _ in chart.elements[0].points] == [f"2023-09-0{day}T12:00:00{written}" for day in (1, 2)]
+    assert all(tick.endswith("+00:00") for tick in chart.x_ticks)
+
+
 def test_scatter(box: Sandbox) -> None:
     chart = chart_of(box, (
         "plt.scatter([1, 2], [3, 4], label='first'); plt.scatter([5], [6], label='second')\n"
@@ -84,6 +107,15 @@ def test_box_and_whisker(box: Sandbox) -> None:
     assert (first.label, first.first_quartile, first.median, first.third_quartile) == ("A", 2.25, 3.5, 4.75)
     assert (first.min, first.max, first.outliers) == (1, 5, [100])
     assert (second.median, second.outliers) == (7, [])
+
+
+def test_horizontal_boxes(box: Sandbox) -> None:
+    chart = chart_of(box, (
+        "plt.boxplot([[1, 2, 3, 4, 5, 100], [2, 4, 6, 8, 9, 10]], patch_artist=True, orientation='horizontal')\n"
+        "plt.xlabel('Weight (kg)'); plt.ylabel('Kind')"))
+    assert isinstance(chart, BoxAndWhiskerChart)
+    assert (chart.x_label, chart.y_label, chart.y_unit) == ("Kind", "Weight (kg)", "kg")
+    assert [(e.min, e.median, e.max, e.outliers) for e in chart.elements] == [(1, 3.5, 5, [100]), (2, 7, 10, [])]
 
 
 def test_superchart(box: Sandbox) -> None:
