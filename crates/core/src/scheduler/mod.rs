@@ -475,7 +475,8 @@ impl Scheduler {
         let all: Vec<SandboxId> = self.shared.entries().keys().cloned().collect();
         let kills = all.into_iter().map(async |id| {
             let reason = EndReason::Killed;
-            let result = match self.ask(None, &id, |answer| Request::Kill { reason, answer }).await {
+            let result = match self.ask(None, &id, |answer| Request::Kill { reason, answer }).await
+            {
                 // It ended by itself meanwhile, as one does whose create failed.
                 Err(SandboxError::NotFound(_)) => Ok(()),
                 result => result,
