@@ -117,7 +117,7 @@ fn r(text: &str) -> Cow<'_, str> {
     json(text)
 }
 
-/// Java replaces `\uXXXX` before it reads texts, so that control characters have to be octal.
+/// Java replaces escapes like `\u000a` before it reads texts, so that control characters have to be octal.
 fn java(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {

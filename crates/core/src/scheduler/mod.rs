@@ -470,15 +470,17 @@ impl Scheduler {
         tasks.shutdown().await;
     }
 
-    /// Ends every sandbox of every team. Returns how many and which of them failed.
+    /// Ends every sandbox of every team. Returns each with what became of it.
     pub async fn kill_all(&self) -> Vec<(SandboxId, Result<(), SandboxError>)> {
         let all: Vec<SandboxId> = self.shared.entries().keys().cloned().collect();
         let kills = all.into_iter().map(async |id| {
             let reason = EndReason::Killed;
-            let result = match self.ask(None, &id, |answer| Request::Kill { reason, answer }).await
-            {
+            let result = self.ask(None, &id, |answer| Request::Kill { reason, answer }).await;
+            let result = match result {
                 // It ended by itself meanwhile, as one does whose create failed.
-                Err(SandboxError::NotFound(_)) => Ok(()),
+                Err(SandboxError::NotFound(_)) if !self.shared.entries().contains_key(&id) => {
+                    Ok(())
+                }
                 result => result,
             };
             (id, result)
