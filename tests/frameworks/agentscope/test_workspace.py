@@ -75,8 +75,8 @@ async def run(workspace: Workspace, *calls: tuple[str, dict[str, Any]]) -> list[
 
 
 async def healthy(workspace: E2BWorkspace) -> None:
-    """Waits until the gateway answers. AgentScope's own start takes an answer of the gateway that it just told to
-    end for one of the new gateway, which may still be starting then."""
+    """Waits until the gateway answers. AgentScope's own start may take an answer of the gateway that it just told
+    to end for one of the new gateway, which may still be starting then."""
     for _ in range(300):
         if await workspace._gateway.health():
             return
