@@ -62,7 +62,7 @@ make_sdk_releases() {
     make_node_modules tests/releases
 }
 
-readonly FRAMEWORKS=$STATE/frameworks PYTHON_FRAMEWORKS=(openai_agents langchain crewai agentscope)
+readonly FRAMEWORKS=$STATE/frameworks PYTHON_FRAMEWORKS=(openai_agents langchain crewai agentscope code_interpreter)
 
 # Each pins a release of the SDK, so each has an environment of its own.
 ensure_frameworks() {

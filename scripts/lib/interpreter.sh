@@ -90,15 +90,14 @@ make_test_kernels() (
         s|/usr/local/lib/sandyard-node-kernel|$node|; s|/usr/local/lib/sandyard-python-kernel|$files/python-kernel|" "$STATE"/kernels/*/kernel.json
 )
 
-# Releases of the code interpreter's packages, and the frameworks that run code with them.
+# Releases of the code interpreter's packages.
 ensure_interpreter_releases() {
     local inputs folder=$STATE/interpreter-releases
     ensure_python
     ensure_node
     ensure_local_names
     inputs=$(hash_text "$(python3 --version 2>&1)" "$(node --version)" \
-        "$(hash_of tests/interpreter_releases/python.txt tests/interpreter_releases/package-lock.json \
-            tests/frameworks/code_interpreter/requirements.txt)")
+        "$(hash_of tests/interpreter_releases/python.txt tests/interpreter_releases/package-lock.json)")
     if [ -d "$folder" ] && is_current interpreter-releases "$inputs"; then return; fi
     step interpreter-releases "install releases of the code interpreter's packages" make_interpreter_releases "$folder"
     set_current interpreter-releases "$inputs"
@@ -112,5 +111,4 @@ make_interpreter_releases() { # FOLDER
             "e2b-code-interpreter==$package" "e2b==$e2b"
     done < <(sed 's/#.*//; /^$/d' "$ROOT/tests/interpreter_releases/python.txt")
     make_node_modules tests/interpreter_releases
-    make_framework code_interpreter
 }

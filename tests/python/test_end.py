@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import threading
 import uuid
+from collections.abc import Callable
 
 import pytest
 from conftest import Server, docker, until
@@ -102,3 +105,17 @@ def test_a_sandbox_that_somebody_froze_loses_nothing(server: Server, session: st
     assert sandbox.kill()
     listener.heard_of_the_end()
     assert saved(server, {"session": session})
+
+
+def test_a_server_outlives_whoever_told_it_to_go_down(own_server: Callable[..., Server]) -> None:
+    """Where it is a container's first process, its end kills the command before its exit code is known."""
+    server = own_server()
+    with socket.socket(socket.AF_UNIX) as command:
+        command.connect(str(server.folder / "control.sock"))
+        command.sendall(b"down\n")
+        with command.makefile("r") as answer:
+            assert answer.read().splitlines()[-1] == "down"
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(0.3)
+    assert server.process.wait(20) == 0
+    server.start()

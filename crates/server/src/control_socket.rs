@@ -1,7 +1,8 @@
 //! The socket in the data folder by which the commands beside a server speak to it. Only the folder's owner gets
 //! there. One line is asked, and lines are answered.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -32,6 +33,9 @@ pub const POOL: &str = "pool";
 /// How long whoever connects may take to ask.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// How long the server's end waits for whoever asked for it.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// The longest question, in bytes.
 const LONGEST: u64 = 64;
 
@@ -53,6 +57,18 @@ impl Asker {
     pub fn tell(&mut self, line: &str) {
         if let Err(error) = writeln!(self.0, "{line}") {
             debug!(%error, "whoever asked for it has gone");
+        }
+    }
+
+    /// Ends the answer, and waits until whoever asked closes its side too, which `sandyard down` does by ending. Where
+    /// the server is a container's first process, its own end would kill that command before its exit code is known.
+    pub fn finish(mut self) {
+        let closed = self.0.shutdown(Shutdown::Write).and_then(|()| {
+            self.0.set_read_timeout(Some(CLOSING))?;
+            self.0.read(&mut [0])
+        });
+        if let Err(error) = closed {
+            debug!(%error, "whoever asked for it has gone, or does not close");
         }
     }
 }

@@ -54,5 +54,7 @@ async fn follow(mut lines: Lines<BufReader<UnixStream>>) -> anyhow::Result<()> {
         println!("{line}");
         last = line;
     }
+    // It stays open until this process has ended: the server waits for that before it ends.
+    std::mem::forget(lines);
     if last == DONE { Ok(()) } else { bail!("the server did not end everything; see its log") }
 }

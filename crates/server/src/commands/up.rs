@@ -169,12 +169,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     serving.shutdown().await;
     watching.shutdown().await;
+    let mut asker = None;
     let ended = match reason {
         Ok(Stop::Leave(signal)) => {
             info!(signal, "stopping; sandboxes stay for the next start");
             installation.leave().await
         }
-        Ok(Stop::End(asker)) => end(installation, asker).await,
+        Ok(Stop::End(who)) => end(installation, asker.insert(who)).await,
         Err(fault) => {
             if let Err(error) = installation.leave().await {
                 warn!(%error, "stopping after a fault");
@@ -184,6 +185,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     data.remove_running()?;
     drop(lock);
+    if let Some(asker) = asker {
+        asker.finish();
+    }
     ended
 }
 
@@ -212,7 +216,7 @@ fn fault(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::E
 }
 
 /// Ends everything and tells whoever asked how it goes.
-async fn end(installation: Installation, mut asker: Asker) -> anyhow::Result<()> {
+async fn end(installation: Installation, asker: &mut Asker) -> anyhow::Result<()> {
     info!("going down: every sandbox ends");
     let mut tell = |line: String| {
         info!(line, "going down");
